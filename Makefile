@@ -1,0 +1,42 @@
+# GLoSS. `make run` and `make test` set up the environment on first use.
+#   make run PARAMS="beauty llama-1b"   runs params/beauty.yaml and params/llama-1b.yaml into runs/beauty-llama-1b/
+#   make run TORCH_INDEX=<address>      takes PyTorch from there (its CPU index spares gigabytes of CUDA)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PARAMS ?= demo
+TORCH_INDEX ?=
+EXTRAS ?= test
+
+# The active environment, unless it is conda's base or there is none: then .venv.
+ifneq ($(VIRTUAL_ENV),)
+ENV := $(VIRTUAL_ENV)
+else ifneq ($(filter-out base,$(CONDA_DEFAULT_ENV)),)
+ENV := $(CONDA_PREFIX)
+else
+ENV := .venv
+endif
+PY := $(ENV)/bin/python
+READY := $(ENV)/.gloss-ready
+
+.PHONY: run test test-slow lint lab setup
+
+run: $(READY)
+	$(PY) -m gloss_utils run $(PARAMS:%=params/%.yaml)
+
+test: $(READY)
+	$(PY) -m pytest
+
+test-slow: $(READY)
+	$(PY) -m pytest -m slow
+
+lint: $(READY)
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+lab: $(READY)
+	$(PY) -m jupyter lab notebooks
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(ENV)
+	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[$(EXTRAS)]"
+	touch $@

@@ -1,0 +1,150 @@
+"""Every picture, in one style. Each function takes data, returns a matplotlib figure; `save` writes PNG and PDF."""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from sklearn.cluster import KMeans
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.manifold import TSNE
+
+from gloss_utils.explore_data import Dataset
+from gloss_utils.run_folder import Run, write_whole
+from gloss_utils.segments import SEGMENTS
+
+sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc={"figure.dpi": 110})
+
+NAMES = {"popularity": "popularity", "lis-bm25": "last item, BM25", "lis-dense": "last item, dense",
+         "lis-bm25-unseen": "last item, BM25, unseen", "lis-dense-unseen": "last item, dense, unseen", "gloss": "GLoSS"}
+MAP_ITEMS = 2000
+MAP_GROUPS = 8
+
+
+def save(run: Run, figure: plt.Figure, name: str) -> plt.Figure:
+    """Write a figure to the run's `figures/` as PNG and PDF, and note it as an output of the stage."""
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        path = run.folder.figures / f"{name}.{kind}"
+        with write_whole(path) as part:
+            figure.savefig(part, format=kind, dpi=200, bbox_inches="tight", metadata=metadata)
+        run.outputs.append(path)
+    plt.close(figure)
+    return figure
+
+
+def dataset_overview(data: Dataset) -> plt.Figure:
+    """History lengths, item popularity and title lengths."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
+    lengths = data.users["interactions"]
+    axes[0].hist(lengths, bins=np.arange(2.5, max(np.percentile(lengths, 99), 8) + 1.5))
+    axes[0].set(xlabel="interactions of a user (up to the 99th percentile)", ylabel="users")
+    counts = data.interactions["item"].value_counts().to_numpy()
+    axes[1].loglog(np.arange(1, len(counts) + 1), counts)
+    axes[1].set(xlabel="item, by popularity rank", ylabel="interactions")
+    words = data.items["title"].str.split().map(len)
+    axes[2].hist(words, bins=np.arange(0.5, 26.5))
+    axes[2].set(xlabel="words in a title (cut at 25)", ylabel="items")
+    return figure
+
+
+def loss_curves(result: dict) -> plt.Figure:
+    """Training and validation loss by step."""
+    history = pd.DataFrame(result["history"])
+    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+    for column, label, style in (("loss", "training", "-"), ("eval_loss", "validation users", "o--")):
+        if column in history:
+            known = history.dropna(subset=[column])
+            axis.plot(known["step"], known[column], style, label=label)
+    axis.set(xlabel="optimiser step", ylabel="loss per token (nats)")
+    axis.legend()
+    return figure
+
+
+def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figure:
+    """The catalogue in two dimensions (t-SNE of at most 2,000 items), in groups named by their telling words."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(titles))[:MAP_ITEMS])
+    vectors, titles = vectors[chosen], titles.iloc[chosen]
+    places = TSNE(perplexity=min(30, (len(titles) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
+    groups = KMeans(min(MAP_GROUPS, len(titles)), random_state=seed, n_init=3).fit_predict(vectors)
+    words = TfidfVectorizer(stop_words="english", token_pattern=r"[a-zA-Z]{3,}")
+    weights = words.fit_transform(titles).toarray()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for group in np.unique(groups):
+        inside = groups == group
+        telling = (weights[inside].mean(axis=0) - weights.mean(axis=0)).argsort()[::-1][:3]
+        axis.scatter(*places[inside].T, s=6, label=", ".join(words.get_feature_names_out()[telling]))
+    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, title="telling words")
+    return figure
+
+
+def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5")) -> plt.Figure:
+    """Metrics of all users by method, with 95 % intervals."""
+    frame = pd.DataFrame([row for row in rows if row["segment"] == "all"])
+    figure, axes = plt.subplots(1, len(metrics), figsize=(8, 2.8), sharey=True, layout="constrained", squeeze=False)
+    colours = ["C1" if method == "gloss" else "C0" for method in frame["method"]]
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        _bars(axis.barh, frame, metric, [NAMES[method] for method in frame["method"]], color=colours)
+        axis.set(xlabel=f"{metric} on {frame['split'].iloc[0]} ({frame['users'].iloc[0]:,} users, 95 % interval)")
+        axis.grid(visible=False, axis="y")
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
+def _bars(draw, frame: pd.DataFrame, metric: str, places, **style):
+    mean = frame[metric].astype(float)
+    spread = np.abs(np.stack([mean - frame[f"{metric}_low"].astype(float), frame[f"{metric}_high"].astype(float) - mean]))
+    error = {"xerr": spread} if draw.__name__ == "barh" else {"yerr": spread}
+    draw(places, mean, error_kw={"elinewidth": 1, "capsize": 2}, **error, **style)
+
+
+def number_of_queries(ablation: list[dict], metric: str = "recall@5") -> plt.Figure:
+    """A metric against the number of queries used, under both retrievers, with 95 % intervals."""
+    frame = pd.DataFrame(ablation)
+    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+    for (retriever, part), marker in zip(frame.groupby("retriever", sort=False), "os", strict=False):
+        axis.plot(part["queries"], part[metric], marker=marker, label=retriever)
+        axis.fill_between(part["queries"], part[f"{metric}_low"], part[f"{metric}_high"], alpha=0.15)
+    axis.set(xlabel="generated queries used", ylabel=f"{metric} on {frame['split'].iloc[0]}", ylim=(0, None),
+             xticks=sorted(frame["queries"].unique()))
+    axis.legend(title="retriever")
+    return figure
+
+
+def user_segments(rows: list[dict], metric: str = "recall@5") -> plt.Figure:
+    """A metric by user segment and method, with 95 % intervals."""
+    frame = pd.DataFrame(rows)
+    found, width = list(frame["method"].unique()), 0.8 / frame["method"].nunique()
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    for place, method in enumerate(found):
+        part = frame[frame["method"] == method].set_index("segment").loc[list(SEGMENTS)]
+        _bars(axis.bar, part, metric, np.arange(len(SEGMENTS)) + (place - len(found) / 2 + 0.5) * width, width=width,
+              label=NAMES[method])
+    users = frame.drop_duplicates("segment").set_index("segment")["users"]
+    axis.set(xticks=range(len(SEGMENTS)), ylabel=f"{metric} on {frame['split'].iloc[0]} (95 % interval)")
+    axis.set_xticklabels([f"{segment}\n{users[segment]:,} users" for segment in SEGMENTS])
+    axis.grid(visible=False, axis="x")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...]) -> plt.Figure:
+    """A metric against history length for some methods, with 95 % intervals."""
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for method, marker in zip(of, "os^vD", strict=False):
+        part = binned[binned["method"] == method]
+        axis.plot(part["interactions"], part["mean"], marker=marker, label=NAMES[method])
+        axis.fill_between(part["interactions"], part["low"], part["high"], alpha=0.15)
+    axis.set(xlabel="interactions of a user (mean of a bin of equally many users)", ylabel=metric, xscale="log",
+             ylim=(0, None))
+    ticks = binned.drop_duplicates("interactions")["interactions"]
+    axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], minor=False)
+    axis.set_xticks([], minor=True)
+    axis.legend()
+    return figure
+
+
+def wrapped(text: str) -> str:
+    """Text with lines of at most 100 characters, for printing prompts in a notebook."""
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent="       ") for line in text.split("\n"))

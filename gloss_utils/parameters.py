@@ -1,0 +1,209 @@
+"""Every parameter: its type, what is allowed, which stages declare it. Values are in params/ and the notebooks."""
+
+import ast
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from gloss_utils.errors import GlossError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+STAGES = ("01_explore_data", "02_fine_tune", "03_build_index", "04_retrieve", "05_evaluate", "06_user_segments")
+EXPLORE, FINE_TUNE, INDEX, RETRIEVE, EVALUATE, SEGMENTS = STAGES
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: `kind` is a type, or "path" (a file or folder) or "model" (a folder or a hub name)."""
+
+    stages: tuple[str, ...]
+    kind: object
+    choices: tuple = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    nullable: bool = False
+
+    def allowed(self) -> str:
+        """What the user may give, in words."""
+        if self.choices:
+            text = "one of " + ", ".join(map(str, self.choices))
+        else:
+            names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+                     list: "a list of texts", "path": "a path", "model": "a folder or a model name"}
+            text = names[self.kind]
+            if self.minimum is not None:
+                text += f" from {self.minimum:g}" + (f" to {self.maximum:g}" if self.maximum is not None else " up")
+        return text + (" or null" if self.nullable else "")
+
+
+def _p(*stages, kind, **limits):
+    return Parameter(stages, kind, **limits)
+
+
+PARAMETERS: dict[str, Parameter] = {
+    "run_dir": _p(*STAGES, kind="path"),
+    "dataset": _p(EXPLORE, kind=str, choices=("demo", "beauty", "toys", "sports")),
+    "data_dir": _p(EXPLORE, kind="path"),
+    "max_users": _p(EXPLORE, kind=int, minimum=1, nullable=True),
+    "max_rejected": _p(EXPLORE, RETRIEVE, kind=float, minimum=0, maximum=1),
+    "seed": _p(EXPLORE, kind=int, minimum=0, maximum=2**32 - 1),
+    "queries_file": _p(FINE_TUNE, RETRIEVE, kind="path", nullable=True),
+    "base_model": _p(FINE_TUNE, kind="model"),
+    "tiny_layers": _p(FINE_TUNE, kind=int, minimum=1),
+    "tiny_width": _p(FINE_TUNE, kind=int, minimum=64),
+    "tiny_vocabulary": _p(FINE_TUNE, kind=int, minimum=300),
+    "tiny_steps": _p(FINE_TUNE, kind=int, minimum=1),
+    "tiny_learning_rate": _p(FINE_TUNE, kind=float, minimum=0),
+    "load_in_4bit": _p(FINE_TUNE, kind=bool),
+    "lora_rank": _p(FINE_TUNE, kind=int, minimum=1),
+    "lora_alpha": _p(FINE_TUNE, kind=int, minimum=1),
+    "lora_dropout": _p(FINE_TUNE, kind=float, minimum=0, maximum=1),
+    "lora_modules": _p(FINE_TUNE, kind=list),
+    "max_length": _p(FINE_TUNE, kind=int, minimum=16),
+    "learning_rate": _p(FINE_TUNE, kind=float, minimum=0),
+    "lr_scheduler": _p(FINE_TUNE, kind=str, choices=("linear", "cosine", "constant_with_warmup")),
+    "warmup_steps": _p(FINE_TUNE, kind=int, minimum=0),
+    "weight_decay": _p(FINE_TUNE, kind=float, minimum=0),
+    "optimizer": _p(FINE_TUNE, kind=str, choices=("adamw_8bit", "adamw_torch")),
+    "batch_size": _p(FINE_TUNE, kind=int, minimum=1),
+    "gradient_accumulation": _p(FINE_TUNE, kind=int, minimum=1),
+    "gradient_checkpointing": _p(FINE_TUNE, kind=bool),
+    "epochs": _p(FINE_TUNE, kind=int, minimum=1),
+    "patience": _p(FINE_TUNE, kind=int, minimum=1),
+    "report_to": _p(FINE_TUNE, kind=str, choices=("none", "tensorboard", "wandb")),
+    "encoder": _p(INDEX, kind="model"),
+    "split": _p(RETRIEVE, kind=str, choices=("test", "validation", "next")),
+    "num_beams": _p(RETRIEVE, kind=int, minimum=1),
+    "max_new_tokens": _p(RETRIEVE, kind=int, minimum=1),
+    "generation_batch_size": _p(RETRIEVE, kind=int, minimum=1),
+    "retriever": _p(RETRIEVE, kind=str, choices=("dense", "bm25")),
+    "ranking": _p(RETRIEVE, kind=str, choices=("paper",)),
+    "top_k": _p(RETRIEVE, kind=int, minimum=1, nullable=True),
+    "exclude_seen": _p(RETRIEVE, kind=bool, nullable=True),
+    "ranking_depth": _p(RETRIEVE, kind=int, minimum=1),
+    "show_user": _p(RETRIEVE, kind=str, nullable=True),
+    "cold_start_max": _p(EVALUATE, kind=int, minimum=3),
+    "power_min": _p(EVALUATE, kind=int, minimum=4, nullable=True),
+}
+
+
+def stage_names(stage: str) -> list[str]:
+    """The names of the parameters that a stage declares, `run_dir` first."""
+    return [name for name, parameter in PARAMETERS.items() if stage in parameter.stages]
+
+
+def check(name: str, value):
+    """Return `value` in its parameter's type, or raise a one-line `GlossError`.
+
+    Numbers that YAML 1.1 reads as text (`1e-4`) are taken as numbers; paths become absolute, from the repository root.
+    """
+    if name not in PARAMETERS:
+        raise GlossError(f"unknown parameter {name!r} (value {value!r}); allowed are {', '.join(PARAMETERS)}")
+    parameter = PARAMETERS[name]
+    wrong = GlossError(f"parameter {name} is {value!r}; allowed is {parameter.allowed()}")
+    if value is None:
+        if not parameter.nullable:
+            raise wrong
+        return None
+    kind = parameter.kind
+    if kind in (int, float):
+        value = _number(value, kind, wrong)
+        below = parameter.minimum is not None and value < parameter.minimum
+        if below or (parameter.maximum is not None and value > parameter.maximum):
+            raise wrong
+    elif kind is list:
+        if not (isinstance(value, list) and value and all(isinstance(part, str) for part in value)):
+            raise wrong
+    elif kind in ("path", "model", str):
+        if name == "show_user" and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # a user id may be all digits
+        if not isinstance(value, str) or not value.strip():
+            raise wrong
+        value = _from_root(value, kind)
+    elif not isinstance(value, kind):
+        raise wrong
+    if parameter.choices and value not in parameter.choices:
+        raise wrong
+    return value
+
+
+def _number(value, kind, wrong: GlossError):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise wrong
+    if kind is int:
+        if not isinstance(value, int):
+            raise wrong
+        return value
+    try:
+        value = float(value)
+    except ValueError:
+        raise wrong from None
+    if not math.isfinite(value):
+        raise wrong
+    return value
+
+
+def _from_root(value: str, kind) -> str:
+    if kind == "path" or (kind == "model" and (ROOT / value).is_dir()):
+        return str(ROOT / Path(value).expanduser())
+    return value
+
+
+def check_all(values: dict) -> dict:
+    """Check every value, and what only holds between two of them. Raises `GlossError` at the first that is wrong."""
+    checked = {name: check(name, value) for name, value in values.items()}
+    power, cold = checked.get("power_min"), checked.get("cold_start_max")
+    if power is not None and cold is not None and power <= cold:
+        raise GlossError(f"parameter power_min is {power}; allowed is a whole number above cold_start_max ({cold})")
+    length, new = checked.get("max_length"), checked.get("max_new_tokens")
+    if length is not None and new is not None and new >= length:
+        raise GlossError(f"parameter max_new_tokens is {new}; allowed is a whole number below max_length ({length})")
+    return checked
+
+
+def check_files(values: dict):
+    """Raise `GlossError` where a file that is to be read is not there."""
+    path = values.get("queries_file")
+    if path is not None and not Path(path).is_file():
+        raise GlossError(f"parameter queries_file is {path!r}, and there is no such file; give the path of a file of "
+                         "queries, or null to generate them")
+
+
+def read_file(path: str | Path) -> dict:
+    """Read a flat YAML file of parameters. Raises `GlossError` where it is missing or not flat YAML."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GlossError(f"parameter file {path} cannot be read ({error.strerror}); give a file of params/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise GlossError(f"parameter file {path} is not YAML: {reason}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise GlossError(f"parameter file {path} holds a {type(values).__name__}; write one `name: value` a line")
+    return values
+
+
+def from_command_line(name: str, text: str):
+    """Read a `-p NAME VALUE` pair: the value as YAML, a relative path from the caller's folder."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    kind = PARAMETERS[name].kind if name in PARAMETERS else None
+    if value is not None and (kind == "path" or (kind == "model" and Path(text).is_dir())):
+        return str(Path(text).expanduser().absolute())
+    return value
+
+
+def assigned(source: str) -> dict:
+    """The `name = literal` assignments of a notebook's parameters cell."""
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+    }

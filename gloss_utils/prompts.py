@@ -1,0 +1,45 @@
+"""The texts: what a user's history looks like to the language model, and what an item looks like to an index."""
+
+from collections.abc import Iterable
+
+INSTRUCTION = (
+    "A shopper's purchases are listed from the first to the latest. "
+    "Write the title of the item that this shopper buys next."
+)
+
+
+def item_text(title: str) -> str:
+    """An item's `Title: …` line: what the model writes and what the indexes hold."""
+    return f"Title: {title}"
+
+
+def prompt(titles: Iterable[str]) -> str:
+    """The prompt of a history of titles, oldest first (METHOD, 1)."""
+    history = "\n".join(item_text(title) for title in titles)
+    return f"{INSTRUCTION}\n\n### Purchase history:\n{history}\n\n### Next item:\n"
+
+
+def encode_training(tokenizer, histories: list[list[str]], targets: list[str], max_length: int) -> list[list[int]]:
+    """Token ids of training texts: prompt of a history's titles, the target's line, end of sequence.
+
+    Cut from the left to `max_length`, so that the newest items stay; the begin-of-sequence token, where the tokenizer
+    has one, stays too.
+    """
+    before = _encode(tokenizer, [prompt(titles) for titles in histories])
+    after = _encode(tokenizer, [item_text(target) for target in targets])
+    return [_cut(tokenizer, [*ids, *more, tokenizer.eos_token_id], max_length)
+            for ids, more in zip(before, after, strict=True)]
+
+
+def encode_prompts(tokenizer, histories: list[list[str]], max_length: int) -> list[list[int]]:
+    """Token ids of the prompts of histories of titles, cut from the left to `max_length`."""
+    return [_cut(tokenizer, ids, max_length) for ids in _encode(tokenizer, [prompt(titles) for titles in histories])]
+
+
+def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def _cut(tokenizer, ids: list[int], max_length: int) -> list[int]:
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return begin + ids[-(max_length - len(begin)) :]

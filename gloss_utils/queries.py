@@ -1,0 +1,106 @@
+"""Generated queries: reading released generations and our own, in one format.
+
+A record: `reviewer_id`, `asin` (the target), `seen_asins` (the history, oldest first), `generated_sequences` (texts,
+best first) as the paper's code publishes them; ours add `logprobs` (sum over a text's tokens, natural log) and
+`lengths` (tokens), aligned with the texts, null where unknown.
+"""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+
+import pandas as pd
+
+from gloss_utils.errors import GlossError
+from gloss_utils.run_folder import write_whole
+
+COLUMNS = ["user", "history", "target", "texts", "logprobs", "lengths"]
+
+
+def read(path: str | Path, num_beams: int, max_rejected: float, targets: bool = True) -> tuple[pd.DataFrame, list[str]]:
+    """Read a file of queries: a JSON list or JSON lines, gzipped or not.
+
+    Returns a frame (user, history, target, texts, logprobs, lengths; one row a user, texts beyond `num_beams` left
+    out) and, for each record that cannot be used, a line that says why. targets: whether a record must name one.
+    Raises `GlossError` where the file is missing or not in this format, or rejects are a larger share than
+    `max_rejected`.
+    """
+    rows, rejected, users, total = [], [], set(), 0
+    for total, (place, record) in enumerate(_records(Path(path)), 1):
+        reason = _unusable(record, targets) or ("its user came before" if record["reviewer_id"] in users else None)
+        if reason:
+            rejected.append(f"{place}: {reason}")
+            continue
+        users.add(record["reviewer_id"])
+        texts = record["generated_sequences"]
+        scores = (record.get(key) or [None] * len(texts) for key in ("logprobs", "lengths"))
+        rows.append((record["reviewer_id"], record["seen_asins"], record.get("asin"),
+                     *(part[:num_beams] for part in (texts, *scores))))
+    if not rows:
+        reason = f"{total} records, {rejected[0]}" if rejected else "it is empty"
+        raise GlossError(f"queries_file {path} holds no usable record ({reason}); each needs "
+                         "reviewer_id, asin, seen_asins and generated_sequences")
+    if len(rejected) > max_rejected * total:
+        raise GlossError(f"queries_file {path}: {len(rejected)} of {total} records cannot be used ({rejected[0]}), more "
+                         f"than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected")
+    return pd.DataFrame(rows, columns=COLUMNS), rejected
+
+
+def write(path: Path, queries: pd.DataFrame):
+    """Write queries as JSON lines, whole or not at all."""
+    with write_whole(path) as part, open(part, "w", encoding="utf-8") as out:
+        for row in queries[COLUMNS].itertuples(index=False):
+            record = {"reviewer_id": row.user, "asin": row.target, "seen_asins": list(row.history),
+                      "generated_sequences": list(row.texts), "logprobs": list(row.logprobs),
+                      "lengths": list(row.lengths)}
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _records(path: Path):
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+    except OSError as error:
+        reason = error.strerror or "its gzip data is damaged"
+        raise GlossError(f"queries_file {path} cannot be read ({reason}); give the path of a file of queries") from None
+    except (EOFError, zlib.error, UnicodeDecodeError):
+        raise GlossError(f"queries_file {path} is cut or damaged; get it again") from None
+    if text.lstrip().startswith("["):
+        try:
+            for number, record in enumerate(json.loads(text), 1):
+                yield f"record {number}", record
+        except (ValueError, RecursionError) as error:
+            raise GlossError(f"queries_file {path} is not a JSON list ({error}); get it again, "
+                             "or give JSON lines") from None
+        return
+    # Split at line feeds only: a title may hold other characters that Python takes for line ends.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError):
+                yield f"line {number}", None
+
+
+def _unusable(record, targets: bool) -> str | None:
+    if not isinstance(record, dict):
+        return "it is not a JSON object"
+    if not isinstance(record.get("reviewer_id"), str) or not record["reviewer_id"].strip():
+        return "reviewer_id is not a text"
+    if targets and (not isinstance(record.get("asin"), str) or not record["asin"].strip()):
+        return "asin is not a text"
+    if not _list_of(record.get("seen_asins"), str):
+        return "seen_asins is not a list of texts"
+    texts = record.get("generated_sequences")
+    if not _list_of(texts, str) or not texts:
+        return "generated_sequences is not a list of at least one text"
+    for key, kind in (("logprobs", (int, float, type(None))), ("lengths", (int, type(None)))):
+        values = record.get(key)
+        if values is not None and (not _list_of(values, kind) or len(values) != len(texts)):
+            return f"{key} is not a list of one number a text"
+    return None
+
+
+def _list_of(value, kind) -> bool:
+    return isinstance(value, list) and all(isinstance(part, kind) for part in value)

@@ -1,0 +1,148 @@
+"""From queries to rankings: the paper's rule, the baselines, and the TREC files that metrics are computed from.
+
+A ranking is a frame with columns user, rank (from 1), item, score, sorted by user (in the order given) and rank.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pandas as pd
+
+from gloss_utils.explore_data import Dataset
+from gloss_utils.index import BM25Index, DenseIndex
+from gloss_utils.prompts import item_text
+from gloss_utils.run_folder import write_whole
+
+COLUMNS = ["user", "rank", "item", "score"]
+
+
+def candidates(queries: pd.DataFrame, index: DenseIndex | BM25Index, items: pd.Series, k: int = 1) -> pd.DataFrame:
+    """The k nearest items of every query text: columns user, query (from 1, in the order generated), item, score.
+
+    queries: columns user, texts. items: item ids in the catalogue's order. Blank texts name no item.
+    """
+    texts = queries[["user", "texts"]].explode("texts", ignore_index=True)
+    texts["query"] = texts.groupby("user", sort=False).cumcount() + 1
+    texts = texts[texts["texts"].str.strip().astype(bool)]
+    if texts.empty:
+        return pd.DataFrame({"user": [], "query": [], "item": [], "score": []})
+    ids, scores = index.search(texts["texts"].tolist(), k)
+    width = ids.shape[1]
+    return pd.DataFrame({
+        "user": np.repeat(texts["user"].to_numpy(), width),
+        "query": np.repeat(texts["query"].to_numpy(), width),
+        "item": items.to_numpy()[ids.ravel()],
+        "score": scores.ravel(),
+    })
+
+
+def paper(found: pd.DataFrame, histories: dict[str, Iterable[str]], seed: int, depth: int,
+          exclude_seen: bool = False) -> pd.DataFrame:
+    """The paper's rule (METHOD, 5): an item's score is that of the last query that names it; ranked by score, equal
+    scores ordered by a hash of seed, user and item.
+
+    found: what `candidates` returns. A ranking is as long as the queries name items, at most `depth`. exclude_seen:
+    leave out what the user already has (the paper does not).
+    """
+    last = found.drop_duplicates(["user", "item"], keep="last")
+    if exclude_seen:
+        last = _without(last, histories)
+    order = {user: place for place, user in enumerate(histories)}
+    last = last.assign(
+        place=last["user"].map(order),
+        tie=[_hash(seed, user, item) for user, item in zip(last["user"], last["item"], strict=True)],
+    )
+    return _ranked(last.sort_values(["place", "score", "tie"], ascending=[True, False, True]), depth)
+
+
+def _hash(seed: int, user: str, item: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{user}\0{item}".encode(), digest_size=8).digest())
+
+
+def _without(found: pd.DataFrame, histories: dict[str, Iterable[str]]) -> pd.DataFrame:
+    seen = {user: set(history) for user, history in histories.items()}
+    new = [item not in seen[user] for user, item in zip(found["user"], found["item"], strict=True)]
+    return found[np.array(new, dtype=bool)]
+
+
+def _ranked(frame: pd.DataFrame, depth: int) -> pd.DataFrame:
+    rank = frame.groupby("user", sort=False).cumcount() + 1
+    return frame.assign(rank=rank)[rank <= depth][COLUMNS].reset_index(drop=True)
+
+
+def last_item_search(histories: dict[str, list[str]], index: DenseIndex | BM25Index, data: Dataset,
+                     depth: int, unseen: bool = False) -> pd.DataFrame:
+    """Baseline: the last item's text is the query (the last one the catalogue knows), its nearest items the ranking.
+
+    The item itself is not removed, unless `unseen`, which leaves out all the user has.
+    """
+    titles = data.titles()
+    queries = pd.DataFrame([(user, [item_text(titles[item])]) for user, item in _last_known(histories, titles)],
+                           columns=["user", "texts"])
+    if not unseen:
+        return _ranked(candidates(queries, index, data.items["item"], depth), depth)
+    # Look as deep as a history is long, users of like length together, so that one long history costs only itself.
+    length = queries["user"].map(lambda user: int(np.ceil(np.log2(len(set(histories[user])) + 1))))
+    parts = [_without(candidates(some, index, data.items["item"], depth + 2**power), histories)
+             for power, some in queries.groupby(length)]
+    order = {user: place for place, user in enumerate(histories)}
+    found = pd.concat(parts)
+    return _ranked(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
+
+
+def _last_known(histories: dict[str, list[str]], titles: dict[str, str]) -> list[tuple[str, str]]:
+    known = ((user, [item for item in history if item in titles]) for user, history in histories.items())
+    return [(user, history[-1]) for user, history in known if history]
+
+
+def popularity(histories: dict[str, list[str]], learnable: dict[str, list[str]], data: Dataset,
+               depth: int) -> pd.DataFrame:
+    """Baseline: the items that occur most often in `learnable` (see `splits.learnable_sequences`), for every user.
+
+    Equally popular items keep the metadata's order.
+    """
+    counts = Counter(item for sequence in learnable.values() for item in sequence)
+    items = data.items["item"]
+    top = items.iloc[np.argsort([-counts[item] for item in items], kind="stable")[:depth]].tolist()
+    users = list(histories)
+    return pd.DataFrame({
+        "user": np.repeat(np.array(users, dtype=object), len(top)),
+        "rank": np.tile(np.arange(1, len(top) + 1), len(users)),
+        "item": top * len(users),
+        "score": [float(counts[item]) for item in top] * len(users),
+    })
+
+
+def falling(ranking: pd.DataFrame) -> pd.DataFrame:
+    """The ranking with scores, float32, that fall strictly with the rank, so that tools which break ties in their own
+    way all see the same order. A score changes only where it would not fall, to the next smaller number."""
+    scores = ranking["score"].to_numpy(dtype=np.float32).copy()
+    rank = ranking["rank"].to_numpy()
+    for at in range(2, int(rank.max(initial=1)) + 1):
+        here = np.flatnonzero(rank == at)
+        below = np.nextafter(scores[here - 1], np.float32(-np.inf), dtype=np.float32)
+        scores[here] = np.minimum(scores[here], below)
+    return ranking.assign(score=scores)
+
+
+def write_trec(path: Path, ranking: pd.DataFrame, method: str):
+    """Write a ranking as a TREC run, whole or not at all."""
+    rows = falling(ranking)[["user", "item", "rank", "score"]].itertuples(index=False)
+    with write_whole(path) as part:
+        part.write_text("".join(f"{user} Q0 {item} {rank} {score:.9g} {method}\n" for user, item, rank, score in rows),
+                        encoding="utf-8")
+
+
+def write_qrels(path: Path, targets: dict[str, str]):
+    """Write each user's target as TREC relevance judgements."""
+    with write_whole(path) as part:
+        part.write_text("".join(f"{user} 0 {item} 1\n" for user, item in targets.items()), encoding="utf-8")
+
+
+def read_trec(path: Path) -> pd.DataFrame:
+    """Read a TREC run: columns query_id, doc_id, score."""
+    return pd.DataFrame(ir_measures.read_trec_run(str(path)), columns=["query_id", "doc_id", "score"])

@@ -1,0 +1,163 @@
+"""Stage 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
+
+from dataclasses import dataclass
+from html import escape
+
+import pandas as pd
+from IPython.display import HTML, display
+
+from gloss_utils import queries as query_files
+from gloss_utils import ranking, splits
+from gloss_utils.errors import GlossError
+from gloss_utils.explore_data import Dataset
+from gloss_utils.index import BM25Index, DenseIndex
+from gloss_utils.run_folder import Run, write_whole
+
+PAPER_TOP_K = 1
+PAPER_EXCLUDE_SEEN = False
+
+
+@dataclass
+class Retrieved:
+    """Stage 4's results.
+
+    queries: user, history, target (null under split next), texts, logprobs, lengths. found: the candidates of every
+    query. ranking: user, rank, item, score. notes: lines about records that were rejected and unknown targets.
+    """
+
+    data: Dataset
+    queries: pd.DataFrame
+    found: pd.DataFrame
+    ranking: pd.DataFrame
+    notes: list[str]
+
+
+def load_index(run: Run, retriever: str) -> DenseIndex | BM25Index:
+    """The index of a retriever, as stage 3 left it."""
+    if retriever == "dense":
+        return DenseIndex.load(run.folder.dense_index)
+    return BM25Index.load(run.folder.bm25_index)
+
+
+def histories(queries: pd.DataFrame) -> dict[str, list[str]]:
+    """Each user's history."""
+    return dict(zip(queries["user"], queries["history"], strict=True))
+
+
+def rank(found: pd.DataFrame, queries: pd.DataFrame, parameters) -> pd.DataFrame:
+    """Rank candidates by the rule that the parameters name; null parameters take the rule's own values."""
+    exclude = parameters["exclude_seen"]
+    return ranking.paper(found, histories(queries), parameters["seed"], parameters["ranking_depth"],
+                         PAPER_EXCLUDE_SEEN if exclude is None else exclude)
+
+
+def prepare(run: Run, data: Dataset) -> Retrieved:
+    """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, or `recommendations.parquet`."""
+    folder, notes, upcoming = run.folder, [], run["split"] == "next"
+    if run["queries_file"]:
+        run.read_from_outside(run["queries_file"])
+        queries, rejected = query_files.read(run["queries_file"], run["num_beams"], run["max_rejected"], not upcoming)
+        notes += [f"{len(queries):,} users are read from {run['queries_file']}; "
+                  f"{len(rejected)} records cannot be used", *rejected[:5]]
+        if upcoming:
+            queries["target"] = None
+    else:
+        from gloss_utils import generate  # loads torch and peft, which replaying a file does not need
+
+        examples = splits.evaluation_examples(data, run["split"])
+        queries = generate.queries(run, examples, data.titles())
+    unknown = 0 if upcoming else int((~queries["target"].isin(data.items["item"])).sum())
+    if unknown:
+        notes.append(f"{unknown} targets are not in the catalogue; each counts as a miss")
+    found = ranking.candidates(queries, load_index(run, run["retriever"]), data.items["item"],
+                               run["top_k"] or PAPER_TOP_K)
+    ranked = rank(found, queries, run)
+    query_files.write(folder.queries, queries)
+    ranking.write_trec(folder.ranking("gloss"), ranked, "gloss")
+    run.outputs += [folder.queries, folder.ranking("gloss")]
+    if upcoming:
+        with write_whole(folder.recommendations) as part:
+            recommendations(ranked, data).to_parquet(part, index=False)
+        folder.qrels.unlink(missing_ok=True)
+        run.outputs.append(folder.recommendations)
+    else:
+        ranking.write_qrels(folder.qrels, dict(zip(queries["user"], queries["target"], strict=True)))
+        folder.recommendations.unlink(missing_ok=True)
+        run.outputs.append(folder.qrels)
+    return Retrieved(data, queries, found, ranked, notes)
+
+
+def recommendations(ranked: pd.DataFrame, data: Dataset) -> pd.DataFrame:
+    """A ranking with titles: columns user, rank, item, title, score."""
+    frame = ranked.assign(title=ranked["item"].map(data.titles()))
+    return frame[["user", "rank", "item", "title", "score"]]
+
+
+def summary(results: Retrieved) -> pd.DataFrame:
+    """What was generated, in numbers: share of distinct texts, of exact titles, of users whose target was named."""
+    texts = results.queries[["user", "target", "texts"]].explode("texts")
+    titles = {f"Title: {title}" for title in results.data.items["title"]}
+    hit = results.ranking.merge(results.queries[["user", "target"]], on="user")
+    rows = {
+        "users": f"{len(results.queries):,}",
+        "texts": f"{len(texts):,}",
+        "distinct texts": f"{texts['texts'].nunique() / len(texts):.1%}",
+        "texts that are an item's exact title": f"{texts['texts'].isin(titles).mean():.1%}",
+        "items ranked per user": f"{len(results.ranking) / len(results.queries):.2f}",
+    }
+    if results.queries["target"].notna().any():
+        rows["users whose target is ranked"] = f"{(hit['item'] == hit['target']).sum() / len(results.queries):.1%}"
+    return pd.DataFrame({"value": rows})
+
+
+def telling_user(results: Retrieved) -> str:
+    """A user worth showing: the first whose target was ranked and whose history is short; else the first."""
+    hit = results.ranking.merge(results.queries[["user", "target", "history"]], on="user")
+    hit = hit[(hit["item"] == hit["target"]) & (hit["history"].map(len) <= 8)]
+    return hit["user"].iloc[0] if len(hit) else results.queries["user"].iloc[0]
+
+
+def show(results: Retrieved, user: str | None = None) -> HTML:
+    """One user's story: history, generated texts, recommended items with the target marked."""
+    user = user or telling_user(results)
+    chosen = results.queries[results.queries["user"] == user]
+    if chosen.empty:
+        raise GlossError(f"parameter show_user is {user!r}, which is not among the {len(results.queries):,} users of "
+                         f"this run; one that is: {results.queries['user'].iloc[0]}")
+    row, titles = chosen.iloc[0], results.data.titles()
+
+    def named(item):
+        return escape(titles.get(item, f"{item} (not in the catalogue)"))
+
+    ranked = results.ranking[results.ranking["user"] == user]
+    parts = [
+        ("History, oldest first", [named(item) for item in row["history"]]),
+        ("Generated texts, best beam first", [escape(text) for text in row["texts"]]),
+        ("Recommended items", [
+            f"<b>{named(item)} ← target</b>" if item == row["target"] else f"{named(item)} ({score:.3f})"
+            for item, score in zip(ranked["item"], ranked["score"], strict=True)]),
+    ]
+    if row["target"]:
+        parts.append(("Target", [named(row["target"])]))
+    body = "".join(f"<h4>{name}</h4><ol>{''.join(f'<li>{line}</li>' for line in found)}</ol>" for name, found in parts)
+    return HTML(f"<div><h3>User {escape(user)}</h3>{body}</div>")
+
+
+def browse(results: Retrieved):
+    """In JupyterLab: a box to choose a user in, with that user's story under it."""
+    import ipywidgets
+
+    users = results.queries["user"].tolist()
+    box = ipywidgets.Combobox(value=telling_user(results), options=users[:500], description="User",
+                              placeholder="type a user id")
+    place = ipywidgets.Output()
+
+    def update(_=None):
+        if box.value in set(users):
+            place.clear_output(wait=True)
+            with place:
+                display(show(results, box.value))
+
+    box.observe(update, "value")
+    update()
+    return ipywidgets.VBox([box, place])

@@ -1,0 +1,264 @@
+"""A run folder: the names of its files, whole-or-nothing writing, and the manifest that skipping rests on."""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from gloss_utils import parameters as P
+from gloss_utils.errors import GlossError
+
+# What a stage reads from earlier ones. Stage 04 needs the fine-tuned model only where no queries file is given.
+NEEDS = {
+    P.EXPLORE: (),
+    P.FINE_TUNE: (P.EXPLORE,),
+    P.INDEX: (P.EXPLORE,),
+    P.RETRIEVE: (P.EXPLORE, P.FINE_TUNE, P.INDEX),
+    P.EVALUATE: (P.EXPLORE, P.INDEX, P.RETRIEVE),
+    P.SEGMENTS: (P.EXPLORE, P.RETRIEVE, P.EVALUATE),
+}
+VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "faiss-cpu", "bm25s",
+               "ir-measures", "pandas", "numpy")
+
+
+def needs(stage: str, values: dict) -> tuple[str, ...]:
+    """The stages that `stage` with these parameters builds on."""
+    replayed = stage == P.RETRIEVE and values.get("queries_file")
+    return tuple(other for other in NEEDS[stage] if not (replayed and other == P.FINE_TUNE))
+
+
+@contextmanager
+def write_whole(path: str | Path):
+    """Yield a temporary path beside `path`; what was written there takes its place only if the block succeeds.
+
+    Works for files and for folders. Raises `GlossError` where the disk is full or the folder cannot be written;
+    what stood at `path` is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        _replace(temporary, path)
+    except Exception as error:
+        # Libraries wrap the operating system's error each in their own way; the text is what they share.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise GlossError(f"the disk is full: {path} was not written and nothing was lost; "
+                             "free some space and run again") from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another run_dir") from error
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path):
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _replace(temporary: Path, path: Path):
+    if path.is_dir():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old)
+    else:
+        temporary.replace(path)
+
+
+def write_json(path: Path, value):
+    """Write `value` as indented JSON, whole or not at all."""
+    with write_whole(path) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path):
+    """Read a JSON file of a run. Raises `GlossError` where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise GlossError(f"{path} is damaged; delete it and run again") from None
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of a file, or of a folder's names and contents."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_dir():
+            continue
+        digest.update(str(file.relative_to(path)).encode())
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+class RunFolder:
+    """The one place that knows where a run keeps what."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.parameters = self.root / "params.yaml"
+        self.manifest = self.root / "manifest.json"
+        self.items = self.root / "data/items.parquet"
+        self.interactions = self.root / "data/interactions.parquet"
+        self.users = self.root / "data/users.parquet"
+        self.statistics = self.root / "data/statistics.json"
+        self.base = self.root / "model/base"
+        self.checkpoints = self.root / "model/checkpoints"
+        self.adapter = self.root / "model/adapter"
+        self.training = self.root / "model/training.json"
+        self.dense_index = self.root / "index/dense"
+        self.bm25_index = self.root / "index/bm25"
+        self.queries = self.root / "queries.jsonl"
+        self.recommendations = self.root / "recommendations.parquet"
+        self.rankings = self.root / "rankings"
+        self.qrels = self.rankings / "qrels.trec"
+        self.per_user = self.root / "per_user.parquet"
+        self.metrics = self.root / "metrics.json"
+        self.figures = self.root / "figures"
+        self.notebooks = self.root / "notebooks"
+
+    def ranking(self, method: str) -> Path:
+        """The TREC file of a method's rankings."""
+        return self.rankings / f"{method}.trec"
+
+    def stages(self) -> dict:
+        """The manifest: what is known of each finished stage."""
+        return read_json(self.manifest) if self.manifest.exists() else {}
+
+    def intact(self, entry: dict) -> str | None:
+        """The first output of a stage that is missing or changed since it was made, or None."""
+        for name, value in entry["outputs"].items():
+            path = self.root / name
+            if not path.exists() or fingerprint(path) != value:
+                return name
+        return None
+
+    def finished(self, stage: str, values: dict) -> bool:
+        """Whether `stage` was finished with these parameters, on these inputs, and nothing of it changed since."""
+        stages = self.stages()
+        entry = stages.get(stage)
+        if entry is None or entry["parameters"] != values:
+            return False
+        if entry["builds_on"] != {other: identity(stages.get(other)) for other in needs(stage, values)}:
+            return False
+        for name, value in entry["inputs"].items():
+            if not Path(name).exists() or fingerprint(name) != value:
+                return False
+        return self.intact(entry) is None
+
+
+def identity(entry: dict | None) -> str | None:
+    """What makes a finished stage itself: its parameters, inputs, outputs and what it builds on."""
+    if entry is None:
+        return None
+    parts = {key: entry[key] for key in ("parameters", "inputs", "outputs", "builds_on")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Run:
+    """A stage at work in a run folder. `parameters` holds the stage's own values and those of the stages before it."""
+
+    folder: RunFolder
+    stage: str
+    own: dict
+    parameters: dict
+    started: float = field(default_factory=time.time)
+    inputs: dict = field(default_factory=dict)
+    outputs: list[Path] = field(default_factory=list)
+
+    def __getitem__(self, name: str):
+        return self.parameters[name]
+
+    def read_from_outside(self, path: str | Path):
+        """Note a file or folder from outside the run folder that this stage's results depend on."""
+        self.inputs[str(path)] = fingerprint(path)
+
+    def finish(self) -> str:
+        """Record the stage as finished, with what it noted in `outputs`; returns a line that says so."""
+        stages = self.folder.stages()
+        stages[self.stage] = {
+            "parameters": self.own,
+            "inputs": self.inputs,
+            "outputs": {str(path.relative_to(self.folder.root)): fingerprint(path)
+                        for path in self.outputs},
+            "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
+            "seconds": round(time.time() - self.started, 1),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        }
+        stages = {stage: stages[stage] for stage in P.STAGES if stage in stages}
+        resolved = {"run_dir": str(self.folder.root)}
+        for entry in stages.values():
+            resolved |= entry["parameters"]
+        with write_whole(self.folder.parameters) as part:
+            part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_json(self.folder.manifest, stages)
+        return f"{self.stage} finished in {stages[self.stage]['seconds']:.0f} s; results are in {self.folder.root}"
+
+
+def _injected(cells: list[str]) -> dict:
+    """The parameters of the cell that papermill injects; it starts with this comment."""
+    found = {}
+    for source in cells:
+        if source.startswith("# Parameters"):
+            found |= P.assigned(source)
+    return found
+
+
+def headless(notebook: dict) -> bool:
+    """Whether papermill runs this notebook (it has put a parameters cell in), given its `globals()`."""
+    return bool(_injected(notebook.get("In", [])))
+
+
+def open_run(stage: str, notebook: dict) -> Run:
+    """Start a stage from its notebook's `globals()`.
+
+    Checks the parameters and that the stages it builds on are finished and undamaged; changes nothing on disk.
+    Raises `GlossError` with one line otherwise.
+    """
+    for name, value in _injected(notebook.get("In", [])).items():
+        P.check(name, value)
+    values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
+    P.check_files(values)
+    folder = RunFolder(values.pop("run_dir"))
+    stages = folder.stages()
+    earlier = {}
+    for other in needs(stage, values):
+        if other not in stages:
+            raise GlossError(f"{folder.root} holds no finished {other}; run notebooks/{other}.ipynb first")
+        damaged = folder.intact(stages[other])
+        if damaged:
+            raise GlossError(f"{folder.root / damaged} is missing or not as {other} left it; "
+                             f"run notebooks/{other}.ipynb again")
+        earlier |= stages[other]["parameters"]
+    P.check_all(earlier | values)
+    same_dataset(folder, values)
+    return Run(folder, stage, values, earlier | values)
+
+
+def same_dataset(folder: RunFolder, values: dict):
+    """Raise `GlossError` where a run folder was made from another dataset than the one asked for."""
+    made_from = folder.stages().get(P.EXPLORE, {}).get("parameters", {}).get("dataset")
+    asked = values.get("dataset", made_from)
+    if made_from is not None and made_from != asked:
+        raise GlossError(f"{folder.root} was made from dataset {made_from!r}, not {asked!r}; "
+                         "choose another run_dir, or delete that folder")

@@ -1,0 +1,150 @@
+"""Running the notebooks headless: which are up to date, which have to be executed, and what to say when one fails."""
+
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+
+from gloss_utils import parameters as P
+from gloss_utils.errors import GlossError
+from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, write_whole
+
+NOTEBOOKS = P.ROOT / "notebooks"
+
+
+def defaults(stage: str) -> dict:
+    """The values in a notebook's parameters cell."""
+    notebook = nbformat.read(NOTEBOOKS / f"{stage}.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    return P.assigned(cells[0].source)
+
+
+def given(files: list[str], overrides: list[tuple[str, str]]) -> dict:
+    """The parameters of files, later over earlier, and of `-p`, over all; `run_dir` named after the files by default.
+
+    A file's own `run_dir` counts where it is the last one: a folder of one file is not that of several together.
+    """
+    values, own = {}, {}
+    for file in files:
+        own = P.read_file(file)
+        values |= own
+    values["run_dir"] = own.get("run_dir", str(P.ROOT / "runs" / "-".join(Path(file).stem for file in files)))
+    values |= {name: P.from_command_line(name, text) for name, text in overrides}
+    return P.check_all(values)
+
+
+def resolve(stage: str, values: dict) -> dict:
+    """A stage's own parameters: the notebook's values, and over them those given."""
+    return P.check_all(defaults(stage) | {name: values[name] for name in P.stage_names(stage) if name in values})
+
+
+def run(files: list[str], overrides: list[tuple[str, str]], first: str | None = None, last: str | None = None,
+        force: bool = False) -> RunFolder:
+    """Execute the notebooks from `first` to `last` (two-digit numbers), each only where it is not up to date.
+
+    Raises `GlossError` before any work where a parameter is wrong, and where a notebook fails, with its error.
+    """
+    values = given(files, overrides)
+    resolved = {stage: resolve(stage, values) for stage in P.STAGES}
+    P.check_all({name: value for own in resolved.values() for name, value in own.items()})
+    P.check_files(values)
+    folder = RunFolder(values["run_dir"])
+    same_dataset(folder, resolved[P.EXPLORE])
+    chosen = P.STAGES[_number(first, 0) : _number(last, len(P.STAGES) - 1) + 1]
+    if not chosen:
+        raise GlossError(f"--from {first} is after --until {last}; nothing to run")
+    for stage in P.STAGES:
+        own = {name: value for name, value in resolved[stage].items() if name != "run_dir"}
+        if stage not in chosen:
+            _say_if_kept(folder, stage, own, chosen)
+        elif not force and folder.finished(stage, own):
+            print(f"{stage}: up to date")
+        else:
+            passed = {name: values[name] for name in P.stage_names(stage) if name in values}
+            _execute(stage, passed, folder)
+    return folder
+
+
+def _number(text: str | None, default: int) -> int:
+    if text is None:
+        return default
+    numbers = [stage[:2] for stage in P.STAGES]
+    if text.zfill(2) not in numbers:
+        raise GlossError(f"there is no notebook {text!r}; --from and --until take one of {', '.join(numbers)}")
+    return numbers.index(text.zfill(2))
+
+
+def _say_if_kept(folder: RunFolder, stage: str, own: dict, chosen: tuple[str, ...]):
+    entry = folder.stages().get(stage)
+    needed = any(stage in needs(other, {}) for other in chosen)
+    if entry is None or not needed:
+        return
+    other = [name for name, value in own.items() if entry["parameters"].get(name) != value]
+    if other:
+        print(f"{stage}: kept as it was made, with other values of {', '.join(other)}, because it was not chosen")
+
+
+def _execute(stage: str, passed: dict, folder: RunFolder):
+    print(f"{stage}: running", flush=True)
+    done = folder.notebooks / f"{stage}.ipynb"
+    failed = folder.notebooks / f"{stage}.failed.ipynb"
+    started = time.time()
+    try:
+        with write_whole(done) as part, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # papermill's own notices about file names
+            part_notebook = part.with_suffix(".ipynb")
+            try:
+                papermill.execute_notebook(
+                    NOTEBOOKS / f"{stage}.ipynb", part_notebook, parameters=passed, cwd=NOTEBOOKS, kernel_name="python3",
+                    stderr_file=sys.stderr, coalesce_streams=True)
+                failed.unlink(missing_ok=True)
+                part_notebook.rename(part)
+            finally:
+                if part_notebook.exists():
+                    part_notebook.rename(failed)
+    except PapermillExecutionError as error:
+        raise GlossError(_failure(stage, error, failed)) from error
+    except DeadKernelError as error:
+        raise GlossError(f"{stage} failed: its kernel died (often for lack of memory; smaller batches need less)") from error
+    _write_html(done)
+    print(f"{stage}: done in {time.time() - started:.0f} s", flush=True)
+
+
+def _failure(stage: str, error: PapermillExecutionError, notebook: Path) -> str:
+    if error.ename == "GlossError":
+        return f"{stage}: {error.evalue}"
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    return f"{stage} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n{trace}\nIt is kept in {notebook}"
+
+
+def _write_html(notebook: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nbconvert asks for descriptions of pictures that have a caption beside them
+        page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
+    with write_whole(notebook.with_suffix(".html")) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def summary(folder: RunFolder) -> str:
+    """A short table of a run's results, and where its notebooks and figures are."""
+    lines = []
+    if folder.metrics.exists():
+        rows = [row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"]
+        if rows:
+            lines.append(f"{'method':<18}{'recall@5':>10}{'ndcg@5':>10}{'mrr':>10}   {rows[0]['split']}, "
+                         f"{rows[0]['users']:,} users")
+            lines += [f"{row['method']:<18}{row['recall@5']:>10.4f}{row['ndcg@5']:>10.4f}{row['mrr']:>10.4f}"
+                      for row in rows]
+    if folder.recommendations.exists():
+        lines.append(f"recommendations: {folder.recommendations}")
+    executed = sorted(folder.notebooks.glob("0?_*.html"))
+    lines += ["executed notebooks:", *(f"  {path}" for path in executed)]
+    lines += ["figures:", *(f"  {path}" for path in sorted(folder.figures.glob("*.png")))]
+    return "\n".join(lines)
