@@ -12,8 +12,15 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks on parameter files")
     run.add_argument("files", nargs="+", metavar="FILE", help="parameter files; later ones over earlier ones")
-    run.add_argument("-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                     help="a parameter, over the files'; the value is read as YAML")
+    run.add_argument(
+        "-p",
+        dest="overrides",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter, over the files'; the value is read as YAML",
+    )
     run.add_argument("--from", dest="first", metavar="NN", help="first notebook to run, as 03")
     run.add_argument("--until", dest="last", metavar="NN", help="last notebook to run, as 06")
     run.add_argument("--force", action="store_true", help="run stages that are up to date, too")
@@ -21,8 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     from gloss_utils import runner  # after the arguments are known to be good: it loads papermill
 
     try:
-        folder = runner.run(options.files, [tuple(pair) for pair in options.overrides], options.first, options.last,
-                            options.force)
+        folder = runner.run(
+            options.files, [tuple(pair) for pair in options.overrides], options.first, options.last, options.force
+        )
     except GlossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -36,9 +36,17 @@ def catalogue() -> list[dict]:
         for step, product in enumerate(steps):
             for brand in range(len(BRANDS)):
                 for size in range(len(SIZES)):
-                    items.append({"asin": f"B{len(items):05d}", "routine": routine, "step": step, "brand": brand,
-                                  "size": size, "title": f"{BRANDS[brand]} {product}, {SIZES[size]}"})
-    return items + [{"asin": "B99999", "routine": None}]
+                    items.append(
+                        {
+                            "asin": f"B{len(items):05d}",
+                            "routine": routine,
+                            "step": step,
+                            "brand": brand,
+                            "size": size,
+                            "title": f"{BRANDS[brand]} {product}, {SIZES[size]}",
+                        }
+                    )
+    return [*items, {"asin": "B99999", "routine": None}]
 
 
 def histories(rng: np.random.Generator, items: list[dict]) -> list[list[str]]:
@@ -77,9 +85,18 @@ def reviews(rng: np.random.Generator, sequences: list[list[str]]) -> list[dict]:
         for position, asin in enumerate(sequence):
             # Ties keep the file's order, which is by item: they are blemishes, so they are rare.
             day += 0 if position and rng.random() < 0.03 else 1 + int(rng.integers(9))
-            lines.append({"reviewerID": f"A{user:04d}DEMO", "asin": asin, "reviewerName": "Someone",
-                          "helpful": [0, 0], "reviewText": "Made up for the demo.",
-                          "overall": float(rng.integers(3, 6)), "summary": "Demo", "unixReviewTime": day * 86400})
+            lines.append(
+                {
+                    "reviewerID": f"A{user:04d}DEMO",
+                    "asin": asin,
+                    "reviewerName": "Someone",
+                    "helpful": [0, 0],
+                    "reviewText": "Made up for the demo.",
+                    "overall": float(rng.integers(3, 6)),
+                    "summary": "Demo",
+                    "unixReviewTime": day * 86400,
+                }
+            )
     lines.sort(key=lambda line: line["asin"])
     lines.insert(100, dict(lines[99]))  # a duplicate review
     return lines

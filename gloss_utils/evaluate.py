@@ -11,8 +11,11 @@ from gloss_utils import ranking, retrieve, segments, splits
 from gloss_utils.explore_data import Dataset
 from gloss_utils.run_folder import Run, read_json, write_json, write_whole
 
-MEASURES = {f"{name}@{k}": ir_measures.parse_measure(f"{measure}@{k}")
-            for name, measure in (("recall", "R"), ("ndcg", "nDCG")) for k in (1, 5, 10)}
+MEASURES = {
+    f"{name}@{k}": ir_measures.parse_measure(f"{measure}@{k}")
+    for name, measure in (("recall", "R"), ("ndcg", "nDCG"))
+    for k in (1, 5, 10)
+}
 MEASURES["mrr"] = ir_measures.RR
 METRICS = list(MEASURES)
 METHODS = ("popularity", "lis-bm25", "lis-dense", "lis-bm25-unseen", "lis-dense-unseen", "gloss")
@@ -43,9 +46,10 @@ def per_user_metrics(run: pd.DataFrame, targets: dict[str, str]) -> pd.DataFrame
     """
     qrels = pd.DataFrame({"query_id": list(targets), "doc_id": list(targets.values()), "relevance": 1})
     names = {measure: name for name, measure in MEASURES.items()}
-    found = pd.DataFrame([(m.query_id, names[m.measure], m.value)
-                          for m in ir_measures.iter_calc(list(names), qrels, run)],
-                         columns=["user", "metric", "value"])
+    found = pd.DataFrame(
+        [(m.query_id, names[m.measure], m.value) for m in ir_measures.iter_calc(list(names), qrels, run)],
+        columns=["user", "metric", "value"],
+    )
     wide = found.pivot(index="user", columns="metric", values="value")
     return wide.reindex(index=list(targets), columns=METRICS).fillna(0.0)
 
@@ -67,7 +71,9 @@ def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
 
 
 def _rounded(names: list[str], values: np.ndarray) -> dict:
-    return {name: None if np.isnan(value) else round(float(value), 6) for name, value in zip(names, values, strict=True)}
+    return {
+        name: None if np.isnan(value) else round(float(value), 6) for name, value in zip(names, values, strict=True)
+    }
 
 
 def baselines(run: Run, data: Dataset, queries: pd.DataFrame, indexes: dict) -> dict[str, pd.DataFrame]:
@@ -113,8 +119,9 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
     """Stage 5's work: rank with the baselines, compute all metrics, write `per_user.parquet` and `metrics.json`."""
     folder, split = run.folder, run["split"]
     if split == "next":
-        evaluation = Evaluation(split, pd.DataFrame(columns=["user", "method", "segment", "interactions", *METRICS]),
-                                [], [])
+        evaluation = Evaluation(
+            split, pd.DataFrame(columns=["user", "method", "segment", "interactions", *METRICS]), [], []
+        )
     else:
         queries, _ = query_files.read(folder.queries, run["num_beams"], 0)
         indexes = {name: retrieve.load_index(run, name) for name in RETRIEVERS}
@@ -130,8 +137,9 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
             frame = frame.assign(method=method, segment=segment, interactions=interactions)
             frames.append(frame.rename_axis("user").reset_index())
         per_user = pd.concat(frames, ignore_index=True)[["user", "method", "segment", "interactions", *METRICS]]
-        evaluation = Evaluation(split, per_user, summarise(per_user, split, run["seed"]),
-                                ablate(run, data, queries, indexes))
+        evaluation = Evaluation(
+            split, per_user, summarise(per_user, split, run["seed"]), ablate(run, data, queries, indexes)
+        )
     with write_whole(folder.per_user) as part:
         evaluation.per_user.to_parquet(part, index=False)
     write_json(folder.metrics, {"rows": evaluation.rows, "ablation": evaluation.ablation})

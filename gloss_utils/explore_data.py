@@ -95,8 +95,10 @@ def build(reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None, 
     counts = interactions["user"].value_counts()
     kept = counts[counts >= MIN_INTERACTIONS]
     if kept.empty:
-        raise GlossError("no user with at least 3 interactions with titled items is left; "
-                         "do the review and the metadata file belong together?")
+        raise GlossError(
+            "no user with at least 3 interactions with titled items is left; "
+            "do the review and the metadata file belong together?"
+        )
     statistics = {
         "users": len(kept),
         "users_with_any": len(counts),
@@ -121,8 +123,11 @@ def prepare(run: Run) -> Dataset:
     data = build(reviews, metadata, run["max_users"], run["seed"])
     data.statistics["rejected"] = {"review_lines": bad_reviews, "metadata_lines": bad_metadata}
     folder = run.folder
-    for path, frame in ((folder.items, data.items), (folder.interactions, data.interactions),
-                        (folder.users, data.users)):
+    for path, frame in (
+        (folder.items, data.items),
+        (folder.interactions, data.interactions),
+        (folder.users, data.users),
+    ):
         with write_whole(path) as part:
             frame.to_parquet(part, index=False)
     write_json(folder.statistics, data.statistics)
@@ -134,5 +139,7 @@ def _same_raw_files(run: Run):
     entry = run.folder.stages().get(run.stage)
     if entry is not None and sorted(entry["inputs"].values()) != sorted(run.inputs.values()):
         names = ", ".join(Path(path).name for path in run.inputs)
-        raise GlossError(f"{run.folder.root} was made from other raw files than {names} in {run['data_dir']}; "
-                         "choose another run_dir, or delete that folder")
+        raise GlossError(
+            f"{run.folder.root} was made from other raw files than {names} in {run['data_dir']}; "
+            "choose another run_dir, or delete that folder"
+        )

@@ -16,8 +16,14 @@ from gloss_utils.segments import SEGMENTS
 
 sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc={"figure.dpi": 110})
 
-NAMES = {"popularity": "popularity", "lis-bm25": "last item, BM25", "lis-dense": "last item, dense",
-         "lis-bm25-unseen": "last item, BM25, unseen", "lis-dense-unseen": "last item, dense, unseen", "gloss": "GLoSS"}
+NAMES = {
+    "popularity": "popularity",
+    "lis-bm25": "last item, BM25",
+    "lis-dense": "last item, dense",
+    "lis-bm25-unseen": "last item, BM25, unseen",
+    "lis-dense-unseen": "last item, dense, unseen",
+    "gloss": "GLoSS",
+}
 MAP_ITEMS = 2000
 MAP_GROUPS = 8
 
@@ -94,7 +100,9 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5"))
 
 def _bars(draw, frame: pd.DataFrame, metric: str, places, **style):
     mean = frame[metric].astype(float)
-    spread = np.abs(np.stack([mean - frame[f"{metric}_low"].astype(float), frame[f"{metric}_high"].astype(float) - mean]))
+    spread = np.abs(
+        np.stack([mean - frame[f"{metric}_low"].astype(float), frame[f"{metric}_high"].astype(float) - mean])
+    )
     error = {"xerr": spread} if draw.__name__ == "barh" else {"yerr": spread}
     draw(places, mean, error_kw={"elinewidth": 1, "capsize": 2}, **error, **style)
 
@@ -106,8 +114,12 @@ def number_of_queries(ablation: list[dict], metric: str = "recall@5") -> plt.Fig
     for (retriever, part), marker in zip(frame.groupby("retriever", sort=False), "os", strict=False):
         axis.plot(part["queries"], part[metric], marker=marker, label=retriever)
         axis.fill_between(part["queries"], part[f"{metric}_low"], part[f"{metric}_high"], alpha=0.15)
-    axis.set(xlabel="generated queries used", ylabel=f"{metric} on {frame['split'].iloc[0]}", ylim=(0, None),
-             xticks=sorted(frame["queries"].unique()))
+    axis.set(
+        xlabel="generated queries used",
+        ylabel=f"{metric} on {frame['split'].iloc[0]}",
+        ylim=(0, None),
+        xticks=sorted(frame["queries"].unique()),
+    )
     axis.legend(title="retriever")
     return figure
 
@@ -119,8 +131,14 @@ def user_segments(rows: list[dict], metric: str = "recall@5") -> plt.Figure:
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     for place, method in enumerate(found):
         part = frame[frame["method"] == method].set_index("segment").loc[list(SEGMENTS)]
-        _bars(axis.bar, part, metric, np.arange(len(SEGMENTS)) + (place - len(found) / 2 + 0.5) * width, width=width,
-              label=NAMES[method])
+        _bars(
+            axis.bar,
+            part,
+            metric,
+            np.arange(len(SEGMENTS)) + (place - len(found) / 2 + 0.5) * width,
+            width=width,
+            label=NAMES[method],
+        )
     users = frame.drop_duplicates("segment").set_index("segment")["users"]
     axis.set(xticks=range(len(SEGMENTS)), ylabel=f"{metric} on {frame['split'].iloc[0]} (95 % interval)")
     axis.set_xticklabels([f"{segment}\n{users[segment]:,} users" for segment in SEGMENTS])
@@ -136,8 +154,12 @@ def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...]) -> pl
         part = binned[binned["method"] == method]
         axis.plot(part["interactions"], part["mean"], marker=marker, label=NAMES[method])
         axis.fill_between(part["interactions"], part["low"], part["high"], alpha=0.15)
-    axis.set(xlabel="interactions of a user (mean of a bin of equally many users)", ylabel=metric, xscale="log",
-             ylim=(0, None))
+    axis.set(
+        xlabel="interactions of a user (mean of a bin of equally many users)",
+        ylabel=metric,
+        xscale="log",
+        ylim=(0, None),
+    )
     ticks = binned.drop_duplicates("interactions")["interactions"]
     axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], minor=False)
     axis.set_xticks([], minor=True)

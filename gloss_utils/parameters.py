@@ -31,8 +31,15 @@ class Parameter:
         if self.choices:
             text = "one of " + ", ".join(map(str, self.choices))
         else:
-            names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
-                     list: "a list of texts", "path": "a path", "model": "a folder or a model name"}
+            names = {
+                int: "a whole number",
+                float: "a number",
+                bool: "true or false",
+                str: "a text",
+                list: "a list of texts",
+                "path": "a path",
+                "model": "a folder or a model name",
+            }
             text = names[self.kind]
             if self.minimum is not None:
                 text += f" from {self.minimum:g}" + (f" to {self.maximum:g}" if self.maximum is not None else " up")
@@ -168,8 +175,10 @@ def check_files(values: dict):
     """Raise `GlossError` where a file that is to be read is not there."""
     path = values.get("queries_file")
     if path is not None and not Path(path).is_file():
-        raise GlossError(f"parameter queries_file is {path!r}, and there is no such file; give the path of a file of "
-                         "queries, or null to generate them")
+        raise GlossError(
+            f"parameter queries_file is {path!r}, and there is no such file; give the path of a file of "
+            "queries, or null to generate them"
+        )
 
 
 def read_file(path: str | Path) -> dict:

@@ -27,8 +27,10 @@ def encode_training(tokenizer, histories: list[list[str]], targets: list[str], m
     """
     before = _encode(tokenizer, [prompt(titles) for titles in histories])
     after = _encode(tokenizer, [item_text(target) for target in targets])
-    return [_cut(tokenizer, [*ids, *more, tokenizer.eos_token_id], max_length)
-            for ids, more in zip(before, after, strict=True)]
+    return [
+        _cut(tokenizer, [*ids, *more, tokenizer.eos_token_id], max_length)
+        for ids, more in zip(before, after, strict=True)
+    ]
 
 
 def encode_prompts(tokenizer, histories: list[list[str]], max_length: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Numbers that others published, each with its source. They are shown beside what a run measured, never mixed with it."""
+"""Numbers that others published, each with its source. Shown beside what a run measured, never mixed in."""
 
 import json
 from pathlib import Path
@@ -34,13 +34,18 @@ def results(dataset: str, split: str) -> pd.DataFrame | None:
             if by_dataset.get(dataset):
                 name = f"last-item search, {method}" if group == "lis" else method
                 rows.append((name, *by_dataset[dataset], NUMBERS["source"][source].removeprefix("Acharya, Petrov, ")))
-    return pd.DataFrame(rows, columns=["published method", "recall@5", "ndcg@5", "source"]).set_index("published method")
+    return pd.DataFrame(rows, columns=["published method", "recall@5", "ndcg@5", "source"]).set_index(
+        "published method"
+    )
 
 
 def segment_results(dataset: str, split: str) -> pd.DataFrame | None:
     """Published Recall@5 of GLoSS by user segment (rows: model and encoder), or None where the split is not test."""
     if split != "test" or dataset not in NUMBERS["segments"]:
         return None
-    rows = {(model, encoder): {segment: values["recall@5"] for segment, values in by_segment.items()}
-            for model, encoders in NUMBERS["segments"][dataset].items() for encoder, by_segment in encoders.items()}
+    rows = {
+        (model, encoder): {segment: values["recall@5"] for segment, values in by_segment.items()}
+        for model, encoders in NUMBERS["segments"][dataset].items()
+        for encoder, by_segment in encoders.items()
+    }
     return pd.DataFrame(rows).T.rename_axis(["published model", "retriever"])

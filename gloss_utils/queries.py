@@ -26,8 +26,8 @@ def read(path: str | Path, num_beams: int, max_rejected: float, targets: bool = 
     Raises `GlossError` where the file is missing or not in this format, or rejects are a larger share than
     `max_rejected`.
     """
-    rows, rejected, users, total = [], [], set(), 0
-    for total, (place, record) in enumerate(_records(Path(path)), 1):
+    rows, rejected, users = [], [], set()
+    for place, record in _records(Path(path)):
         reason = _unusable(record, targets) or ("its user came before" if record["reviewer_id"] in users else None)
         if reason:
             rejected.append(f"{place}: {reason}")
@@ -35,15 +35,26 @@ def read(path: str | Path, num_beams: int, max_rejected: float, targets: bool = 
         users.add(record["reviewer_id"])
         texts = record["generated_sequences"]
         scores = (record.get(key) or [None] * len(texts) for key in ("logprobs", "lengths"))
-        rows.append((record["reviewer_id"], record["seen_asins"], record.get("asin"),
-                     *(part[:num_beams] for part in (texts, *scores))))
+        rows.append(
+            (
+                record["reviewer_id"],
+                record["seen_asins"],
+                record.get("asin"),
+                *(part[:num_beams] for part in (texts, *scores)),
+            )
+        )
+    total = len(rows) + len(rejected)
     if not rows:
         reason = f"{total} records, {rejected[0]}" if rejected else "it is empty"
-        raise GlossError(f"queries_file {path} holds no usable record ({reason}); each needs "
-                         "reviewer_id, asin, seen_asins and generated_sequences")
+        raise GlossError(
+            f"queries_file {path} holds no usable record ({reason}); each needs "
+            "reviewer_id, asin, seen_asins and generated_sequences"
+        )
     if len(rejected) > max_rejected * total:
-        raise GlossError(f"queries_file {path}: {len(rejected)} of {total} records cannot be used ({rejected[0]}), more "
-                         f"than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected")
+        raise GlossError(
+            f"queries_file {path}: {len(rejected)} of {total} records cannot be used ({rejected[0]}), more "
+            f"than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected"
+        )
     return pd.DataFrame(rows, columns=COLUMNS), rejected
 
 
@@ -51,9 +62,14 @@ def write(path: Path, queries: pd.DataFrame):
     """Write queries as JSON lines, whole or not at all."""
     with write_whole(path) as part, open(part, "w", encoding="utf-8") as out:
         for row in queries[COLUMNS].itertuples(index=False):
-            record = {"reviewer_id": row.user, "asin": row.target, "seen_asins": list(row.history),
-                      "generated_sequences": list(row.texts), "logprobs": list(row.logprobs),
-                      "lengths": list(row.lengths)}
+            record = {
+                "reviewer_id": row.user,
+                "asin": row.target,
+                "seen_asins": list(row.history),
+                "generated_sequences": list(row.texts),
+                "logprobs": list(row.logprobs),
+                "lengths": list(row.lengths),
+            }
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -71,8 +87,9 @@ def _records(path: Path):
             for number, record in enumerate(json.loads(text), 1):
                 yield f"record {number}", record
         except (ValueError, RecursionError) as error:
-            raise GlossError(f"queries_file {path} is not a JSON list ({error}); get it again, "
-                             "or give JSON lines") from None
+            raise GlossError(
+                f"queries_file {path} is not a JSON list ({error}); get it again, or give JSON lines"
+            ) from None
         return
     # Split at line feeds only: a title may hold other characters that Python takes for line ends.
     for number, line in enumerate(text.split("\n"), 1):

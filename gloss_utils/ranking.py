@@ -32,16 +32,19 @@ def candidates(queries: pd.DataFrame, index: DenseIndex | BM25Index, items: pd.S
         return pd.DataFrame({"user": [], "query": [], "item": [], "score": []})
     ids, scores = index.search(texts["texts"].tolist(), k)
     width = ids.shape[1]
-    return pd.DataFrame({
-        "user": np.repeat(texts["user"].to_numpy(), width),
-        "query": np.repeat(texts["query"].to_numpy(), width),
-        "item": items.to_numpy()[ids.ravel()],
-        "score": scores.ravel(),
-    })
+    return pd.DataFrame(
+        {
+            "user": np.repeat(texts["user"].to_numpy(), width),
+            "query": np.repeat(texts["query"].to_numpy(), width),
+            "item": items.to_numpy()[ids.ravel()],
+            "score": scores.ravel(),
+        }
+    )
 
 
-def paper(found: pd.DataFrame, histories: dict[str, Iterable[str]], seed: int, depth: int,
-          exclude_seen: bool = False) -> pd.DataFrame:
+def paper(
+    found: pd.DataFrame, histories: dict[str, Iterable[str]], seed: int, depth: int, exclude_seen: bool = False
+) -> pd.DataFrame:
     """The paper's rule (METHOD, 5): an item's score is that of the last query that names it; ranked by score, equal
     scores ordered by a hash of seed, user and item.
 
@@ -74,21 +77,25 @@ def _ranked(frame: pd.DataFrame, depth: int) -> pd.DataFrame:
     return frame.assign(rank=rank)[rank <= depth][COLUMNS].reset_index(drop=True)
 
 
-def last_item_search(histories: dict[str, list[str]], index: DenseIndex | BM25Index, data: Dataset,
-                     depth: int, unseen: bool = False) -> pd.DataFrame:
+def last_item_search(
+    histories: dict[str, list[str]], index: DenseIndex | BM25Index, data: Dataset, depth: int, unseen: bool = False
+) -> pd.DataFrame:
     """Baseline: the last item's text is the query (the last one the catalogue knows), its nearest items the ranking.
 
     The item itself is not removed, unless `unseen`, which leaves out all the user has.
     """
     titles = data.titles()
-    queries = pd.DataFrame([(user, [item_text(titles[item])]) for user, item in _last_known(histories, titles)],
-                           columns=["user", "texts"])
+    queries = pd.DataFrame(
+        [(user, [item_text(titles[item])]) for user, item in _last_known(histories, titles)], columns=["user", "texts"]
+    )
     if not unseen:
         return _ranked(candidates(queries, index, data.items["item"], depth), depth)
     # Look as deep as a history is long, users of like length together, so that one long history costs only itself.
     length = queries["user"].map(lambda user: int(np.ceil(np.log2(len(set(histories[user])) + 1))))
-    parts = [_without(candidates(some, index, data.items["item"], depth + 2**power), histories)
-             for power, some in queries.groupby(length)]
+    parts = [
+        _without(candidates(some, index, data.items["item"], depth + 2**power), histories)
+        for power, some in queries.groupby(length)
+    ]
     order = {user: place for place, user in enumerate(histories)}
     found = pd.concat(parts)
     return _ranked(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
@@ -99,8 +106,9 @@ def _last_known(histories: dict[str, list[str]], titles: dict[str, str]) -> list
     return [(user, history[-1]) for user, history in known if history]
 
 
-def popularity(histories: dict[str, list[str]], learnable: dict[str, list[str]], data: Dataset,
-               depth: int) -> pd.DataFrame:
+def popularity(
+    histories: dict[str, list[str]], learnable: dict[str, list[str]], data: Dataset, depth: int
+) -> pd.DataFrame:
     """Baseline: the items that occur most often in `learnable` (see `splits.learnable_sequences`), for every user.
 
     Equally popular items keep the metadata's order.
@@ -109,12 +117,14 @@ def popularity(histories: dict[str, list[str]], learnable: dict[str, list[str]],
     items = data.items["item"]
     top = items.iloc[np.argsort([-counts[item] for item in items], kind="stable")[:depth]].tolist()
     users = list(histories)
-    return pd.DataFrame({
-        "user": np.repeat(np.array(users, dtype=object), len(top)),
-        "rank": np.tile(np.arange(1, len(top) + 1), len(users)),
-        "item": top * len(users),
-        "score": [float(counts[item]) for item in top] * len(users),
-    })
+    return pd.DataFrame(
+        {
+            "user": np.repeat(np.array(users, dtype=object), len(top)),
+            "rank": np.tile(np.arange(1, len(top) + 1), len(users)),
+            "item": top * len(users),
+            "score": [float(counts[item]) for item in top] * len(users),
+        }
+    )
 
 
 def falling(ranking: pd.DataFrame) -> pd.DataFrame:
@@ -133,8 +143,10 @@ def write_trec(path: Path, ranking: pd.DataFrame, method: str):
     """Write a ranking as a TREC run, whole or not at all."""
     rows = falling(ranking)[["user", "item", "rank", "score"]].itertuples(index=False)
     with write_whole(path) as part:
-        part.write_text("".join(f"{user} Q0 {item} {rank} {score:.9g} {method}\n" for user, item, rank, score in rows),
-                        encoding="utf-8")
+        part.write_text(
+            "".join(f"{user} Q0 {item} {rank} {score:.9g} {method}\n" for user, item, rank, score in rows),
+            encoding="utf-8",
+        )
 
 
 def write_qrels(path: Path, targets: dict[str, str]):

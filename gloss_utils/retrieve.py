@@ -47,8 +47,13 @@ def histories(queries: pd.DataFrame) -> dict[str, list[str]]:
 def rank(found: pd.DataFrame, queries: pd.DataFrame, parameters) -> pd.DataFrame:
     """Rank candidates by the rule that the parameters name; null parameters take the rule's own values."""
     exclude = parameters["exclude_seen"]
-    return ranking.paper(found, histories(queries), parameters["seed"], parameters["ranking_depth"],
-                         PAPER_EXCLUDE_SEEN if exclude is None else exclude)
+    return ranking.paper(
+        found,
+        histories(queries),
+        parameters["seed"],
+        parameters["ranking_depth"],
+        PAPER_EXCLUDE_SEEN if exclude is None else exclude,
+    )
 
 
 def prepare(run: Run, data: Dataset) -> Retrieved:
@@ -57,8 +62,10 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     if run["queries_file"]:
         run.read_from_outside(run["queries_file"])
         queries, rejected = query_files.read(run["queries_file"], run["num_beams"], run["max_rejected"], not upcoming)
-        notes += [f"{len(queries):,} users are read from {run['queries_file']}; "
-                  f"{len(rejected)} records cannot be used", *rejected[:5]]
+        notes += [
+            f"{len(queries):,} users are read from {run['queries_file']}; {len(rejected)} records cannot be used",
+            *rejected[:5],
+        ]
         if upcoming:
             queries["target"] = None
     else:
@@ -69,8 +76,9 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     unknown = 0 if upcoming else int((~queries["target"].isin(data.items["item"])).sum())
     if unknown:
         notes.append(f"{unknown} targets are not in the catalogue; each counts as a miss")
-    found = ranking.candidates(queries, load_index(run, run["retriever"]), data.items["item"],
-                               run["top_k"] or PAPER_TOP_K)
+    found = ranking.candidates(
+        queries, load_index(run, run["retriever"]), data.items["item"], run["top_k"] or PAPER_TOP_K
+    )
     ranked = rank(found, queries, run)
     query_files.write(folder.queries, queries)
     ranking.write_trec(folder.ranking("gloss"), ranked, "gloss")
@@ -122,8 +130,10 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
     user = user or telling_user(results)
     chosen = results.queries[results.queries["user"] == user]
     if chosen.empty:
-        raise GlossError(f"parameter show_user is {user!r}, which is not among the {len(results.queries):,} users of "
-                         f"this run; one that is: {results.queries['user'].iloc[0]}")
+        raise GlossError(
+            f"parameter show_user is {user!r}, which is not among the {len(results.queries):,} users of "
+            f"this run; one that is: {results.queries['user'].iloc[0]}"
+        )
     row, titles = chosen.iloc[0], results.data.titles()
 
     def named(item):
@@ -133,9 +143,13 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
     parts = [
         ("History, oldest first", [named(item) for item in row["history"]]),
         ("Generated texts, best beam first", [escape(text) for text in row["texts"]]),
-        ("Recommended items", [
-            f"<b>{named(item)} ← target</b>" if item == row["target"] else f"{named(item)} ({score:.3f})"
-            for item, score in zip(ranked["item"], ranked["score"], strict=True)]),
+        (
+            "Recommended items",
+            [
+                f"<b>{named(item)} ← target</b>" if item == row["target"] else f"{named(item)} ({score:.3f})"
+                for item, score in zip(ranked["item"], ranked["score"], strict=True)
+            ],
+        ),
     ]
     if row["target"]:
         parts.append(("Target", [named(row["target"])]))
@@ -148,8 +162,9 @@ def browse(results: Retrieved):
     import ipywidgets
 
     users = results.queries["user"].tolist()
-    box = ipywidgets.Combobox(value=telling_user(results), options=users[:500], description="User",
-                              placeholder="type a user id")
+    box = ipywidgets.Combobox(
+        value=telling_user(results), options=users[:500], description="User", placeholder="type a user id"
+    )
     place = ipywidgets.Output()
 
     def update(_=None):

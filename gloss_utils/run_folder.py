@@ -26,8 +26,18 @@ NEEDS = {
     P.EVALUATE: (P.EXPLORE, P.INDEX, P.RETRIEVE),
     P.SEGMENTS: (P.EXPLORE, P.RETRIEVE, P.EVALUATE),
 }
-VERSIONS_OF = ("torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "faiss-cpu", "bm25s",
-               "ir-measures", "pandas", "numpy")
+VERSIONS_OF = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "sentence-transformers",
+    "faiss-cpu",
+    "bm25s",
+    "ir-measures",
+    "pandas",
+    "numpy",
+)
 
 
 def needs(stage: str, values: dict) -> tuple[str, ...]:
@@ -46,23 +56,37 @@ def write_whole(path: str | Path):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        _replace(temporary, path)
-    except Exception as error:
-        # Libraries wrap the operating system's error each in their own way; the text is what they share.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise GlossError(f"the disk is full: {path} was not written and nothing was lost; "
-                             "free some space and run again") from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another run_dir") from error
-        raise
+        with full_disk_in_one_line(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            _replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_in_one_line(path: Path):
+    """Turn what libraries raise when `path` cannot be written into a `GlossError`."""
+    try:
+        yield
+    except Exception as error:
+        # Libraries wrap the operating system's error each in their own way, and some drop it.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or _is_full(path):
+            raise GlossError(
+                f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another run_dir") from error
+        raise
+
+
+def _is_full(path: Path) -> bool:
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free < 2**16
 
 
 def _sync(path: Path):
@@ -123,6 +147,7 @@ class RunFolder:
         self.base = self.root / "model/base"
         self.checkpoints = self.root / "model/checkpoints"
         self.adapter = self.root / "model/adapter"
+        self.tracking = self.root / "model/tracking"
         self.training = self.root / "model/training.json"
         self.dense_index = self.root / "index/dense"
         self.bm25_index = self.root / "index/bm25"
@@ -198,8 +223,7 @@ class Run:
         stages[self.stage] = {
             "parameters": self.own,
             "inputs": self.inputs,
-            "outputs": {str(path.relative_to(self.folder.root)): fingerprint(path)
-                        for path in self.outputs},
+            "outputs": {str(path.relative_to(self.folder.root)): fingerprint(path) for path in self.outputs},
             "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
             "seconds": round(time.time() - self.started, 1),
             "versions": {"python": platform.python_version()}
@@ -235,8 +259,7 @@ def open_run(stage: str, notebook: dict) -> Run:
     Checks the parameters and that the stages it builds on are finished and undamaged; changes nothing on disk.
     Raises `GlossError` with one line otherwise.
     """
-    for name, value in _injected(notebook.get("In", [])).items():
-        P.check(name, value)
+    injected = P.check_all(_injected(notebook.get("In", [])))
     values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
     P.check_files(values)
     folder = RunFolder(values.pop("run_dir"))
@@ -247,11 +270,12 @@ def open_run(stage: str, notebook: dict) -> Run:
             raise GlossError(f"{folder.root} holds no finished {other}; run notebooks/{other}.ipynb first")
         damaged = folder.intact(stages[other])
         if damaged:
-            raise GlossError(f"{folder.root / damaged} is missing or not as {other} left it; "
-                             f"run notebooks/{other}.ipynb again")
+            raise GlossError(
+                f"{folder.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
+            )
         earlier |= stages[other]["parameters"]
     P.check_all(earlier | values)
-    same_dataset(folder, values)
+    same_dataset(folder, injected | values)
     return Run(folder, stage, values, earlier | values)
 
 
@@ -260,5 +284,7 @@ def same_dataset(folder: RunFolder, values: dict):
     made_from = folder.stages().get(P.EXPLORE, {}).get("parameters", {}).get("dataset")
     asked = values.get("dataset", made_from)
     if made_from is not None and made_from != asked:
-        raise GlossError(f"{folder.root} was made from dataset {made_from!r}, not {asked!r}; "
-                         "choose another run_dir, or delete that folder")
+        raise GlossError(
+            f"{folder.root} was made from dataset {made_from!r}, not {asked!r}; "
+            "choose another run_dir, or delete that folder"
+        )

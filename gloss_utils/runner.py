@@ -45,8 +45,13 @@ def resolve(stage: str, values: dict) -> dict:
     return P.check_all(defaults(stage) | {name: values[name] for name in P.stage_names(stage) if name in values})
 
 
-def run(files: list[str], overrides: list[tuple[str, str]], first: str | None = None, last: str | None = None,
-        force: bool = False) -> RunFolder:
+def run(
+    files: list[str],
+    overrides: list[tuple[str, str]],
+    first: str | None = None,
+    last: str | None = None,
+    force: bool = False,
+) -> RunFolder:
     """Execute the notebooks from `first` to `last` (two-digit numbers), each only where it is not up to date.
 
     Raises `GlossError` before any work where a parameter is wrong, and where a notebook fails, with its error.
@@ -102,8 +107,15 @@ def _execute(stage: str, passed: dict, folder: RunFolder):
             part_notebook = part.with_suffix(".ipynb")
             try:
                 papermill.execute_notebook(
-                    NOTEBOOKS / f"{stage}.ipynb", part_notebook, parameters=passed, cwd=NOTEBOOKS, kernel_name="python3",
-                    stderr_file=sys.stderr, coalesce_streams=True)
+                    NOTEBOOKS / f"{stage}.ipynb",
+                    part_notebook,
+                    parameters=passed,
+                    cwd=NOTEBOOKS,
+                    kernel_name="python3",
+                    stderr_file=sys.stderr,
+                    coalesce_streams=True,
+                    extra_arguments=["--IPKernelApp.log_level=40"],
+                )
                 failed.unlink(missing_ok=True)
                 part_notebook.rename(part)
             finally:
@@ -112,7 +124,9 @@ def _execute(stage: str, passed: dict, folder: RunFolder):
     except PapermillExecutionError as error:
         raise GlossError(_failure(stage, error, failed)) from error
     except DeadKernelError as error:
-        raise GlossError(f"{stage} failed: its kernel died (often for lack of memory; smaller batches need less)") from error
+        raise GlossError(
+            f"{stage} failed: its kernel died (often for lack of memory; smaller batches need less)"
+        ) from error
     _write_html(done)
     print(f"{stage}: done in {time.time() - started:.0f} s", flush=True)
 
@@ -121,7 +135,9 @@ def _failure(stage: str, error: PapermillExecutionError, notebook: Path) -> str:
     if error.ename == "GlossError":
         return f"{stage}: {error.evalue}"
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    return f"{stage} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n{trace}\nIt is kept in {notebook}"
+    return (
+        f"{stage} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n{trace}\nIt is kept in {notebook}"
+    )
 
 
 def _write_html(notebook: Path):
@@ -138,10 +154,13 @@ def summary(folder: RunFolder) -> str:
     if folder.metrics.exists():
         rows = [row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"]
         if rows:
-            lines.append(f"{'method':<18}{'recall@5':>10}{'ndcg@5':>10}{'mrr':>10}   {rows[0]['split']}, "
-                         f"{rows[0]['users']:,} users")
-            lines += [f"{row['method']:<18}{row['recall@5']:>10.4f}{row['ndcg@5']:>10.4f}{row['mrr']:>10.4f}"
-                      for row in rows]
+            lines.append(
+                f"{'method':<18}{'recall@5':>10}{'ndcg@5':>10}{'mrr':>10}   {rows[0]['split']}, "
+                f"{rows[0]['users']:,} users"
+            )
+            lines += [
+                f"{row['method']:<18}{row['recall@5']:>10.4f}{row['ndcg@5']:>10.4f}{row['mrr']:>10.4f}" for row in rows
+            ]
     if folder.recommendations.exists():
         lines.append(f"recommendations: {folder.recommendations}")
     executed = sorted(folder.notebooks.glob("0?_*.html"))

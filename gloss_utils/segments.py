@@ -25,8 +25,9 @@ def intervals(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if not users:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
     rng = np.random.default_rng(seed)
-    means = np.stack([np.bincount(rng.integers(users, size=users), minlength=users) @ values / users
-                      for _ in range(RESAMPLES)])
+    means = np.stack(
+        [np.bincount(rng.integers(users, size=users), minlength=users) @ values / users for _ in range(RESAMPLES)]
+    )
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return low, high
 
@@ -44,8 +45,17 @@ def by_history_length(per_user: pd.DataFrame, metric: str, seed: int, bins: int 
         values = wide.loc[users.index]
         low, high = intervals(values.to_numpy(), seed)
         for place, method in enumerate(wide.columns):
-            rows.append((method, users.mean(), f"{users.min()}–{users.max()}", len(users),
-                         values[method].mean(), low[place], high[place]))
+            rows.append(
+                (
+                    method,
+                    users.mean(),
+                    f"{users.min()}–{users.max()}",
+                    len(users),
+                    values[method].mean(),
+                    low[place],
+                    high[place],
+                )
+            )
     return pd.DataFrame(rows, columns=["method", "interactions", "range", "users", "mean", "low", "high"])
 
 
@@ -54,9 +64,12 @@ def table(rows: list[dict], metric: str) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     frame["shown"] = [
         "no users" if not users else f"{mean:.4f} [{low:.4f}, {high:.4f}]"
-        for users, mean, low, high in frame[["users", metric, f"{metric}_low", f"{metric}_high"]].itertuples(index=False)
+        for users, mean, low, high in frame[["users", metric, f"{metric}_low", f"{metric}_high"]].itertuples(
+            index=False
+        )
     ]
     shown = frame.pivot(index="method", columns="segment", values="shown")
     users = frame.drop_duplicates("segment").set_index("segment")["users"]
     return shown.loc[frame["method"].unique(), list(SEGMENTS)].rename(
-        columns={segment: f"{segment} ({users[segment]:,} users)" for segment in SEGMENTS})
+        columns={segment: f"{segment} ({users[segment]:,} users)" for segment in SEGMENTS}
+    )

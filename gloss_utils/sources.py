@@ -44,8 +44,9 @@ def _present(data_dir: Path, name: str) -> Path | None:
         if path.is_file():
             kept = path.with_name(path.name + ".sha256")
             if kept.exists() and kept.read_text().strip() != fingerprint(path):
-                raise GlossError(f"{path} is not what was downloaded ({kept.name} differs); "
-                                 "delete both to download it again")
+                raise GlossError(
+                    f"{path} is not what was downloaded ({kept.name} differs); delete both to download it again"
+                )
             return path
     return None
 
@@ -54,12 +55,21 @@ def _download(data_dir: Path, name: str) -> Path:
     # pooch writes beside its place and renames; its checksum is kept so that later damage is seen.
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        path = Path(pooch.retrieve(ADDRESS + name, known_hash=None, fname=name, path=data_dir,
-                                   downloader=pooch.HTTPDownloader(progressbar=True, timeout=30)))
+        path = Path(
+            pooch.retrieve(
+                ADDRESS + name,
+                known_hash=None,
+                fname=name,
+                path=data_dir,
+                downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
+            )
+        )
     except Exception as error:
         reason = type(error).__name__ + (f": {error.strerror}" if getattr(error, "strerror", None) else "")
-        raise GlossError(f"{data_dir} holds no {name}, and it could not be downloaded from {ADDRESS} ({reason}); "
-                         "put the file there, or set data_dir to the folder that has it") from error
+        raise GlossError(
+            f"{data_dir} holds no {name}, and it could not be downloaded from {ADDRESS} ({reason}); "
+            "put the file there, or set data_dir to the folder that has it"
+        ) from error
     with write_whole(path.with_name(name + ".sha256")) as part:
         part.write_text(fingerprint(path) + "\n")
     return path
@@ -70,27 +80,32 @@ def lines(path: Path, name: str) -> Iterator[str]:
 
     Bytes that are not UTF-8 are replaced. Raises `GlossError` where a gzip file is cut or damaged.
     """
-    with open(path, "rb") as raw, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=name,
-                                       mininterval=1) as bar:
+    with (
+        open(path, "rb") as raw,
+        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=name, mininterval=1) as bar,
+    ):
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        source = gzip.open(raw) if zipped else raw
+        source = gzip.GzipFile(fileobj=raw) if zipped else raw
         try:
             for line in source:
                 bar.update(raw.tell() - bar.n)
                 if line.strip():
                     yield line.decode("utf-8", errors="replace")
         except (EOFError, gzip.BadGzipFile, zlib.error):
-            raise GlossError(f"{path} is cut or damaged in the middle of its gzip data; "
-                             "delete it and get it again") from None
+            raise GlossError(
+                f"{path} is cut or damaged in the middle of its gzip data; delete it and get it again"
+            ) from None
 
 
 def _stop_above(path: Path, bad: list[int], total: int, max_rejected: float):
     if total == len(bad):
         raise GlossError(f"{path} holds no usable line ({total} read); get the file again, in its published layout")
     if len(bad) > max_rejected * total:
-        raise GlossError(f"{path}: {len(bad)} of {total} lines cannot be used (the first is line {bad[0]}), "
-                         f"more than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected")
+        raise GlossError(
+            f"{path}: {len(bad)} of {total} lines cannot be used (the first is line {bad[0]}), "
+            f"more than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected"
+        )
 
 
 def read_reviews(path: Path, max_rejected: float) -> tuple[pd.DataFrame, int]:
@@ -103,9 +118,15 @@ def read_reviews(path: Path, max_rejected: float) -> tuple[pd.DataFrame, int]:
         try:
             record = json.loads(line)
             row = (record["reviewerID"], record["asin"], record["unixReviewTime"], record.get("overall"))
-            good = (isinstance(row[0], str) and isinstance(row[1], str) and row[0] and row[1]
-                    and type(row[2]) is int and abs(row[2]) < 2**62
-                    and (row[3] is None or type(row[3]) in (int, float)))
+            good = (
+                isinstance(row[0], str)
+                and isinstance(row[1], str)
+                and row[0]
+                and row[1]
+                and type(row[2]) is int
+                and abs(row[2]) < 2**62
+                and (row[3] is None or type(row[3]) in (int, float))
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             good = False
         if good:

@@ -23,21 +23,39 @@ def train_tokenizer(titles: list[str], vocabulary: int) -> PreTrainedTokenizerFa
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<|begin|>", "<|end|>", "<|pad|>"],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|begin|>", "<|end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator([prompts.prompt([title]) for title in titles], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>",
-                                   pad_token="<|pad|>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int) -> LlamaForCausalLM:
     """An untrained Llama; about 2 M parameters with 4 layers of width 192 and a vocabulary of 2,000."""
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=_multiple(width * 8 / 3, 64),
-        num_hidden_layers=layers, num_attention_heads=max(1, width // 64), num_key_value_heads=max(1, width // 64),
-        max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=_multiple(width * 8 / 3, 64),
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 64),
+            num_key_value_heads=max(1, width // 64),
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def _multiple(size: float, of: int) -> int:
@@ -63,13 +81,21 @@ def prepare(run: Run, titles: list[str]) -> Path:
     training.seed_everything(run["seed"])
     tokenizer = train_tokenizer(titles, run["tiny_vocabulary"])
     model = new_model(tokenizer, run["tiny_layers"], run["tiny_width"])
-    texts = prompts.encode_training(tokenizer, *random_lists(titles, run["tiny_steps"] * BATCH_SIZE, run["seed"]),
-                                    run["max_length"])
-    settings = training.Settings(learning_rate=run["tiny_learning_rate"], scheduler="cosine",
-                                 warmup_steps=run["tiny_steps"] // 20, weight_decay=0.01, optimizer="adamw_torch",
-                                 batch_size=BATCH_SIZE, gradient_accumulation=1, epochs=1, seed=run["seed"])
-    training.train(model, tokenizer, texts, [], settings, run.folder.checkpoints / "base", made_from,
-                   name="base model")
+    texts = prompts.encode_training(
+        tokenizer, *random_lists(titles, run["tiny_steps"] * BATCH_SIZE, run["seed"]), run["max_length"]
+    )
+    settings = training.Settings(
+        learning_rate=run["tiny_learning_rate"],
+        scheduler="cosine",
+        warmup_steps=run["tiny_steps"] // 20,
+        weight_decay=0.01,
+        optimizer="adamw_torch",
+        batch_size=BATCH_SIZE,
+        gradient_accumulation=1,
+        epochs=1,
+        seed=run["seed"],
+    )
+    training.train(model, tokenizer, texts, [], settings, run.folder.checkpoints / "base", made_from, name="base model")
     with write_whole(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import read_json, write_json
+from gloss_utils.run_folder import full_disk_in_one_line, read_json, write_json
 
 seed_everything = set_seed
 
@@ -37,6 +37,7 @@ class Settings:
     patience: int | None = None
     gradient_checkpointing: bool = False
     report_to: str = "none"
+    logs: str = ""
 
 
 class _Progress(TrainerCallback):
@@ -47,8 +48,14 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.first_token = state.num_input_tokens_seen
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", mininterval=2,
-                        file=sys.stderr)
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.name,
+            unit="step",
+            mininterval=2,
+            file=sys.stderr,
+        )
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.begun = time.perf_counter()
@@ -79,8 +86,16 @@ class _Padding:
         return {"input_ids": rows, "attention_mask": mask, "labels": rows.masked_fill(mask == 0, -100)}
 
 
-def train(model, tokenizer, texts: list[list[int]], validation: list[list[int]], settings: Settings, folder: Path,
-          made_from: dict, name: str) -> dict:
+def train(
+    model,
+    tokenizer,
+    texts: list[list[int]],
+    validation: list[list[int]],
+    settings: Settings,
+    folder: Path,
+    made_from: dict,
+    name: str,
+) -> dict:
     """Train `model` in place on token ids, evaluating on `validation` after each epoch where there is any.
 
     Checkpoints go to `folder` each epoch; a run with the same `made_from` goes on from the last whole one, another
@@ -91,23 +106,40 @@ def train(model, tokenizer, texts: list[list[int]], validation: list[list[int]],
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = settings.logs
     progress, evaluated = _Progress(name), "epoch" if validation else "no"
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(folder), num_train_epochs=settings.epochs, seed=settings.seed,
-            per_device_train_batch_size=settings.batch_size, per_device_eval_batch_size=settings.batch_size,
+            output_dir=str(folder),
+            num_train_epochs=settings.epochs,
+            seed=settings.seed,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation,
-            learning_rate=settings.learning_rate, lr_scheduler_type=settings.scheduler,
-            warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, optim=settings.optimizer,
-            eval_strategy=evaluated, save_strategy="epoch", save_total_limit=2,
-            load_best_model_at_end=bool(validation), metric_for_best_model="eval_loss", greater_is_better=False,
-            bf16=on_gpu and torch.cuda.is_bf16_supported(), use_cpu=not on_gpu, dataloader_pin_memory=on_gpu,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type=settings.scheduler,
+            warmup_steps=settings.warmup_steps,
+            weight_decay=settings.weight_decay,
+            optim=settings.optimizer,
+            eval_strategy=evaluated,
+            save_strategy="epoch",
+            save_total_limit=2,
+            load_best_model_at_end=bool(validation),
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            bf16=on_gpu and torch.cuda.is_bf16_supported(),
+            fp16=on_gpu and not torch.cuda.is_bf16_supported(),
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
             gradient_checkpointing=settings.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-            include_num_input_tokens_seen="non_padding", remove_unused_columns=False, prediction_loss_only=True,
-            logging_steps=10, report_to=settings.report_to, disable_tqdm=True,
+            include_num_input_tokens_seen="non_padding",
+            remove_unused_columns=False,
+            prediction_loss_only=True,
+            logging_steps=10,
+            report_to=settings.report_to,
+            disable_tqdm=True,
         ),
         train_dataset=[{"input_ids": ids} for ids in texts],
         eval_dataset=[{"input_ids": ids} for ids in validation] or None,
@@ -115,7 +147,8 @@ def train(model, tokenizer, texts: list[list[int]], validation: list[list[int]],
         callbacks=[progress] + ([EarlyStoppingCallback(settings.patience)] if validation and settings.patience else []),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole(folder))
+    with full_disk_in_one_line(folder):
+        trainer.train(resume_from_checkpoint=_last_whole(folder))
     shutil.rmtree(folder)
     return {
         "history": [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
@@ -154,5 +187,7 @@ def _peak_memory(on_gpu: bool) -> int:
 def check_reporter(name: str):
     """Raise `GlossError` where the tracker to report to is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise GlossError(f"parameter report_to is {name!r}, but the package {name} is not installed; "
-                         f"pip install {name}, or set report_to to none")
+        raise GlossError(
+            f"parameter report_to is {name!r}, but the package {name} is not installed; "
+            f"pip install {name}, or set report_to to none"
+        )
