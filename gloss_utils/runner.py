@@ -1,5 +1,6 @@
 """Running the notebooks headless: which are up to date, which have to be executed, and what to say when one fails."""
 
+import logging
 import re
 import sys
 import time
@@ -141,8 +142,9 @@ def _failure(stage: str, error: PapermillExecutionError, notebook: Path) -> str:
 
 
 def _write_html(notebook: Path):
+    logging.getLogger("traitlets").setLevel(logging.ERROR)  # it asks for alternative texts of the pictures
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nbconvert asks for descriptions of pictures that have a caption beside them
+        warnings.simplefilter("ignore")
         page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
     with write_whole(notebook.with_suffix(".html")) as part:
         part.write_text(page, encoding="utf-8")

@@ -1,0 +1,59 @@
+"""The demo cut small: one run of all six notebooks that many tests look at."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gloss_utils import parameters as P
+from gloss_utils import runner
+from gloss_utils.run_folder import RunFolder
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+SMALL = {
+    "max_users": 60,
+    "tiny_layers": 1,
+    "tiny_width": 64,
+    "tiny_vocabulary": 600,
+    "tiny_steps": 10,
+    "epochs": 1,
+    "warmup_steps": 2,
+    "num_beams": 3,
+    "max_new_tokens": 24,
+}
+
+
+def write_parameters(path: Path, **values) -> Path:
+    """Write the small demo's parameters, and `values` over them, to a YAML file."""
+    demo = yaml.safe_load((P.ROOT / "params/demo.yaml").read_text())
+    path.write_text(yaml.safe_dump(demo | SMALL | values))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> tuple[RunFolder, Path]:
+    """A finished run of the small demo, and its parameter file. Tests that change it take `copied_run`."""
+    root = tmp_path_factory.mktemp("small")
+    file = write_parameters(root / "small.yaml", run_dir=str(root / "run"), data_dir=str(root / "data"))
+    return runner.run([str(file)], []), file
+
+
+@pytest.fixture
+def copied_run(small_run, tmp_path) -> tuple[RunFolder, Path]:
+    """A copy of the finished small run, to change at will, and a parameter file for it."""
+    folder, file = small_run
+    copy = tmp_path / "run"
+    shutil.copytree(folder.root, copy)
+    values = yaml.safe_load(file.read_text()) | {"run_dir": str(copy)}
+    return RunFolder(copy), write_parameters(tmp_path / "copied.yaml", **values)
+
+
+@pytest.fixture
+def amazon() -> Path:
+    """The folder of real raw files; tests that need it are skipped where it is absent."""
+    folder = SHARED / "data/amazon2014"
+    if not folder.is_dir():
+        pytest.skip("the real Amazon files are not beside this checkout")
+    return folder

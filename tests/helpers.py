@@ -1,0 +1,77 @@
+"""Small hand-made data for the tests, and where the real data is."""
+
+import gzip
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pandas as pd
+import pytest
+
+from gloss_utils import explore_data, sources
+from gloss_utils.errors import GlossError
+from gloss_utils.explore_data import Dataset
+from gloss_utils.index import DenseIndex
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@contextmanager
+def one_line_error(*words: str):
+    """Expect a `GlossError` whose message is one line that has all of `words` in it."""
+    with pytest.raises(GlossError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def write_lines(path: Path, lines: list[str], zipped: bool = False) -> Path:
+    """Write lines to a file, gzipped or not."""
+    data = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if zipped else data)
+    return path
+
+
+def reviews(*rows: tuple) -> pd.DataFrame:
+    """What `sources.read_reviews` returns, from (user, item, time[, rating])."""
+    return pd.DataFrame([(*row, 5.0)[:4] for row in rows], columns=["user", "item", "time", "rating"])
+
+
+def metadata(*rows: tuple) -> pd.DataFrame:
+    """What `sources.read_metadata` returns, from (item, title)."""
+    return pd.DataFrame(list(rows), columns=["item", "title"])
+
+
+def dataset(sequences: dict[str, str], validation: str = "", drawn: str | None = None, items: str = "") -> Dataset:
+    """A dataset of users and items named by one letter each; `items` is the catalogue's order, by default sorted."""
+    items = items or "".join(sorted(set("".join(sequences.values()))))
+    rows = [(user, item, time) for user in sorted(sequences) for time, item in enumerate(sequences[user])]
+    users = pd.DataFrame(
+        [(u, len(s), u in validation, drawn is None or u in drawn) for u, s in sorted(sequences.items())],
+        columns=["user", "interactions", "validation", "drawn"],
+    )
+    catalogue = metadata(*((item, f"title {item}") for item in items))
+    return Dataset(catalogue, pd.DataFrame(rows, columns=["user", "item", "time"]), users, {})
+
+
+def dense(texts: list[str], vectors) -> DenseIndex:
+    """A dense index of given vectors; its encoder does not exist, so that only the catalogue's texts can be sought."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return DenseIndex(texts, "no such encoder", index)
+
+
+@lru_cache
+def real(name: str) -> Dataset:
+    """Beauty or Toys from the shared raw files; skips the test where they are absent."""
+    folder = SHARED / "data/amazon2014"
+    if not folder.is_dir():
+        pytest.skip(f"the raw Amazon files are not in {folder}")
+    review_file, metadata_file = sources.locate(name, folder)
+    read, _ = sources.read_reviews(review_file, 0)
+    titles, _ = sources.read_metadata(metadata_file, set(read["item"]), 0)
+    return explore_data.build(read, titles, None, 0)

@@ -1,0 +1,208 @@
+"""The rules of METHOD.md, "Data rules", up to the splits; the real data's counts; the demo."""
+
+import ast
+import gzip
+import json
+from collections import Counter
+
+import pandas as pd
+import pytest
+from helpers import SHARED, metadata, one_line_error, real, reviews
+
+from gloss_utils import demo, explore_data, sources
+
+
+def rows(interactions: pd.DataFrame) -> list[str]:
+    return [f"{user}{item}{time}" for user, item, time in interactions.itertuples(index=False)]
+
+
+def test_items_without_a_title_go_with_their_interactions():
+    read = reviews(("u", "a", 1), ("u", "none", 2), ("u", "blank", 3), ("u", "unlisted", 4), ("v", "none", 5))
+    titles = metadata(("none", None), ("blank", " \t"), ("a", "Soap"))
+    items, interactions, dropped = explore_data.apply_rules(read, titles)
+    assert items.values.tolist() == [["a", "Soap"]]
+    assert rows(interactions) == ["ua1"]
+    assert dropped["items_without_title"] == 3
+    assert dropped["reviews_of_items_without_title"] == 4
+
+
+def test_titles_are_cut_to_25_words_and_entities_stay():
+    words = [f"w{number}" for number in range(1, 27)]
+    assert explore_data.cut_title(" ".join(words)) == " ".join(words[:25])
+    assert explore_data.cut_title(" ".join(words[:25])) == " ".join(words[:25])
+    title = "Rose &amp; Mist&reg; 3.4 oz &#39;L&#39;"
+    items, *_ = explore_data.apply_rules(reviews(("u", "a", 1)), metadata(("a", title)))
+    assert items["title"].tolist() == [title]
+
+
+def test_an_item_listed_twice_counts_once():
+    read = reviews(("u", "a", 1), ("u", "b", 2), ("u", "c", 3))
+    titles = metadata(("b", "B"), ("a", "A"), ("b", "B"), ("c", None), ("a", "other"), ("c", "C"))
+    items, interactions, dropped = explore_data.apply_rules(read, titles)
+    assert items.values.tolist() == [["b", "B"], ["a", "A"], ["c", "C"]]  # the metadata's order
+    assert len(interactions) == 3
+    assert dropped["items_listed_again_with_other_values"] == 1
+
+
+def test_items_that_nobody_has_are_not_in_the_catalogue():
+    items, *_ = explore_data.apply_rules(reviews(("u", "a", 1)), metadata(("z", "Z"), ("a", "A")))
+    assert items["item"].tolist() == ["a"]
+
+
+def test_only_reviews_alike_in_user_item_time_and_rating_are_duplicates():
+    read = reviews(
+        ("u", "a", 1, 5.0),
+        ("u", "a", 1, 5.0),  # dropped
+        ("u", "a", 1, 4.0),  # another rating
+        ("u", "a", 2, 5.0),  # another time
+        ("v", "a", 1, 5.0),  # another user
+        ("u", "b", 1, None),
+        ("u", "b", 1, None),  # dropped
+        ("u", "b", 1, 5.0),
+    )
+    _, interactions, dropped = explore_data.apply_rules(read, metadata(("a", "A"), ("b", "B")))
+    assert rows(interactions) == ["ua1", "ua1", "ub1", "ub1", "ua2", "va1"]
+    assert dropped["duplicate_reviews"] == 2
+
+
+def test_ties_keep_the_files_order():
+    # More than 16 equal times: a sort that is not stable would mix them.
+    items = [f"{7 * number % 40:02d}" for number in range(40)]
+    read = reviews(*((user, item, 5) for item in items for user in ("v", "u")), ("u", "99", 4))
+    _, interactions, _ = explore_data.apply_rules(read, metadata(*((item, "T") for item in [*items, "99"])))
+    assert interactions["user"].tolist() == ["u"] * 41 + ["v"] * 40
+    assert interactions["item"].tolist() == ["99", *items, *items]
+
+
+def test_users_with_fewer_than_3_are_counted_and_then_left_out():
+    read = reviews(
+        *(("long", item, time) for time, item in enumerate("abcd")),
+        *(("three", item, time) for time, item in enumerate("aba")),
+        ("two", "a", 1),
+        ("two", "only", 2),
+        ("lost", "a", 1),  # 3 reviews, 2 once the item without a title is gone
+        ("lost", "b", 2),
+        ("lost", "untitled", 3),
+    )
+    titles = metadata(*((item, item) for item in ["a", "b", "c", "d", "only"]), ("untitled", None))
+    data = explore_data.build(read, titles, None, 0)
+    assert data.users["user"].tolist() == ["long", "three"]
+    assert data.users["interactions"].tolist() == [4, 3]
+    assert set(data.interactions["user"]) == {"long", "three"}
+    assert data.items["item"].tolist() == ["a", "b", "c", "d", "only"]
+    counted = {name: value for name, value in data.statistics.items() if name != "dropped"}
+    assert counted == {
+        "users": 2,
+        "users_with_any": 4,
+        "items": 5,
+        "interactions": 4 + 3 + 2 + 2,
+        "mean_history": 2.75,
+        "std_history": 0.96,  # of 4, 3, 2, 2 about 2.75: sqrt(2.75 / 3)
+    }
+    assert data.sequences() == {"long": list("abcd"), "three": list("aba")}
+
+
+def test_nothing_left_is_an_error():
+    with one_line_error("at least 3 interactions"):
+        explore_data.build(reviews(("u", "a", 1), ("u", "a", 2)), metadata(("a", "A")), None, 0)
+    with one_line_error("at least 3 interactions"):
+        explore_data.build(reviews(*(("u", "a", time) for time in range(5))), metadata(("z", "Z")), None, 0)
+
+
+@pytest.mark.parametrize(("users", "drawn"), [(19, 0), (20, 1), (39, 1), (40, 2), (140, 7), (1999, 99), (2000, 100)])
+def test_validation_users_are_5_percent_rounded_down(users, drawn):
+    counts = pd.Series(3, index=[f"u{number}" for number in range(users)])
+    assert explore_data.draw_users(counts, None, 1)["validation"].sum() == drawn
+
+
+def test_the_draw_hangs_on_the_seed_and_not_on_the_order_of_users():
+    counts = pd.Series(range(3, 403), index=[f"u{number:03d}" for number in range(400)])
+
+    def validation(counts, seed):
+        users = explore_data.draw_users(counts, None, seed)
+        assert users["user"].tolist() == sorted(counts.index)
+        assert users["interactions"].tolist() == list(range(3, 403))
+        return users.loc[users["validation"], "user"].tolist()
+
+    assert validation(counts, 1) == validation(counts[::-1], 1)
+    assert len(validation(counts, 1)) == 20
+    assert validation(counts, 1) != validation(counts, 2)
+    assert validation(counts, 1) != sorted(counts.index)[:20]
+
+
+def test_max_users_keeps_the_catalogue_the_counts_and_the_validation_split():
+    read = reviews(*((f"u{user:02d}", f"i{(user + time) % 50}", time) for user in range(60) for time in range(4)))
+    titles = metadata(*((f"i{item}", "T") for item in range(50)))
+    whole, small = (explore_data.build(read, titles, users, 3) for users in (None, 10))
+    assert whole.users["drawn"].all() and small.users["drawn"].sum() == 10
+    assert small.items.equals(whole.items) and small.interactions.equals(whole.interactions)
+    assert small.statistics == whole.statistics and whole.statistics["users"] == 60
+    assert whole.users["validation"].sum() == 3
+    assert small.users["validation"].equals(whole.users["validation"])
+    assert explore_data.build(read, titles, 1000, 3).users["drawn"].all()
+    more = explore_data.build(read, titles, 20, 3).users
+    assert more.loc[small.users["drawn"], "drawn"].all()  # more users hold the fewer
+
+
+@pytest.mark.parametrize("name", ["beauty", "toys"])
+def test_real_counts_are_the_published_ones(name):
+    ours = real(name).statistics
+    published = json.loads((SHARED / "reference/published.json").read_text())["dataset_statistics"][name]
+    names = ["users", "users_with_any", "items", "interactions", "mean_history", "std_history"]
+    assert {key: ours[key] for key in names} == {key: published[key] for key in names}
+
+
+# ---- the demo
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """The demo's review and metadata records, as its files have them."""
+    paths = sources.locate("demo", tmp_path_factory.mktemp("demo"))
+    lines = [gzip.decompress(path.read_bytes()).decode().splitlines() for path in paths]
+    return list(map(json.loads, lines[0])), list(map(ast.literal_eval, lines[1]))
+
+
+def test_the_demo_has_the_same_bytes_every_time(tmp_path):
+    paths = [(tmp_path / f"reviews{turn}", tmp_path / f"meta{turn}") for turn in range(2)]
+    for pair in paths:
+        demo.write(*pair)
+    assert [path.read_bytes() for path in paths[0]] == [path.read_bytes() for path in paths[1]]
+
+
+def test_the_demo_is_as_large_as_it_says(raw):
+    assert len({line["reviewerID"] for line in raw[0]}) == 1500
+    assert len({line["asin"] for line in raw[0]}) == 301
+    data = explore_data.build(*_frames(raw), None, 0)
+    assert (len(data.items), data.statistics["users_with_any"]) == (300, 1500)
+    assert 1450 <= len(data.users) < 1500  # some are too short
+    assert data.users["validation"].sum() == len(data.users) // 20
+
+
+def test_the_demo_has_the_blemishes_of_real_data(raw):
+    reviews, metadata = raw
+    untitled = {line["asin"] for line in metadata if "title" not in line}
+    assert len(untitled & {line["asin"] for line in reviews}) == 1
+    assert any("&amp;" in line.get("title", "") for line in metadata)
+    listed = Counter(line["asin"] for line in metadata)
+    assert max(listed.values()) == 2
+    assert set(listed) - {line["asin"] for line in reviews}  # described, never bought
+    assert sum(count - 1 for count in Counter(map(json.dumps, reviews)).values()) == 1
+    days = Counter((line["reviewerID"], line["unixReviewTime"]) for line in reviews)
+    assert sum(count > 1 for count in days.values()) > 50
+    items = [line["asin"] for line in reviews]
+    assert items == sorted(items)
+    dropped = explore_data.build(*_frames(raw), None, 0).statistics["dropped"]
+    assert (dropped["duplicate_reviews"], dropped["items_without_title"]) == (1, 1)
+    assert dropped["reviews_of_items_without_title"] > 10
+
+
+def _frames(raw):
+    reviews, metadata = raw
+    return (
+        pd.DataFrame(
+            [(r["reviewerID"], r["asin"], r["unixReviewTime"], r["overall"]) for r in reviews],
+            columns=["user", "item", "time", "rating"],
+        ),
+        pd.DataFrame([(m["asin"], m.get("title")) for m in metadata], columns=["item", "title"]),
+    )

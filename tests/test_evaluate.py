@@ -1,0 +1,157 @@
+"""Metrics, segments and intervals."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import dataset
+
+from gloss_utils import evaluate, ranking, segments
+
+
+def trec(tmp_path, **rankings: list[str]) -> pd.DataFrame:
+    """A run as it comes back from disk; every score is 1, so that only the order speaks."""
+    rows = [(user, rank, item, 1.0) for user, items in rankings.items() for rank, item in enumerate(items, 1)]
+    frame = pd.DataFrame(rows, columns=["user", "rank", "item", "score"])
+    ranking.write_trec(tmp_path / "run.trec", frame, "m")
+    return ranking.read_trec(tmp_path / "run.trec")
+
+
+def test_metrics_by_hand(tmp_path):
+    items = [f"i{number}" for number in range(1, 13)]
+    places = {"first": 1, "second": 2, "fifth": 5, "sixth": 6, "tenth": 10, "eleventh": 11}
+    targets = {user: f"i{place}" for user, place in places.items()} | {"missed": "i99", "none": "i1", "blank": "i1"}
+    # `missed` has a target outside the catalogue, `none` no ranking; a stranger's ranking is nobody's business.
+    run = trec(tmp_path, **dict.fromkeys([*places, "missed", "stranger"], items), blank=["i2"])
+    found = evaluate.per_user_metrics(run, targets)
+    assert found.index.tolist() == list(targets) and found.index.name == "user"
+    assert list(found.columns) == ["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10", "mrr"]
+    gain = {place: 1 / math.log2(place + 1) for place in places.values()}
+    expected = {
+        "first": [1, 1, 1, 1, 1, 1, 1],
+        "second": [0, 1, 1, 0, gain[2], gain[2], 1 / 2],
+        "fifth": [0, 1, 1, 0, gain[5], gain[5], 1 / 5],
+        "sixth": [0, 0, 1, 0, 0, gain[6], 1 / 6],
+        "tenth": [0, 0, 1, 0, 0, gain[10], 1 / 10],
+        "eleventh": [0, 0, 0, 0, 0, 0, 1 / 11],
+        "missed": [0] * 7,
+        "none": [0] * 7,
+        "blank": [0] * 7,
+    }
+    np.testing.assert_allclose(found, [expected[user] for user in targets], atol=1e-6)
+
+
+def test_metrics_of_nothing_are_0(tmp_path):
+    found = evaluate.per_user_metrics(trec(tmp_path), {"u": "a", "v": "b"})
+    assert found.index.tolist() == ["u", "v"] and (found.to_numpy() == 0).all()
+
+
+def test_metrics_agree_with_ranx(tmp_path, monkeypatch):
+    # Interpreted, ranx takes a second; compiling it takes most of a minute.
+    monkeypatch.setattr(pytest.importorskip("numba").config, "DISABLE_JIT", 1)
+    ranx = pytest.importorskip("ranx")
+    rng = np.random.default_rng(7)
+    users, items = [f"u{number}" for number in range(300)], [f"i{number}" for number in range(30)]
+    targets = {user: str(rng.choice(items)) for user in users}
+    rows = []
+    for user in users[:-20]:  # the last have no ranking
+        chosen = rng.permutation(items)[: rng.integers(1, 20)]
+        scores = np.sort(rng.choice([1.0, 0.9, 0.5, 0.0, rng.random()], len(chosen)))[::-1]  # full of ties
+        rows += zip([user] * len(chosen), range(1, len(chosen) + 1), chosen, scores, strict=True)
+    ranking.write_trec(tmp_path / "run.trec", pd.DataFrame(rows, columns=["user", "rank", "item", "score"]), "random")
+    ranking.write_qrels(tmp_path / "qrels.trec", targets)
+    ours = evaluate.per_user_metrics(ranking.read_trec(tmp_path / "run.trec"), targets)
+    qrels = ranx.Qrels.from_file(str(tmp_path / "qrels.trec"), kind="trec")
+    run = ranx.Run.from_file(str(tmp_path / "run.trec"), kind="trec")
+    theirs = ranx.evaluate(qrels, run, evaluate.METRICS, make_comparable=True)
+    assert set(theirs) == set(ours.columns) and 0.2 < theirs["recall@10"] < 0.5
+    for metric, mean in theirs.items():
+        assert ours[metric].mean() == pytest.approx(mean, abs=1e-6), metric
+        assert ours[metric].to_dict() == pytest.approx(dict(run.scores[metric]), abs=1e-6), metric
+
+
+# ---- segments
+
+
+def assign(counts, cold, power, everyone=(1,)) -> list[str]:
+    counts = pd.Series(counts, index=[f"u{number}" for number in range(len(counts))])
+    segment = segments.assign(counts, cold, power, pd.Series(everyone))
+    assert segment.index.equals(counts.index)
+    return segment.tolist()
+
+
+def test_segment_boundaries():
+    cold, regular, power = "cold-start", "regular", "power"
+    # METHOD: cold-start n <= 5, power n > 14 (Beauty) or n > 13 (Toys).
+    assert assign([3, 5, 6, 14, 15, 200], 5, 15) == [cold, cold, regular, regular, power, power]
+    assert assign([5, 13, 14], 5, 14) == [cold, regular, power]
+    # The 90th percentile of 1 … 101 is 91; power users are above it. It is that of everyone, not of those evaluated.
+    everyone = range(1, 102)
+    assert assign([90, 91, 92], 5, None, everyone) == [regular, regular, power]
+    assert assign([4, 5, 6, 7], 5, None, [4] * 95 + [100] * 5) == [cold, cold, power, power]
+
+
+def test_interactions_are_counted_in_the_dataset_whatever_the_split():
+    data = dataset({"u": "abcde", "v": "abc"})
+    queries = pd.DataFrame({"user": ["v", "u", "stranger"], "history": [["a"], ["a", "b"], ["x", "y", "z"]]})
+    assert evaluate.interactions_of(data, queries, "test").to_dict() == {"v": 3, "u": 5, "stranger": 4}
+    assert evaluate.interactions_of(data, queries, "validation").to_dict() == {"v": 3, "u": 5, "stranger": 5}
+
+
+def test_intervals():
+    values = np.random.default_rng(1).random((900, 2)) * [1, 10]
+    low, high = segments.intervals(values, 7)
+    assert low.shape == high.shape == (2,)
+    assert (low < values.mean(axis=0)).all() and (values.mean(axis=0) < high).all()
+    # A mean of n uniform values has the standard error 0.2887 / sqrt(n); 95 % are 3.92 of them.
+    np.testing.assert_allclose(high - low, np.array([1, 10]) * 3.92 * 0.2887 / 30, rtol=0.15)
+    few_low, few_high = segments.intervals(values[:100], 7)
+    assert (few_high - few_low > 2 * (high - low)).all()  # a third of the root: about three times as wide
+
+
+def test_intervals_hang_on_the_seed():
+    values = np.random.default_rng(1).random((50, 1))
+    assert segments.intervals(values, 7) == segments.intervals(values, 7)
+    assert segments.intervals(values, 7) != segments.intervals(values, 8)
+
+
+def test_intervals_of_constants_and_of_nobody():
+    low, high = segments.intervals(np.full((5, 2), 0.25), 1)
+    assert low.tolist() == high.tolist() == [0.25, 0.25]
+    low, high = segments.intervals(np.empty((0, 3)), 1)
+    assert low.shape == high.shape == (3,) and np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_summary_by_method_and_segment():
+    rows = [
+        ("gloss", "cold-start", 1.0),
+        ("gloss", "cold-start", 0.0),
+        ("gloss", "regular", 1.0),
+        ("popularity", "cold-start", 0.0),
+        ("popularity", "cold-start", 0.0),
+        ("popularity", "regular", 1.0),
+    ]
+    per_user = pd.DataFrame(rows, columns=["method", "segment", "value"])
+    per_user = per_user.assign(**dict.fromkeys(evaluate.METRICS, per_user["value"]), user=list("abcabc"))
+    per_user["mrr"] = [0.5, 0, 0.25, 0, 0, 0.5]
+    found = evaluate.summarise(per_user, "test", 3)
+    assert [(row["method"], row["segment"], row["users"]) for row in found] == [
+        (method, segment, users)
+        for method in ("gloss", "popularity")
+        for segment, users in (("all", 3), ("cold-start", 2), ("regular", 1), ("power", 0))
+    ]
+    by = {(row["method"], row["segment"]): row for row in found}
+    assert by["gloss", "all"]["recall@5"] == 0.666667 and by["gloss", "all"]["mrr"] == 0.25
+    assert by["gloss", "cold-start"]["ndcg@5"] == 0.5 and by["gloss", "regular"]["mrr"] == 0.25
+    assert by["popularity", "cold-start"]["recall@1"] == by["popularity", "cold-start"]["recall@1_high"] == 0
+    assert all(row["split"] == "test" for row in found)
+    for row in found:
+        for metric in evaluate.METRICS:
+            low, mean, high = (row[f"{metric}{suffix}"] for suffix in ("_low", "", "_high"))
+            if row["segment"] == "power":
+                assert (low, mean, high) == (None, None, None)
+            else:
+                assert low <= mean <= high
+    assert by["gloss", "all"]["recall@5_low"] == 0 and by["gloss", "all"]["recall@5_high"] == 1
+    assert found == evaluate.summarise(per_user, "test", 3)

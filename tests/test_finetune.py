@@ -1,0 +1,239 @@
+"""Fine-tuning and generation on models small enough to make here: the 4-bit path, resuming, beams and their scores."""
+
+import pytest
+import torch
+from conftest import write_parameters
+
+from gloss_utils import finetune, generate, prompts, runner, splits, tiny, training
+from gloss_utils.errors import GlossError
+from gloss_utils.explore_data import Dataset
+from gloss_utils.run_folder import Run, RunFolder, read_json
+
+TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
+
+
+def run_of(small_run, **values) -> Run:
+    """A `Run` with the small run's resolved parameters, in its folder."""
+    folder, _ = small_run
+    parameters = {}
+    for entry in folder.stages().values():
+        parameters |= entry["parameters"]
+    return Run(folder, "test", {}, parameters | values)
+
+
+def test_base_is_trained_on_titles_alone_and_saved_as_a_model_folder(small_run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = run_of(small_run)
+    model = AutoModelForCausalLM.from_pretrained(run.folder.base)
+    tokenizer = AutoTokenizer.from_pretrained(run.folder.base)
+    assert model.config.model_type == "llama" and len(tokenizer) == model.config.vocab_size
+    text = prompts.item_text("Alder &amp; Vale Café — 3.4 oz")
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    before = (run.folder.base / "model.safetensors").stat().st_mtime_ns
+    tiny.prepare(run, Dataset.load(run.folder).items["title"].tolist())
+    assert (run.folder.base / "model.safetensors").stat().st_mtime_ns == before  # once
+
+
+def test_random_lists_are_seeded_and_of_the_catalogue():
+    lists, ends = tiny.random_lists(TITLES, 50, seed=1)
+    assert (lists, ends) == tiny.random_lists(TITLES, 50, seed=1) != tiny.random_lists(TITLES, 50, seed=2)
+    assert {title for titles in lists for title in titles} | set(ends) == set(TITLES)
+
+
+def test_demo_base_has_about_two_million_parameters():
+    tokenizer = tiny.train_tokenizer(TITLES, 2000)
+    model = tiny.new_model(tokenizer, layers=4, width=192)
+    layers = model.num_parameters() - model.get_input_embeddings().weight.numel()
+    assert 1.5e6 < layers + 2000 * 192 < 2.5e6
+
+
+def test_qlora_trains_adapters_only(small_run):
+    run = run_of(small_run)
+    model, _ = finetune._with_peft(run, run.folder.base)
+    names = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert names and all("lora_" in name for name in names)
+    for module in run["lora_modules"]:
+        assert any(module in name for name in names)
+    assert type(model.base_model.model.model.layers[0].self_attn.q_proj.base_layer).__name__ == "Linear4bit"
+    assert model.peft_config["default"].r == 16 and model.peft_config["default"].bias == "none"
+
+
+def test_training_texts_hold_no_held_out_target(small_run):
+    run = run_of(small_run)
+    data = Dataset.load(run.folder)
+    tokenizer = tiny.train_tokenizer(data.items["title"].tolist(), 2000)
+    examples = splits.training_examples(data)
+    texts = [tokenizer.decode(ids) for ids in finetune.encode(data, examples, tokenizer, 1024)]
+    titles, sequences = data.titles(), data.sequences()
+    for user, text in zip(examples["user"], texts, strict=True):
+        held_out = titles[sequences[user][-1]]
+        expected = sum(titles[item] == held_out for item in sequences[user][:-1])
+        assert text.count(f"Title: {held_out}\n") + text.endswith(f"Title: {held_out}<|end|>") <= expected
+
+
+def test_unpacked_model_computes_what_the_4bit_model_does(small_run):
+    run = run_of(small_run)
+    packed, tokenizer = finetune.load_base(run.folder.base, load_in_4bit=True)
+    packed = generate.PeftModel.from_pretrained(packed, run.folder.adapter).eval()
+    unpacked, _ = generate.load_model(run)
+    ids = torch.tensor([prompts.encode_prompts(tokenizer, [TITLES], 1024)[0]])
+    with torch.inference_mode():
+        difference = (packed(ids).logits - unpacked(ids).logits).abs().max()
+    assert difference < 1e-3
+
+
+def test_beam_search_scores_lengths_and_order(small_run):
+    run = run_of(small_run)
+    model, tokenizer = generate.load_model(run)
+    inputs = prompts.encode_prompts(tokenizer, [TITLES[:1], TITLES, TITLES[:2]], 1000)
+    found = generate.beam_search(model, tokenizer, inputs, num_beams=3, max_new_tokens=12, batch_size=2)
+    alone = generate.beam_search(model, tokenizer, inputs[2:], num_beams=3, max_new_tokens=12, batch_size=1)
+    assert found["texts"][2] == alone["texts"][0]  # order of the input, whatever the batches
+    assert found["logprobs"][2] == pytest.approx(alone["logprobs"][0], abs=1e-3)
+    for row in found.itertuples():
+        assert len(row.texts) == len(row.logprobs) == len(row.lengths) == 3
+        means = [total / length for total, length in zip(row.logprobs, row.lengths, strict=True)]
+        assert means == sorted(means, reverse=True)
+        assert all(1 <= length <= 12 for length in row.lengths)
+    new, total, length = greedy(model, tokenizer, inputs[0], 12)
+    one = generate.beam_search(model, tokenizer, inputs[:1], num_beams=1, max_new_tokens=12, batch_size=1)
+    assert one["texts"][0] == [tokenizer.decode(new, skip_special_tokens=True).strip()]
+    assert one["logprobs"][0] == pytest.approx([total], abs=1e-3) and one["lengths"][0] == [length]
+
+
+def greedy(model, tokenizer, prompt: list[int], most: int) -> tuple[list[int], float, int]:
+    """Greedy decoding written out: new tokens, their log-probability, their number."""
+    new, total = [], 0.0
+    while len(new) < most and tokenizer.eos_token_id not in new:
+        with torch.inference_mode():
+            logprobs = model(torch.tensor([prompt + new])).logits[0, -1].double().log_softmax(-1)
+        new.append(int(logprobs.argmax()))
+        total += float(logprobs[new[-1]])
+    return new, total, len(new)
+
+
+def settings(**values) -> training.Settings:
+    return training.Settings(
+        learning_rate=1e-3,
+        scheduler="linear",
+        warmup_steps=0,
+        weight_decay=0.0,
+        optimizer="adamw_torch",
+        batch_size=4,
+        gradient_accumulation=1,
+        seed=1,
+        **values,
+    )
+
+
+def train_small(folder, epochs=3, patience=3):
+    training.seed_everything(1)
+    tokenizer = tiny.train_tokenizer(TITLES, 400)
+    model = tiny.new_model(tokenizer, layers=1, width=64)
+    texts = prompts.encode_training(tokenizer, *tiny.random_lists(TITLES, 16, seed=1), 256)
+    result = training.train(
+        model,
+        tokenizer,
+        texts,
+        texts[:4],
+        settings(epochs=epochs, patience=patience),
+        folder,
+        {"epochs": epochs},
+        "test",
+    )
+    return model, result
+
+
+def test_training_resumes_after_a_kill(tmp_path, monkeypatch):
+    whole, expected = train_small(tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == 7:  # in the second epoch of four steps each
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(training._Progress, "on_step_end", kill)
+        train_small(tmp_path / "cut")
+    broken = tmp_path / "cut/checkpoint-8"  # a later checkpoint that was being written is not taken for a whole one
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"half")
+    steps = []
+    begun = training._Progress.on_step_begin
+    monkeypatch.setattr(
+        training._Progress,
+        "on_step_begin",
+        lambda self, args, state, control, **k: (
+            steps.append(state.global_step),
+            begun(self, args, state, control, **k),
+        )[1],
+    )
+    resumed, result = train_small(tmp_path / "cut")
+    assert steps[0] == 4 and result["steps"] == expected["steps"] == 12
+    for name, weight in whole.state_dict().items():
+        assert torch.allclose(weight, resumed.state_dict()[name], atol=1e-6), name
+    assert not (tmp_path / "cut").exists()
+
+
+def test_training_of_another_kind_starts_anew(tmp_path, monkeypatch):
+    folder = tmp_path / "work"
+    training._start_over_if_other(folder, {"a": 1})
+    (folder / "checkpoint-4").mkdir()
+    training._start_over_if_other(folder, {"a": 1})
+    assert (folder / "checkpoint-4").exists()
+    training._start_over_if_other(folder, {"a": 2})
+    assert not (folder / "checkpoint-4").exists()
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.7, 0.5])
+    weights = []
+
+    def evaluate(self, *args, **kwargs):
+        weights.append({name: weight.clone() for name, weight in self.model.state_dict().items()})
+        metrics = {"eval_loss": next(losses)}
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    monkeypatch.setattr(training.Trainer, "evaluate", evaluate)
+    model, result = train_small(tmp_path / "early", epochs=6, patience=2)
+    assert [log["eval_loss"] for log in result["history"] if "eval_loss" in log] == [3.0, 1.0, 2.0, 2.5]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[1][name])
+
+
+def test_reports(small_run):
+    log = read_json(small_run[0].training)
+    assert log["device"] == "cpu" and log["trained_with"] == "transformers" and log["tokens_per_second"] > 0
+    assert 0 < log["trainable_parameters"] < log["all_parameters"] and log["peak_memory_gb"] > 0
+    with pytest.raises(GlossError, match="package wandb is not installed; pip install wandb"):
+        training.check_reporter("wandb")
+
+
+def test_tokenizers_without_padding_or_end():
+    tokenizer = tiny.train_tokenizer(TITLES, 400)
+    tokenizer.pad_token = None
+    assert finetune.with_padding(tokenizer).pad_token == tokenizer.eos_token
+    tokenizer.eos_token = None
+    with pytest.raises(GlossError, match="has no end-of-sequence token"):
+        finetune.with_padding(tokenizer)
+
+
+def test_lora_modules_that_the_model_lacks(small_run):
+    run = run_of(small_run, lora_modules=["no_such_module"])
+    with pytest.raises(GlossError, match=r"parameter lora_modules is .'no_such_module'."):
+        finetune._with_peft(run, run.folder.base)
+
+
+@pytest.mark.slow
+def test_demo_is_learnt(tmp_path):
+    """On the whole demo, GLoSS finds at least twice as many targets as popularity and every last-item search."""
+    file = write_parameters(tmp_path / "demo.yaml")
+    file.write_text((runner.P.ROOT / "params/demo.yaml").read_text())
+    folder: RunFolder = runner.run([str(file)], [("run_dir", str(tmp_path / "run"))])
+    recall = {row["method"]: row["recall@5"] for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
+    assert recall.pop("gloss") >= 2 * max(recall.values())

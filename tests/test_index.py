@@ -1,0 +1,157 @@
+"""The two indexes: order, rounding, and what comes back from disk."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import dense, one_line_error
+
+from gloss_utils import index
+from gloss_utils.index import BM25Index, DenseIndex
+
+
+def near(similarities: list[float]) -> DenseIndex:
+    """An index whose item "0" has these inner products with the items "1", "2", …, and 1 with itself."""
+    first = [(1.0, 0.0)]
+    return dense([str(number) for number in range(len(similarities) + 1)], first + [(s, 0.0) for s in similarities])
+
+
+def test_dense_order_and_rounding():
+    ids, scores = near([0.1234549, 0.9, 0.1234551, -0.5]).search(["0"], 5)
+    assert ids.tolist() == [[0, 2, 3, 1, 4]]
+    assert scores.tolist() == [[1.0, 0.9, 0.12346, 0.12345, -0.5]]
+
+
+def test_similarities_that_differ_by_noise_are_a_tie_in_the_metadatas_order():
+    # 0.500001 … 0.500004 rise with the place, so that unrounded the order would be reversed.
+    ids, scores = near([0.500001, 0.500002, 0.500003, 0.500004, 0.50002]).search(["0"], 4)
+    assert ids.tolist() == [[0, 5, 1, 2]]
+    assert scores.tolist() == [[1.0, 0.50002, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("ties", [index.MARGIN - 1, index.MARGIN + 1, 4 * index.MARGIN, 40 * index.MARGIN])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_ties_beyond_the_margin(ties, k):
+    noise = np.linspace(0, 4e-6, ties)  # the last of the tied is the nearest before rounding
+    found = near([0.1] * 3 + list(0.5 + noise) + [0.2] * 3)
+    ids, scores = found.search(["0", "1"], k)
+    assert ids[0].tolist() == [0, 4, 5, 6, 7][:k]
+    assert scores[0].tolist() == [1.0, 0.5, 0.5, 0.5, 0.5][:k]
+    assert scores[1, 0] == 0.1 and ids[1, 0] == 0  # a second text in the same call has an order of its own
+
+
+def test_all_items_equal():
+    assert dense(list("abc"), np.ones((3, 2))).search(["c"], 2)[0].tolist() == [[0, 1]]
+    many = 200
+    ids, _ = dense([str(n) for n in range(many)], np.ones((many, 2))).search(["199"], 3)
+    assert ids.tolist() == [[0, 1, 2]]
+
+
+def test_equal_texts_and_k_larger_than_the_catalogue():
+    twice = dense(["a", "b", "a"], [(1, 0), (0, 1), (1, 0)])
+    ids, scores = twice.search(["a", "b", "a"], 10)
+    assert ids.tolist() == [[0, 2, 1], [1, 0, 2], [0, 2, 1]]
+    assert scores.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 0]]
+
+
+def test_a_wrong_encoder_is_refused(tmp_path, monkeypatch):
+    with one_line_error(str(tmp_path / "none"), index.DEFAULT_ENCODER):
+        index.load_encoder(str(tmp_path / "none"))
+    monkeypatch.setattr(index, "DEFAULT_ENCODER_SHA256", "0" * 64)
+    with one_line_error(index.DEFAULT_ENCODER, "0" * 64):
+        index.load_encoder(index.DEFAULT_ENCODER)
+
+
+TITLES = ["Rose Hand Cream", "Dog Leash", "Silk Conditioner", "Rose Hand Cream", "Puzzle, 500 Pieces", "Dog Collar"]
+TEXTS = [f"Title: {title}" for title in TITLES]
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    return DenseIndex.build(TEXTS, index.DEFAULT_ENCODER)
+
+
+def test_the_default_encoder(encoded):
+    vectors = encoded.vectors()
+    assert vectors.shape == (6, 384) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert (vectors[0] == vectors[3]).all()  # equal texts share one vector
+    ids, scores = encoded.search([TEXTS[3], "Title: leash for dogs", "shampoo"], 2)
+    assert ids.tolist()[0] == [0, 3] and scores.tolist()[0] == [1.0, 1.0]
+    assert sorted(ids.tolist()[1]) == [1, 5] and ids[1, 0] == 1
+    assert ids[2, 0] == 2
+    np.testing.assert_array_equal(scores, np.round(scores, 5))
+
+
+def test_a_texts_similarity_is_the_inner_product_of_unit_vectors(encoded):
+    text = "Title: rose soap"
+    (vector,) = encoded._encoder.encode([text])
+    (ids,), (scores,) = encoded.search([text], 6)
+    expected = encoded.vectors() @ (vector / np.linalg.norm(vector))
+    np.testing.assert_allclose(scores, expected[ids], atol=2e-5)
+    assert scores.tolist() == sorted(scores, reverse=True)
+
+
+def test_a_saved_dense_index_answers_alike(encoded, tmp_path):
+    encoded.save(tmp_path / "dense")
+    loaded = DenseIndex.load(tmp_path / "dense")
+    assert (loaded.texts, loaded.encoder_name) == (TEXTS, index.DEFAULT_ENCODER)
+    for ours, theirs in zip(encoded.search([*TEXTS, "soap"], 4), loaded.search([*TEXTS, "soap"], 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+# ---- BM25
+
+WORDS = ["Title: red soap", "Title: blue soap", "Title: blue cream jar", "Title: red soap", "Title: the brush"]
+
+
+def lucene(documents_with: int, length: int) -> float:
+    """BM25 of one word that occurs once in a text, in Lucene's variant. Five texts; without stop words, 3 + 3 + 4 + 3 +
+    2 words."""
+    idf = math.log(1 + (5 - documents_with + 0.5) / (documents_with + 0.5))
+    return idf / (1 + 1.5 * (1 - 0.75 + 0.75 * length / (15 / 5)))
+
+
+@pytest.fixture(scope="module")
+def words():
+    return BM25Index.build(WORDS)
+
+
+def test_bm25_scores_and_order(words):
+    ids, scores = words.search(["blue cream", "SOAP", "Title: soap"], 5)
+    cream = lucene(2, 4) + lucene(1, 4)
+    assert ids.tolist() == [[2, 1, 0, 3, 4], [0, 1, 3, 2, 4], [0, 1, 3, 4, 2]]
+    soap, title = lucene(3, 3), [lucene(5, length) for length in (3, 3, 3, 2, 4)]
+    np.testing.assert_allclose(scores[0], [cream, lucene(2, 3), 0, 0, 0], atol=6e-6)
+    np.testing.assert_allclose(scores[1], [soap, soap, soap, 0, 0], atol=6e-6)
+    np.testing.assert_allclose(scores[2], [soap + title[0]] * 3 + title[3:], atol=6e-6)
+    np.testing.assert_array_equal(scores, np.round(scores, 5))
+
+
+@pytest.mark.parametrize("text", ["nothing here", "soaps", "the", "", "!?"])
+def test_a_text_that_shares_no_word_gets_the_first_items(words, text):
+    ids, scores = words.search([text], 3)  # no stemming; "the" is a stop word
+    assert ids.tolist() == [[0, 1, 2]] and scores.tolist() == [[0, 0, 0]]
+
+
+def test_bm25_unknown_words_do_not_matter_and_repeated_ones_count(words):
+    ids, scores = words.search(["zzz blue", "blue", "blue blue"], 2)
+    assert ids.tolist() == [[1, 2]] * 3
+    assert scores[0].tolist() == scores[1].tolist()
+    np.testing.assert_allclose(scores[2], 2 * scores[1], atol=2e-5)
+
+
+def test_bm25_many_ties_and_k_larger_than_the_catalogue(words):
+    assert words.search(["blue"], 99)[0].tolist() == [[1, 2, 0, 3, 4]]
+    same = BM25Index.build(["Title: soap"] * 500 + ["Title: brush"])
+    assert same.search(["soap"], 7)[0].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert same.search(["brush"], 3)[0].tolist() == [[500, 0, 1]]
+
+
+def test_a_saved_bm25_index_answers_alike(words, tmp_path):
+    words.save(tmp_path / "bm25")
+    loaded, texts = BM25Index.load(tmp_path / "bm25"), [*WORDS, "blue", "zzz"]
+    for ours, theirs in zip(words.search(texts, 4), loaded.search(texts, 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [path.name for path in tmp_path.iterdir()] == ["bm25"]

@@ -1,0 +1,167 @@
+"""The notebooks as files, and under plain papermill."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from gloss_utils import parameters as P
+from gloss_utils import runner
+from gloss_utils.run_folder import read_json
+
+DEMO = yaml.safe_load((P.ROOT / "params/demo.yaml").read_text())
+
+
+def notebook(stage: str):
+    return nbformat.read(P.ROOT / f"notebooks/{stage}.ipynb", as_version=4)
+
+
+@pytest.mark.parametrize("stage", P.STAGES)
+def test_notebook_is_clean_and_thin(stage):
+    cells = notebook(stage).cells
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {int(stage[:2])} · ")
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
+    for cell in cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert "def " not in cell.source and len(cell.source.splitlines()) <= 30
+
+
+@pytest.mark.parametrize("stage", P.STAGES)
+def test_parameters_cell_holds_the_demo_values(stage):
+    assert runner.defaults(stage) == {name: DEMO[name] for name in P.stage_names(stage)}
+
+
+def test_every_parameter_file_is_valid():
+    assert set(DEMO) == set(P.PARAMETERS)
+    for file in (P.ROOT / "params").glob("*.yaml"):
+        values = P.read_file(file)
+        assert P.check_all(values)
+        for stage in P.STAGES:
+            runner.resolve(stage, runner.given([str(file)], []))
+
+
+def test_llama_files_hold_the_published_settings():
+    bases = {"1b": "meta-llama/Llama-3.2-1B", "3b": "meta-llama/Llama-3.2-3B", "8b": "meta-llama/Llama-3.1-8B"}
+    for size, base in bases.items():
+        values = P.read_file(P.ROOT / f"params/llama-{size}.yaml")
+        expected = {
+            "base_model": base,
+            "lora_rank": 16,
+            "lora_alpha": 16,
+            "lora_dropout": 0.0,
+            "max_length": 1024,
+            "optimizer": "adamw_8bit",
+            "learning_rate": 1e-4,
+            "lr_scheduler": "linear",
+            "warmup_steps": 300,
+            "weight_decay": 0.01,
+            "batch_size": 4,
+            "gradient_accumulation": 4,
+            "epochs": 10,
+            "patience": 3,
+            "seed": 3407,
+            "num_beams": 5,
+            "max_new_tokens": 50,
+            "load_in_4bit": True,
+            "lora_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        }
+        assert {name: values[name] for name in expected} == expected
+
+
+def test_plain_papermill_with_several_files(copied_run, tmp_path):
+    folder, file = copied_run
+    released = [json.loads(line) for line in folder.queries.read_text().splitlines()]
+    queries = tmp_path / "released.json"
+    queries.write_text(
+        json.dumps([{k: r[k] for k in ("reviewer_id", "asin", "seen_asins", "generated_sequences")} for r in released])
+    )
+    second = tmp_path / "second.yaml"
+    second.write_text(f"queries_file: {queries}\nnum_beams: 2\n")
+    command = [
+        Path(sys.executable).with_name("papermill"),
+        P.ROOT / "notebooks/04_retrieve.ipynb",
+        tmp_path / "out.ipynb",
+        "-f",
+        file,
+        "-f",
+        second,
+        "-p",
+        "retriever",
+        "bm25",
+        "-p",
+        "run_dir",
+        folder.root,
+    ]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    entry = folder.stages()[P.RETRIEVE]
+    assert (entry["parameters"]["retriever"], entry["parameters"]["num_beams"]) == ("bm25", 2)
+    assert str(queries) in entry["inputs"] and P.FINE_TUNE not in entry["builds_on"]
+    replayed = [json.loads(line) for line in folder.queries.read_text().splitlines()]
+    assert [r["generated_sequences"] for r in replayed] == [r["generated_sequences"][:2] for r in released]
+    assert replayed[0]["logprobs"] == [None, None]
+
+
+def execute(stage: str, tmp_path, **parameters):
+    papermill.execute_notebook(
+        P.ROOT / f"notebooks/{stage}.ipynb", tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
+    )
+    return nbformat.read(tmp_path / "out.ipynb", as_version=4)
+
+
+def failure(stage: str, tmp_path, **parameters) -> str:
+    with pytest.raises(PapermillExecutionError) as raised:
+        execute(stage, tmp_path, **parameters)
+    assert raised.value.ename == "GlossError"
+    assert "\n" not in raised.value.evalue
+    return raised.value.evalue
+
+
+def test_a_notebook_alone_says_which_to_run_first(tmp_path):
+    assert failure(P.RETRIEVE, tmp_path, run_dir=str(tmp_path / "none")).endswith(
+        "holds no finished 01_explore_data; run notebooks/01_explore_data.ipynb first"
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_unknown_parameter_under_papermill(tmp_path):
+    assert failure(P.EXPLORE, tmp_path, nonsense=3).startswith("unknown parameter 'nonsense' (value 3)")
+
+
+def test_a_run_folder_of_another_dataset(small_run, tmp_path):
+    folder, _ = small_run
+    assert "was made from dataset 'demo', not 'toys'" in failure(
+        P.EVALUATE, tmp_path, run_dir=str(folder.root), dataset="toys"
+    )
+
+
+def test_split_next_recommends_without_targets(copied_run):
+    folder, file = copied_run
+    import pandas as pd
+
+    runner.run([str(file)], [("split", "next")])
+    found = pd.read_parquet(folder.recommendations)
+    assert list(found.columns) == ["user", "rank", "item", "title", "score"]
+    assert found["user"].nunique() == 60 and found["title"].notna().all() and (found["rank"] >= 1).all()
+    records = [json.loads(line) for line in folder.queries.read_text().splitlines()]
+    whole = pd.read_parquet(folder.interactions).groupby("user")["item"].agg(list)
+    assert all(record["asin"] is None and record["seen_asins"] == whole[record["reviewer_id"]] for record in records)
+    assert read_json(folder.metrics) == {"rows": [], "ablation": []}
+    assert not folder.qrels.exists()
+
+
+def test_replaying_a_file_trains_nothing_and_gives_the_same(copied_run, small_run, tmp_path):
+    folder, file = copied_run
+    queries = shutil.copy(folder.queries, tmp_path)
+    runner.run([str(file)], [("queries_file", str(queries))], last="05")
+    assert folder.stages()[P.FINE_TUNE]["outputs"] == {}
+    assert "Nothing to do: the queries are read from" in (folder.notebooks / "02_fine_tune.html").read_text()
+    assert read_json(folder.metrics) == read_json(small_run[0].metrics)

@@ -1,0 +1,64 @@
+"""Checks on the real Amazon data and the released generations; skipped where they are not beside the checkout."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import SHARED
+
+from gloss_utils import evaluate, explore_data, ranking, retrieve, runner, sources, splits
+from gloss_utils import parameters as P
+from gloss_utils.index import BM25Index
+from gloss_utils.prompts import item_text
+from gloss_utils.run_folder import read_json
+
+REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
+
+
+@pytest.fixture(scope="module")
+def published() -> dict:
+    if not (SHARED / "reference/published.json").exists():
+        pytest.skip("the reference numbers are not beside this checkout")
+    return json.loads((SHARED / "reference/published.json").read_text())
+
+
+def load(amazon, name: str) -> explore_data.Dataset:
+    paths = sources.locate(name, amazon)
+    reviews, _ = sources.read_reviews(paths[0], 0.01)
+    return explore_data.build(reviews, sources.read_metadata(paths[1], set(reviews["item"]), 0.01)[0], None, 3407)
+
+
+@pytest.mark.parametrize("name", ["beauty", "toys"])
+def test_last_item_search_on_test(amazon, published, name):
+    """BM25 on all test users, within 0.0006 of the published Recall@5."""
+    data = load(amazon, name)
+    examples = splits.evaluation_examples(data, "test")
+    index = BM25Index.build([item_text(title) for title in data.items["title"]])
+    ranked = ranking.falling(ranking.last_item_search(retrieve.histories(examples), index, data, 10))
+    as_run = ranked.rename(columns={"user": "query_id", "item": "doc_id"})[["query_id", "doc_id", "score"]]
+    found = evaluate.per_user_metrics(as_run, dict(zip(examples["user"], examples["target"], strict=True)))
+    assert len(found) == published["dataset_statistics"][name]["users"]
+    assert found["recall@5"].mean() == pytest.approx(published["lis"]["bm25"][name][0], abs=0.0006)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REPLAYS)
+def test_replay_of_released_generations(amazon, published, tmp_path, name):
+    """The paper's own generations under its ranking rule, through all six notebooks, under both retrievers."""
+    folder = runner.run(
+        [str(P.ROOT / f"params/{name.split('-')[0]}.yaml")],
+        [
+            ("data_dir", str(amazon)),
+            ("queries_file", str(SHARED / f"data/generations/{name}.validation.json.gz")),
+            ("split", "validation"),
+            ("run_dir", str(tmp_path / name)),
+        ],
+    )
+    found = {(row["retriever"], row["queries"]): row for row in read_json(folder.metrics)["ablation"]}
+    for retriever in ("dense", "bm25"):
+        row, expected = found[retriever, 5], published["replay"][name]
+        assert row["users"] == expected["users"]
+        assert row["recall@5"] == pytest.approx(expected[retriever]["recall@5"], abs=0.0015)
+        assert row["ndcg@5"] == pytest.approx(expected[retriever]["ndcg@5"], abs=0.006)
+    users = pd.read_parquet(folder.per_user).groupby("method")["user"].nunique()
+    assert (users == expected["users"]).all()

@@ -1,0 +1,194 @@
+"""The runner: what a finished run holds, what is skipped, where a run goes on, what failing says."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from gloss_utils import evaluate, runner, segments
+from gloss_utils import parameters as P
+from gloss_utils.__main__ import main
+from gloss_utils.errors import GlossError
+from gloss_utils.run_folder import RunFolder, read_json, write_json
+
+
+@pytest.fixture
+def executed(monkeypatch) -> list[str]:
+    """Stages that the runner would execute; executing one marks it as finished anew with other outputs."""
+    stages = []
+
+    def execute(stage, passed, folder: RunFolder):
+        stages.append(stage)
+        manifest = folder.stages()
+        manifest[stage] |= {"parameters": {}, "outputs": {}}
+        write_json(folder.manifest, manifest)
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    return stages
+
+
+def test_run_folder_holds_what_it_should(small_run):
+    folder, _ = small_run
+    for path in (
+        folder.parameters,
+        folder.items,
+        folder.interactions,
+        folder.users,
+        folder.statistics,
+        folder.adapter,
+        folder.base,
+        folder.training,
+        folder.dense_index,
+        folder.bm25_index,
+        folder.queries,
+        folder.qrels,
+        folder.per_user,
+        folder.metrics,
+        *map(folder.ranking, evaluate.METHODS),
+    ):
+        assert path.exists(), path
+    assert {"users", "items", "interactions"} <= read_json(folder.statistics).keys()
+    assert (folder.adapter / "adapter_model.safetensors").exists()
+    names = {path.name for path in folder.figures.iterdir()}
+    assert {
+        f"{name}.{kind}"
+        for name in (
+            "01_dataset",
+            "02_loss",
+            "03_catalogue_map",
+            "05_methods",
+            "05_number_of_queries",
+            "06_segments",
+            "06_history_length",
+        )
+        for kind in ("png", "pdf")
+    } == names
+    for stage in P.STAGES:
+        assert (folder.notebooks / f"{stage}.ipynb").exists() and (folder.notebooks / f"{stage}.html").exists()
+    assert not list(folder.root.rglob("*partial*"))
+
+
+def test_manifest_and_resolved_parameters(small_run):
+    folder, file = small_run
+    manifest = folder.stages()
+    assert list(manifest) == list(P.STAGES)
+    for entry in manifest.values():
+        assert entry["outputs"] and entry["seconds"] > 0 and entry["versions"]["torch"]
+    assert len(manifest[P.EXPLORE]["inputs"]) == 2
+    resolved = yaml.safe_load(folder.parameters.read_text())
+    assert resolved == yaml.safe_load(file.read_text())
+
+
+def test_metrics_file(small_run):
+    folder, _ = small_run
+    metrics = read_json(folder.metrics)
+    keys = [(row["method"], row["segment"]) for row in metrics["rows"]]
+    assert sorted(keys) == sorted((m, s) for m in evaluate.METHODS for s in segments.SEGMENTS)
+    per_user = pd.read_parquet(folder.per_user)
+    assert list(per_user.columns) == ["user", "method", "segment", "interactions", *evaluate.METRICS]
+    for row in metrics["rows"]:
+        some = per_user[per_user["method"] == row["method"]]
+        some = some if row["segment"] == "all" else some[some["segment"] == row["segment"]]
+        assert row["users"] == len(some) and row["split"] == "test"
+        assert row["recall@5"] == pytest.approx(some["recall@5"].mean(), abs=1e-6)
+    assert {(row["retriever"], row["queries"]) for row in metrics["ablation"]} == {
+        (retriever, count) for retriever in ("dense", "bm25") for count in (1, 2, 3)
+    }
+    whole = next(r for r in metrics["ablation"] if r["retriever"] == "dense" and r["queries"] == 3)
+    gloss = next(r for r in metrics["rows"] if r["method"] == "gloss" and r["segment"] == "all")
+    assert whole["recall@5"] == gloss["recall@5"]
+
+
+def test_finished_stages_are_skipped(small_run, executed, capsys):
+    _, file = small_run
+    assert main(["run", str(file)]) == 0
+    assert executed == []
+    printed = capsys.readouterr().out
+    assert printed.count("up to date") == 6
+    assert "recall@5" in printed and "06_user_segments.html" in printed and "05_methods.png" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        (("retriever", "bm25"), ["04", "05", "06"]),
+        (("lora_rank", "8"), ["02", "04", "05", "06"]),
+        (("max_users", "50"), ["01", "02", "03", "04", "05", "06"]),
+        (("power_min", "9"), ["05", "06"]),
+    ],
+)
+def test_a_changed_parameter_reruns_its_stage_and_what_builds_on_it(copied_run, executed, change, rerun):
+    _, file = copied_run
+    runner.run([str(file)], [change])
+    assert [stage[:2] for stage in executed] == rerun
+
+
+def test_a_changed_artifact_is_made_again(copied_run, executed):
+    folder, file = copied_run
+    raw = bytearray(folder.qrels.read_bytes())
+    raw[3] ^= 1
+    folder.qrels.write_bytes(raw)
+    runner.run([str(file)], [])
+    assert [stage[:2] for stage in executed] == ["04", "05", "06"]
+
+
+def test_from_until_force(copied_run, executed, capsys):
+    _, file = copied_run
+    runner.run([str(file)], [("num_beams", "2")], first="05", last="5", force=True)
+    assert [stage[:2] for stage in executed] == ["05"]
+    assert "04_retrieve: kept as it was made, with other values of num_beams" in capsys.readouterr().out
+    with pytest.raises(GlossError, match="take one of 01, 02"):
+        runner.run([str(file)], [], first="07")
+    with pytest.raises(GlossError, match="nothing to run"):
+        runner.run([str(file)], [], first="05", last="02")
+
+
+def test_goes_on_from_the_stage_that_failed(copied_run, capfd):
+    folder, file = copied_run
+    before = folder.stages()
+    assert main(["run", str(file), "-p", "show_user", "nobody", "--until", "04"]) == 1
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: 04_retrieve: parameter show_user is 'nobody'")
+    assert folder.stages()[P.EXPLORE] == before[P.EXPLORE]
+    assert (folder.notebooks / "04_retrieve.failed.ipynb").exists()
+    assert main(["run", str(file), "--until", "05"]) == 0
+    printed = capfd.readouterr().out
+    assert "03_build_index: up to date" in printed
+    assert not (folder.notebooks / "04_retrieve.failed.ipynb").exists() or "04_retrieve: up to date" in printed
+
+
+def test_a_failing_cell_is_shown(copied_run, monkeypatch, capfd, tmp_path):
+    _, file = copied_run
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    for stage in P.STAGES:
+        book = json.loads((runner.NOTEBOOKS / f"{stage}.ipynb").read_text())
+        if stage == P.SEGMENTS:
+            book["cells"][2]["source"] = "1 / 0"
+        (notebooks / f"{stage}.ipynb").write_text(json.dumps(book))
+    monkeypatch.setattr(runner, "NOTEBOOKS", notebooks)
+    assert main(["run", str(file), "--force", "--from", "06"]) == 1
+    error = capfd.readouterr().err
+    assert "06_user_segments failed in cell" in error and "ZeroDivisionError: division by zero" in error
+
+
+def test_run_dir_by_default_is_named_after_the_files(tmp_path):
+    params = P.ROOT / "params"
+    toys, llama, demo = (str(params / f"{name}.yaml") for name in ("toys", "llama-1b", "demo"))
+    assert runner.given([toys, llama], [])["run_dir"] == str(P.ROOT / "runs/toys-llama-1b")
+    assert runner.given([demo], [])["run_dir"] == str(P.ROOT / "runs/demo")
+    assert runner.given([demo, toys], [])["run_dir"] == str(P.ROOT / "runs/demo-toys")
+    own = tmp_path / "own.yaml"
+    own.write_text("run_dir: runs/mine\n")
+    assert runner.given([toys, str(own)], [])["run_dir"] == str(P.ROOT / "runs/mine")
+
+
+def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("num_beams: 2\nseed: 1\ndata_dir: here\n")
+    (tmp_path / "b.yaml").write_text("seed: 2\n")
+    values = runner.given(["a.yaml", "b.yaml"], [("num_beams", "4"), ("run_dir", "x"), ("learning_rate", "1e-4")])
+    assert (values["num_beams"], values["seed"], values["learning_rate"]) == (4, 2, 1e-4)
+    assert values["run_dir"] == str(tmp_path / "x")  # on the command line, from the caller's folder
+    assert values["data_dir"] == str(P.ROOT / "here")  # in a file, from the repository's root
