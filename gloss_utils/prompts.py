@@ -39,7 +39,11 @@ def encode_prompts(tokenizer, histories: list[list[str]], max_length: int) -> li
 
 
 def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return (
+        tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        if texts
+        else []
+    )
 
 
 def _cut(tokenizer, ids: list[int], max_length: int) -> list[int]:

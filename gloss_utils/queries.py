@@ -14,6 +14,7 @@ import pandas as pd
 
 from gloss_utils.errors import GlossError
 from gloss_utils.run_folder import write_whole
+from gloss_utils.sources import is_id, whole_characters
 
 COLUMNS = ["user", "history", "target", "texts", "logprobs", "lengths"]
 
@@ -33,7 +34,7 @@ def read(path: str | Path, num_beams: int, max_rejected: float, targets: bool = 
             rejected.append(f"{place}: {reason}")
             continue
         users.add(record["reviewer_id"])
-        texts = record["generated_sequences"]
+        texts = [whole_characters(text) for text in record["generated_sequences"]]
         scores = (record.get(key) or [None] * len(texts) for key in ("logprobs", "lengths"))
         rows.append(
             (
@@ -55,7 +56,7 @@ def read(path: str | Path, num_beams: int, max_rejected: float, targets: bool = 
             f"queries_file {path}: {len(rejected)} of {total} records cannot be used ({rejected[0]}), more "
             f"than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected"
         )
-    return pd.DataFrame(rows, columns=COLUMNS), rejected
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object), rejected
 
 
 def write(path: Path, queries: pd.DataFrame):
@@ -76,7 +77,7 @@ def write(path: Path, queries: pd.DataFrame):
 def _records(path: Path):
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except OSError as error:
         reason = error.strerror or "its gzip data is damaged"
         raise GlossError(f"queries_file {path} cannot be read ({reason}); give the path of a file of queries") from None
@@ -103,10 +104,10 @@ def _records(path: Path):
 def _unusable(record, targets: bool) -> str | None:
     if not isinstance(record, dict):
         return "it is not a JSON object"
-    if not isinstance(record.get("reviewer_id"), str) or not record["reviewer_id"].strip():
-        return "reviewer_id is not a text"
-    if targets and (not isinstance(record.get("asin"), str) or not record["asin"].strip()):
-        return "asin is not a text"
+    if not is_id(record.get("reviewer_id")):
+        return "reviewer_id is not an id (a text without spaces)"
+    if targets and not is_id(record.get("asin")):
+        return "asin is not an id (a text without spaces)"
     if not _list_of(record.get("seen_asins"), str):
         return "seen_asins is not a list of texts"
     texts = record.get("generated_sequences")

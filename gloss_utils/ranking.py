@@ -85,6 +85,8 @@ def last_item_search(
     The item itself is not removed, unless `unseen`, which leaves out all the user has.
     """
     titles = data.titles()
+    if not _last_known(histories, titles):
+        return pd.DataFrame(columns=COLUMNS)
     queries = pd.DataFrame(
         [(user, [item_text(titles[item])]) for user, item in _last_known(histories, titles)], columns=["user", "texts"]
     )

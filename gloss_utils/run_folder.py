@@ -80,7 +80,7 @@ def full_disk_in_one_line(path: Path):
                 f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
             ) from error
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another run_dir") from error
+            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         raise
 
 
@@ -123,14 +123,12 @@ def read_json(path: Path):
 def fingerprint(path: str | Path) -> str:
     """sha256 of a file, or of a folder's names and contents."""
     path = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_dir():
-            continue
-        digest.update(str(file.relative_to(path)).encode())
-        with open(file, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+    if not path.is_dir():
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 class RunFolder:

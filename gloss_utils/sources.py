@@ -8,6 +8,7 @@ import ast
 import gzip
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ from gloss_utils.run_folder import fingerprint, write_whole
 ADDRESS = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 CATEGORIES = {"demo": "Demo", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
 
-_ASIN = re.compile(r"'asin': '([^'\\]*)'")
+_ASIN = re.compile(r"\s*\{'asin': '([^'\\]*)'")
+pooch.get_logger().setLevel("WARNING")
 
 
 def locate(dataset: str, data_dir: str | Path) -> tuple[Path, Path]:
@@ -75,8 +77,18 @@ def _download(data_dir: Path, name: str) -> Path:
     return path
 
 
-def lines(path: Path, name: str) -> Iterator[str]:
-    """The lines of a text file, gzipped or not, with a progress bar over the bytes read.
+def is_id(value) -> bool:
+    """Whether a value can name a user or an item: a text without spaces, which separate the columns of TREC files."""
+    return isinstance(value, str) and value != "" and value.isprintable() and " " not in value
+
+
+def whole_characters(text: str) -> str:
+    """The text with what no file can hold (half of a surrogate pair, as escapes may spell it) replaced."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, and their numbers; gzipped or not, with a progress bar over bytes.
 
     Bytes that are not UTF-8 are replaced. Raises `GlossError` where a gzip file is cut or damaged.
     """
@@ -88,18 +100,19 @@ def lines(path: Path, name: str) -> Iterator[str]:
         raw.seek(0)
         source = gzip.GzipFile(fileobj=raw) if zipped else raw
         try:
-            for line in source:
+            for number, line in enumerate(source, 1):
                 bar.update(raw.tell() - bar.n)
                 if line.strip():
-                    yield line.decode("utf-8", errors="replace")
+                    yield number, line.decode("utf-8", errors="replace")
         except (EOFError, gzip.BadGzipFile, zlib.error):
             raise GlossError(
                 f"{path} is cut or damaged in the middle of its gzip data; delete it and get it again"
             ) from None
 
 
-def _stop_above(path: Path, bad: list[int], total: int, max_rejected: float):
-    if total == len(bad):
+def _stop_above(path: Path, bad: list[int], good: int, max_rejected: float):
+    total = good + len(bad)
+    if not good:
         raise GlossError(f"{path} holds no usable line ({total} read); get the file again, in its published layout")
     if len(bad) > max_rejected * total:
         raise GlossError(
@@ -113,16 +126,14 @@ def read_reviews(path: Path, max_rejected: float) -> tuple[pd.DataFrame, int]:
 
     Returns the frame and the number of malformed lines; above `max_rejected` (a share of the lines) it raises.
     """
-    rows, bad, number = [], [], 0
-    for number, line in enumerate(lines(path, "reviews"), 1):
+    rows, bad = [], []
+    for number, line in lines(path, "reviews"):
         try:
             record = json.loads(line)
             row = (record["reviewerID"], record["asin"], record["unixReviewTime"], record.get("overall"))
             good = (
-                isinstance(row[0], str)
-                and isinstance(row[1], str)
-                and row[0]
-                and row[1]
+                is_id(row[0])
+                and is_id(row[1])
                 and type(row[2]) is int
                 and abs(row[2]) < 2**62
                 and (row[3] is None or type(row[3]) in (int, float))
@@ -133,7 +144,7 @@ def read_reviews(path: Path, max_rejected: float) -> tuple[pd.DataFrame, int]:
             rows.append(row)
         else:
             bad.append(number)
-    _stop_above(path, bad, number, max_rejected)
+    _stop_above(path, bad, len(rows), max_rejected)
     return pd.DataFrame(rows, columns=["user", "item", "time", "rating"]), len(bad)
 
 
@@ -141,15 +152,17 @@ def read_metadata(path: Path, wanted: set[str], max_rejected: float) -> tuple[pd
     """Read the titles of the `wanted` items, in the file's order: columns item, title (null where there is none).
 
     The file describes a whole category, twenty times what is kept: the other lines are not parsed.
-    Returns the frame and the number of malformed lines; above `max_rejected` (a share of the lines) it raises.
+    Returns the frame and the number of malformed lines; above `max_rejected` (a share of the lines parsed) it raises.
     """
-    rows, bad, number = [], [], 0
-    for number, line in enumerate(lines(path, "metadata"), 1):
-        match = _ASIN.search(line)
+    rows, bad = [], []
+    for number, line in lines(path, "metadata"):
+        match = _ASIN.match(line)
         if match and match[1] not in wanted:
             continue
         try:
-            record = ast.literal_eval(line.strip())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # a lone backslash in a title
+                record = ast.literal_eval(line.strip())
             item, title = record["asin"], record.get("title")
             good = isinstance(item, str) and (title is None or isinstance(title, str))
         except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, MemoryError, RecursionError):
@@ -157,6 +170,6 @@ def read_metadata(path: Path, wanted: set[str], max_rejected: float) -> tuple[pd
         if not good:
             bad.append(number)
         elif item in wanted:
-            rows.append((item, title))
-    _stop_above(path, bad, number, max_rejected)
+            rows.append((item, title and whole_characters(title)))
+    _stop_above(path, bad, len(rows), max_rejected)
     return pd.DataFrame(rows, columns=["item", "title"]), len(bad)

@@ -52,11 +52,10 @@ def learnable_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, lis
     what may be learnt; where the target is not in it either, nothing of that user may.
     """
     validation = dict(zip(data.users["user"], data.users["validation"], strict=True))
-    sequences = {}
-    for user, sequence in data.sequences().items():
+    whole, sequences = data.sequences(), {}
+    for user, sequence in whole.items():
         known = sequence[: -2 if validation[user] else -1]
         sequences[user] = known if len(known) >= 2 else []
-    whole = data.sequences()
     for user, history, target in evaluated[COLUMNS].itertuples(index=False):
         if target is None or user not in sequences:
             continue

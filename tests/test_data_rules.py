@@ -128,6 +128,8 @@ def test_the_draw_hangs_on_the_seed_and_not_on_the_order_of_users():
     assert len(validation(counts, 1)) == 20
     assert validation(counts, 1) != validation(counts, 2)
     assert validation(counts, 1) != sorted(counts.index)[:20]
+    some = explore_data.draw_users(counts, 20, 1)
+    assert (some["validation"] & some["drawn"]).sum() < 5  # a draw of its own: 1 in 20 is expected
 
 
 def test_max_users_keeps_the_catalogue_the_counts_and_the_validation_split():

@@ -105,7 +105,7 @@ def test_intervals():
     assert low.shape == high.shape == (2,)
     assert (low < values.mean(axis=0)).all() and (values.mean(axis=0) < high).all()
     # A mean of n uniform values has the standard error 0.2887 / sqrt(n); 95 % are 3.92 of them.
-    np.testing.assert_allclose(high - low, np.array([1, 10]) * 3.92 * 0.2887 / 30, rtol=0.15)
+    np.testing.assert_allclose(high - low, np.array([1, 10]) * 3.92 * 0.2887 / 30, rtol=0.1)
     few_low, few_high = segments.intervals(values[:100], 7)
     assert (few_high - few_low > 2 * (high - low)).all()  # a third of the root: about three times as wide
 
