@@ -15,7 +15,8 @@ else
 ENV := .venv
 endif
 PY := $(ENV)/bin/python
-READY := $(ENV)/.gloss-ready
+comma := ,
+READY := $(ENV)/.gloss-ready-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: run test test-slow lint lab setup
 

@@ -4,115 +4,36 @@ With a GPU and unsloth installed, unsloth loads the model; otherwise transformer
 too. Either way the adapter is saved in PEFT's format.
 """
 
+# ruff: noqa: E402
 import importlib.util
-import warnings
 from pathlib import Path
 
 import pandas as pd
 import torch
-import transformers
+
+UNSLOTH = torch.cuda.is_available() and importlib.util.find_spec("unsloth") is not None
+if UNSLOTH:
+    import unsloth  # it patches transformers and peft, so it has to come before them
+
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from gloss_utils import prompts, splits, tiny, training
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
+from gloss_utils.models import TINY, compute_dtype, load_base, one_line, with_padding
 from gloss_utils.run_folder import Run, write_json, write_whole
-
-TINY = "tiny"
-
-
-def compute_dtype() -> torch.dtype:
-    """bf16 where the device has it; float32 on the CPU, where 4-bit layers run about ten times faster in it."""
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def load_base(name: str | Path, load_in_4bit: bool):
-    """Load a causal language model and its tokenizer from a folder or the Hugging Face hub.
-
-    Raises `GlossError` where it is gated, not reachable, or not a causal language model.
-    """
-    dtype = compute_dtype()
-    quantization = (
-        BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
-        if load_in_4bit
-        else None
-    )
-    transformers.utils.logging.disable_progress_bar()
-    with _one_line(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bitsandbytes warns of features of the CPU that it does without
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            quantization_config=quantization,
-            dtype=dtype,
-            device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-        )
-    return model, with_padding(tokenizer)
-
-
-def with_padding(tokenizer):
-    """Give the tokenizer a padding token where it has none: Llama-3's own spare one, or else the end token."""
-    if tokenizer.eos_token_id is None:
-        raise GlossError(
-            f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, so no text could "
-            "end; choose another base_model"
-        )
-    if tokenizer.pad_token_id is None:
-        spare = "<|finetune_right_pad_id|>"
-        tokenizer.pad_token = spare if spare in tokenizer.get_vocab() else tokenizer.eos_token
-    return tokenizer
-
-
-class _one_line:
-    """Turns what the libraries raise when a model cannot be had into one line that says what to do."""
-
-    def __init__(self, name):
-        self.name = str(name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if not isinstance(error, (OSError, ValueError)):
-            return
-        text = " ".join(f"{type(e).__name__} {e}" for e in _causes(error)).lower()
-        if "no space left" in text:
-            return
-        if "gated" in text or "401" in text or "403" in text:
-            raise GlossError(
-                f"base model {self.name!r} is gated: accept its licence on its Hugging Face page, "
-                "run `hf auth login`, and run again"
-            ) from error
-        if Path(self.name).is_dir():
-            raise GlossError(
-                f"base model folder {self.name} cannot be loaded ({' '.join(str(error).split())[:200]}); "
-                "give a folder that a causal language model was saved to"
-            ) from error
-        raise GlossError(
-            f"base model {self.name!r} is neither a local folder nor reachable on the Hugging Face hub; "
-            "give the folder of a model, go online, or take base_model: tiny"
-        ) from error
-
-
-def _causes(error):
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _with_unsloth(run: Run, base: str | Path):
-    from unsloth import FastLanguageModel
-
-    with _one_line(base):
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            str(base), max_seq_length=run["max_length"], dtype=compute_dtype(), load_in_4bit=run["load_in_4bit"]
+    with one_line(base):
+        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            str(base),
+            max_seq_length=run["max_length"],
+            dtype=compute_dtype(),
+            load_in_4bit=run["load_in_4bit"],
+            use_exact_model_name=True,  # else it trains on its own copy of the weights, which generation does not load
         )
-    model = FastLanguageModel.get_peft_model(
+    model = unsloth.FastLanguageModel.get_peft_model(
         model,
         r=run["lora_rank"],
         lora_alpha=run["lora_alpha"],
@@ -189,8 +110,7 @@ def prepare(run: Run, data: Dataset) -> dict | None:
         if Path(base).is_dir():
             run.read_from_outside(base)
     training.seed_everything(run["seed"])
-    unsloth = torch.cuda.is_available() and importlib.util.find_spec("unsloth") is not None
-    model, tokenizer = (_with_unsloth if unsloth else _with_peft)(run, base)
+    model, tokenizer = (_with_unsloth if UNSLOTH else _with_peft)(run, base)
     examples = splits.training_examples(data)
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
@@ -209,7 +129,7 @@ def prepare(run: Run, data: Dataset) -> dict | None:
         patience=run["patience"],
         report_to=run["report_to"],
         logs=str(run.folder.tracking),
-        gradient_checkpointing=run["gradient_checkpointing"] and not unsloth,
+        gradient_checkpointing=run["gradient_checkpointing"] and not UNSLOTH,
     )
     made_from = {"parameters": run.parameters, "titles": data.items["title"].tolist()}
     trainable, everything = model.get_nb_trainable_parameters()
@@ -225,7 +145,7 @@ def prepare(run: Run, data: Dataset) -> dict | None:
     )
     result |= {
         "base_model": run["base_model"],
-        "trained_with": "unsloth" if unsloth else "transformers",
+        "trained_with": "unsloth" if UNSLOTH else "transformers",
         "training_texts": len(examples),
         "validation_texts": len(validation),
         "trainable_parameters": trainable,
@@ -235,5 +155,6 @@ def prepare(run: Run, data: Dataset) -> dict | None:
         model.save_pretrained(part, save_embedding_layers=False)
         tokenizer.save_pretrained(part)
     write_json(run.folder.training, result)
+    training.forget(run.folder.checkpoints)
     run.outputs += [run.folder.adapter, run.folder.training] + ([run.folder.base] if run["base_model"] == TINY else [])
     return result

@@ -6,8 +6,7 @@ from peft import PeftModel
 from tqdm import tqdm
 
 from gloss_utils import prompts
-from gloss_utils.errors import GlossError
-from gloss_utils.finetune import TINY, load_base
+from gloss_utils.models import TINY, load_base
 from gloss_utils.run_folder import Run
 
 
@@ -80,14 +79,8 @@ def _greedy(found, lengths: torch.Tensor) -> torch.Tensor:
 
 def queries(run: Run, examples: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
     """Generate every example's queries: the examples (user, history, target) with texts, logprobs, lengths."""
-    room = run["max_length"] - run["max_new_tokens"]
-    if room < 1:
-        raise GlossError(
-            f"parameter max_new_tokens is {run['max_new_tokens']}; allowed is a whole number below "
-            f"max_length ({run['max_length']})"
-        )
     model, tokenizer = load_model(run)
     histories = [[titles[item] for item in history] for history in examples["history"]]
-    inputs = prompts.encode_prompts(tokenizer, histories, room)
+    inputs = prompts.encode_prompts(tokenizer, histories, run["max_length"] - run["max_new_tokens"])
     found = beam_search(model, tokenizer, inputs, run["num_beams"], run["max_new_tokens"], run["generation_batch_size"])
     return pd.concat([examples.reset_index(drop=True), found], axis=1)

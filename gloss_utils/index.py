@@ -193,12 +193,13 @@ def prepare(run: Run, data: Dataset) -> tuple[DenseIndex, BM25Index]:
 
 def neighbours(data: Dataset, dense: DenseIndex, bm25: BM25Index, titles: list[str], k: int = 3) -> pd.DataFrame:
     """The k nearest other items of some titles under both retrievers, side by side."""
-    rows, catalogue = [], data.items["title"]
-    for title in titles:
-        columns = {}
-        for name, index in (("dense", dense), ("bm25", bm25)):
-            ids, scores = index.search([item_text(title)], k + 1)
-            found = [(catalogue[i], s) for i, s in zip(ids[0], scores[0], strict=True) if catalogue[i] != title][:k]
-            columns |= {f"{name}: item": [near for near, _ in found], f"{name}: score": [score for _, score in found]}
-        rows.append(pd.DataFrame({"title": title, "rank": range(1, len(found) + 1), **columns}))
-    return pd.concat(rows).set_index(["title", "rank"])
+    columns, catalogue = {}, data.items["title"]
+    for name, index in (("dense", dense), ("bm25", bm25)):
+        near, score = {}, {}
+        for title in titles:
+            ids, scores = index.search([item_text(title)], k + int((catalogue == title).sum()))
+            others = [(catalogue[i], s) for i, s in zip(ids[0], scores[0], strict=True) if catalogue[i] != title]
+            for rank, (other, similarity) in enumerate(others[:k], 1):
+                near[title, rank], score[title, rank] = other, similarity
+        columns |= {f"{name}: item": pd.Series(near), f"{name}: score": pd.Series(score)}
+    return pd.DataFrame(columns).rename_axis(["title", "rank"])

@@ -25,6 +25,7 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     nullable: bool = False
+    multiple_of: int = 1
 
     def allowed(self) -> str:
         """What the user may give, in words."""
@@ -43,6 +44,8 @@ class Parameter:
             text = names[self.kind]
             if self.minimum is not None:
                 text += f" from {self.minimum:g}" + (f" to {self.maximum:g}" if self.maximum is not None else " up")
+            if self.multiple_of > 1:
+                text += f", a multiple of {self.multiple_of}"
         return text + (" or null" if self.nullable else "")
 
 
@@ -60,7 +63,7 @@ PARAMETERS: dict[str, Parameter] = {
     "queries_file": _p(FINE_TUNE, RETRIEVE, kind="path", nullable=True),
     "base_model": _p(FINE_TUNE, kind="model"),
     "tiny_layers": _p(FINE_TUNE, kind=int, minimum=1),
-    "tiny_width": _p(FINE_TUNE, kind=int, minimum=64),
+    "tiny_width": _p(FINE_TUNE, kind=int, minimum=64, multiple_of=64),
     "tiny_vocabulary": _p(FINE_TUNE, kind=int, minimum=300),
     "tiny_steps": _p(FINE_TUNE, kind=int, minimum=1),
     "tiny_learning_rate": _p(FINE_TUNE, kind=float, minimum=0),
@@ -119,7 +122,8 @@ def check(name: str, value):
     if kind in (int, float):
         value = _number(value, kind, wrong)
         below = parameter.minimum is not None and value < parameter.minimum
-        if below or (parameter.maximum is not None and value > parameter.maximum):
+        above = parameter.maximum is not None and value > parameter.maximum
+        if below or above or (kind is int and value % parameter.multiple_of):
             raise wrong
     elif kind is list:
         if not (isinstance(value, list) and value and all(isinstance(part, str) for part in value)):
@@ -166,8 +170,8 @@ def check_all(values: dict) -> dict:
     if power is not None and cold is not None and power <= cold:
         raise GlossError(f"parameter power_min is {power}; allowed is a whole number above cold_start_max ({cold})")
     length, new = checked.get("max_length"), checked.get("max_new_tokens")
-    if length is not None and new is not None and new >= length:
-        raise GlossError(f"parameter max_new_tokens is {new}; allowed is a whole number below max_length ({length})")
+    if length is not None and new is not None and new > length - 2:  # a prompt has two tokens at least
+        raise GlossError(f"parameter max_new_tokens is {new}; allowed is at most {length - 2} (max_length less 2)")
     return checked
 
 
@@ -211,8 +215,11 @@ def from_command_line(name: str, text: str):
 
 def assigned(source: str) -> dict:
     """The `name = literal` assignments of a notebook's parameters cell."""
-    return {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-    }
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                raise GlossError(f"parameter {node.targets[0].id} is {ast.unparse(node.value)}; give a value") from None
+    return found

@@ -48,4 +48,4 @@ def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
 
 def _cut(tokenizer, ids: list[int], max_length: int) -> list[int]:
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return begin + ids[-(max_length - len(begin)) :]
+    return begin + ids[max(0, len(ids) - (max_length - len(begin))) :]

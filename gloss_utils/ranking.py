@@ -85,11 +85,10 @@ def last_item_search(
     The item itself is not removed, unless `unseen`, which leaves out all the user has.
     """
     titles = data.titles()
-    if not _last_known(histories, titles):
+    last = _last_known(histories, titles)
+    if not last:
         return pd.DataFrame(columns=COLUMNS)
-    queries = pd.DataFrame(
-        [(user, [item_text(titles[item])]) for user, item in _last_known(histories, titles)], columns=["user", "texts"]
-    )
+    queries = pd.DataFrame([(user, [item_text(titles[item])]) for user, item in last], columns=["user", "texts"])
     if not unseen:
         return _ranked(candidates(queries, index, data.items["item"], depth), depth)
     # Look as deep as a history is long, users of like length together, so that one long history costs only itself.

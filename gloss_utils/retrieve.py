@@ -1,5 +1,7 @@
 """Stage 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from html import escape
 
@@ -11,7 +13,9 @@ from gloss_utils import ranking, splits
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import BM25Index, DenseIndex
-from gloss_utils.run_folder import Run, write_whole
+from gloss_utils.parameters import EXPLORE, FINE_TUNE
+from gloss_utils.prompts import item_text
+from gloss_utils.run_folder import Run, identity, write_whole
 
 PAPER_TOP_K = 1
 PAPER_EXCLUDE_SEEN = False
@@ -69,10 +73,9 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
         if upcoming:
             queries["target"] = None
     else:
-        from gloss_utils import generate  # loads torch and peft, which replaying a file does not need
-
-        examples = splits.evaluation_examples(data, run["split"])
-        queries = generate.queries(run, examples, data.titles())
+        queries = _generated(run, data, notes)
+    if run["show_user"]:
+        _row_of(queries, run["show_user"])
     unknown = 0 if upcoming else int((~queries["target"].isin(data.items["item"])).sum())
     if unknown:
         notes.append(f"{unknown} targets are not in the catalogue; each counts as a miss")
@@ -86,13 +89,29 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     if upcoming:
         with write_whole(folder.recommendations) as part:
             recommendations(ranked, data).to_parquet(part, index=False)
-        folder.qrels.unlink(missing_ok=True)
         run.outputs.append(folder.recommendations)
     else:
         ranking.write_qrels(folder.qrels, dict(zip(queries["user"], queries["target"], strict=True)))
-        folder.recommendations.unlink(missing_ok=True)
         run.outputs.append(folder.qrels)
     return Retrieved(data, queries, found, ranked, notes)
+
+
+def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
+    """Queries by the fine-tuned model; those of the last run where all that they depend on is the same."""
+    stages, folder = run.folder.stages(), run.folder
+    parts = [identity(stages[stage]) for stage in (EXPLORE, FINE_TUNE)]
+    parts += [run[name] for name in ("split", "num_beams", "max_new_tokens", "generation_batch_size")]
+    run.made_from = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    before = stages.get(run.stage)
+    if before and before["made_from"] == run.made_from and folder.intact(before) is None:
+        notes.append("The texts are those of the last run: nothing that they depend on has changed.")
+        return query_files.read(folder.queries, run["num_beams"], 0, run["split"] != "next")[0]
+    from gloss_utils import generate  # loads torch and peft, which replaying a file does not need
+
+    examples = splits.evaluation_examples(data, run["split"])
+    if run["show_user"]:
+        _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
+    return generate.queries(run, examples, data.titles())
 
 
 def recommendations(ranked: pd.DataFrame, data: Dataset) -> pd.DataFrame:
@@ -104,7 +123,7 @@ def recommendations(ranked: pd.DataFrame, data: Dataset) -> pd.DataFrame:
 def summary(results: Retrieved) -> pd.DataFrame:
     """What was generated, in numbers: share of distinct texts, of exact titles, of users whose target was named."""
     texts = results.queries[["user", "target", "texts"]].explode("texts")
-    titles = {f"Title: {title}" for title in results.data.items["title"]}
+    titles = {item_text(title) for title in results.data.items["title"]}
     hit = results.ranking.merge(results.queries[["user", "target"]], on="user")
     rows = {
         "users": f"{len(results.queries):,}",
@@ -128,13 +147,7 @@ def telling_user(results: Retrieved) -> str:
 def show(results: Retrieved, user: str | None = None) -> HTML:
     """One user's story: history, generated texts, recommended items with the target marked."""
     user = user or telling_user(results)
-    chosen = results.queries[results.queries["user"] == user]
-    if chosen.empty:
-        raise GlossError(
-            f"parameter show_user is {user!r}, which is not among the {len(results.queries):,} users of "
-            f"this run; one that is: {results.queries['user'].iloc[0]}"
-        )
-    row, titles = chosen.iloc[0], results.data.titles()
+    row, titles = _row_of(results.queries, user), results.data.titles()
 
     def named(item):
         return escape(titles.get(item, f"{item} (not in the catalogue)"))
@@ -155,6 +168,16 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
         parts.append(("Target", [named(row["target"])]))
     body = "".join(f"<h4>{name}</h4><ol>{''.join(f'<li>{line}</li>' for line in found)}</ol>" for name, found in parts)
     return HTML(f"<div><h3>User {escape(user)}</h3>{body}</div>")
+
+
+def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:
+    chosen = queries[queries["user"] == user]
+    if chosen.empty:
+        raise GlossError(
+            f"parameter show_user is {user!r}, which is not among the {len(queries):,} users of this run; "
+            f"one that is: {queries['user'].iloc[0]}"
+        )
+    return chosen.iloc[0]
 
 
 def browse(results: Retrieved):

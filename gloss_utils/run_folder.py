@@ -79,7 +79,13 @@ def full_disk_in_one_line(path: Path):
             raise GlossError(
                 f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if isinstance(error, OSError) and error.errno in (
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         raise
 
@@ -152,7 +158,7 @@ class RunFolder:
         self.queries = self.root / "queries.jsonl"
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
-        self.qrels = self.rankings / "qrels.trec"
+        self.qrels = self.root / "qrels.trec"
         self.per_user = self.root / "per_user.parquet"
         self.metrics = self.root / "metrics.json"
         self.figures = self.root / "figures"
@@ -166,6 +172,14 @@ class RunFolder:
         """The manifest: what is known of each finished stage."""
         return read_json(self.manifest) if self.manifest.exists() else {}
 
+    def outdated(self, stage: str) -> str | None:
+        """The stage that a finished stage builds on and that was run again since, or None."""
+        stages = self.stages()
+        for other, value in stages[stage]["builds_on"].items():
+            if identity(stages.get(other)) != value:
+                return other
+        return None
+
     def intact(self, entry: dict) -> str | None:
         """The first output of a stage that is missing or changed since it was made, or None."""
         for name, value in entry["outputs"].items():
@@ -178,9 +192,11 @@ class RunFolder:
         """Whether `stage` was finished with these parameters, on these inputs, and nothing of it changed since."""
         stages = self.stages()
         entry = stages.get(stage)
-        if entry is None or entry["parameters"] != values:
+        if entry is None:
             return False
-        if entry["builds_on"] != {other: identity(stages.get(other)) for other in needs(stage, values)}:
+        if stage == P.FINE_TUNE and values["queries_file"]:
+            return True  # there is nothing to do
+        if entry["parameters"] != values or self.outdated(stage):
             return False
         for name, value in entry["inputs"].items():
             if not Path(name).exists() or fingerprint(name) != value:
@@ -207,6 +223,7 @@ class Run:
     started: float = field(default_factory=time.time)
     inputs: dict = field(default_factory=dict)
     outputs: list[Path] = field(default_factory=list)
+    made_from: str | None = None
 
     def __getitem__(self, name: str):
         return self.parameters[name]
@@ -216,13 +233,20 @@ class Run:
         self.inputs[str(path)] = fingerprint(path)
 
     def finish(self) -> str:
-        """Record the stage as finished, with what it noted in `outputs`; returns a line that says so."""
+        """Record the stage as finished, with what it noted in `outputs`; returns a line that says so.
+
+        Files that its last run left and this one did not are removed.
+        """
         stages = self.folder.stages()
+        if self.stage == P.FINE_TUNE and self["queries_file"] and self.stage in stages:
+            return f"{self.stage} left what was trained before as it is"
+        _remove_leftovers(self, stages.get(self.stage))
         stages[self.stage] = {
             "parameters": self.own,
             "inputs": self.inputs,
             "outputs": {str(path.relative_to(self.folder.root)): fingerprint(path) for path in self.outputs},
             "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
+            "made_from": self.made_from,
             "seconds": round(time.time() - self.started, 1),
             "versions": {"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
@@ -237,11 +261,21 @@ class Run:
         return f"{self.stage} finished in {stages[self.stage]['seconds']:.0f} s; results are in {self.folder.root}"
 
 
+def _remove_leftovers(run: Run, before: dict | None):
+    kept = {str(path.relative_to(run.folder.root)) for path in run.outputs}
+    for name in (before or {"outputs": {}})["outputs"]:
+        path = run.folder.root / name
+        if name not in kept and path.is_file():
+            path.unlink()
+    for kind in ("ipynb", "html"):  # a notebook of the last run would show other results than the folder holds
+        (run.folder.notebooks / f"{run.stage}.{kind}").unlink(missing_ok=True)
+
+
 def _injected(cells: list[str]) -> dict:
     """The parameters of the cell that papermill injects; it starts with this comment."""
     found = {}
     for source in cells:
-        if source.startswith("# Parameters"):
+        if source.split("\n", 1)[0] == "# Parameters":
             found |= P.assigned(source)
     return found
 
@@ -270,6 +304,13 @@ def open_run(stage: str, notebook: dict) -> Run:
         if damaged:
             raise GlossError(
                 f"{folder.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
+            )
+        newer = folder.outdated(other)
+        if newer:
+            raise GlossError(f"{newer} was run again after {other}; run notebooks/{other}.ipynb again, too")
+        if other == P.FINE_TUNE and stages[other]["parameters"]["queries_file"]:
+            raise GlossError(
+                f"{other} trained nothing, because queries_file was given; run notebooks/{other}.ipynb without it first"
             )
         earlier |= stages[other]["parameters"]
     P.check_all(earlier | values)

@@ -14,6 +14,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils import parameters as P
+from gloss_utils import queries
 from gloss_utils.errors import GlossError
 from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, write_whole
 
@@ -28,15 +29,10 @@ def defaults(stage: str) -> dict:
 
 
 def given(files: list[str], overrides: list[tuple[str, str]]) -> dict:
-    """The parameters of files, later over earlier, and of `-p`, over all; `run_dir` named after the files by default.
-
-    A file's own `run_dir` counts where it is the last one: a folder of one file is not that of several together.
-    """
-    values, own = {}, {}
+    """The parameters of files, later over earlier, and `-p` over all; by default `run_dir` is named after the files."""
+    values = {"run_dir": str(P.ROOT / "runs" / "-".join(Path(file).stem for file in files))}
     for file in files:
-        own = P.read_file(file)
-        values |= own
-    values["run_dir"] = own.get("run_dir", str(P.ROOT / "runs" / "-".join(Path(file).stem for file in files)))
+        values |= P.read_file(file)
     values |= {name: P.from_command_line(name, text) for name, text in overrides}
     return P.check_all(values)
 
@@ -61,6 +57,9 @@ def run(
     resolved = {stage: resolve(stage, values) for stage in P.STAGES}
     P.check_all({name: value for own in resolved.values() for name, value in own.items()})
     P.check_files(values)
+    if values.get("queries_file"):
+        own = resolved[P.RETRIEVE]
+        queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next")
     folder = RunFolder(values["run_dir"])
     same_dataset(folder, resolved[P.EXPLORE])
     chosen = P.STAGES[_number(first, 0) : _number(last, len(P.STAGES) - 1) + 1]
@@ -151,9 +150,11 @@ def _write_html(notebook: Path):
 
 
 def summary(folder: RunFolder) -> str:
-    """A short table of a run's results, and where its notebooks and figures are."""
+    """A short table of a run's results, and where its notebooks and figures are; of stages that are up to date."""
+    stages = folder.stages()
+    current = [stage for stage in stages if not folder.outdated(stage)]
     lines = []
-    if folder.metrics.exists():
+    if P.EVALUATE in current:
         rows = [row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"]
         if rows:
             lines.append(
@@ -163,9 +164,10 @@ def summary(folder: RunFolder) -> str:
             lines += [
                 f"{row['method']:<18}{row['recall@5']:>10.4f}{row['ndcg@5']:>10.4f}{row['mrr']:>10.4f}" for row in rows
             ]
-    if folder.recommendations.exists():
+    if P.RETRIEVE in current and folder.recommendations.exists():
         lines.append(f"recommendations: {folder.recommendations}")
-    executed = sorted(folder.notebooks.glob("0?_*.html"))
-    lines += ["executed notebooks:", *(f"  {path}" for path in executed)]
-    lines += ["figures:", *(f"  {path}" for path in sorted(folder.figures.glob("*.png")))]
+    pages = [folder.notebooks / f"{stage}.html" for stage in current]
+    figures = [folder.root / name for stage in current for name in stages[stage]["outputs"] if name.endswith(".png")]
+    lines += ["executed notebooks:", *(f"  {page}" for page in pages if page.exists())]
+    lines += ["figures:", *(f"  {figure}" for figure in figures)]
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gloss_utils import prompts, training
-from gloss_utils.run_folder import Run, read_json, write_json, write_whole
+from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, write_whole
 
 TITLES_A_LIST = 8
 BATCH_SIZE = 16
@@ -75,8 +75,8 @@ def prepare(run: Run, titles: list[str]) -> Path:
     folder = run.folder.base
     names = ("seed", "tiny_layers", "tiny_width", "tiny_vocabulary", "tiny_steps", "tiny_learning_rate", "max_length")
     made_from = {name: run[name] for name in names} | {"titles": titles}
-    record = folder / "made_from.json"
-    if record.exists() and read_json(record) == made_from:
+    record, weights = folder / "made_from.json", folder / "model.safetensors"
+    if weights.exists() and record.exists() and read_json(record) == made_from | {"weights": fingerprint(weights)}:
         return folder
     training.seed_everything(run["seed"])
     tokenizer = train_tokenizer(titles, run["tiny_vocabulary"])
@@ -99,5 +99,7 @@ def prepare(run: Run, titles: list[str]) -> Path:
     with write_whole(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        made_from["weights"] = fingerprint(part / "model.safetensors")
         write_json(part / "made_from.json", made_from)
+    training.forget(run.folder.checkpoints)
     return folder

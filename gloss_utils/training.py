@@ -99,8 +99,8 @@ def train(
     """Train `model` in place on token ids, evaluating on `validation` after each epoch where there is any.
 
     Checkpoints go to `folder` each epoch; a run with the same `made_from` goes on from the last whole one, another
-    starts anew. With a patience, training stops early and the best epoch's weights are kept. The folder is removed at
-    the end. Returns history (losses by step), tokens_per_second (padding not counted), peak_memory_gb, device.
+    starts anew. With a patience, training stops early and the best epoch's weights are kept. Call `forget` once the
+    result is saved. Returns history (losses by step), tokens_per_second (padding not counted), peak_memory_gb, device.
     """
     _start_over_if_other(folder, made_from)
     on_gpu = torch.cuda.is_available()
@@ -136,6 +136,7 @@ def train(
             gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
             include_num_input_tokens_seen="non_padding",
             remove_unused_columns=False,
+            restore_callback_states_from_checkpoint=True,  # the patience that was used up before a kill
             prediction_loss_only=True,
             logging_steps=10,
             report_to=settings.report_to,
@@ -149,7 +150,6 @@ def train(
     trainer.remove_callback(PrinterCallback)
     with full_disk_in_one_line(folder):
         trainer.train(resume_from_checkpoint=_last_whole(folder))
-    shutil.rmtree(folder)
     return {
         "history": [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
         "steps": trainer.state.global_step,
@@ -157,6 +157,11 @@ def train(
         "peak_memory_gb": round(_peak_memory(on_gpu) / 2**30, 2),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
+
+
+def forget(folder: Path):
+    """Remove the checkpoints of a training whose result is saved."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_over_if_other(folder: Path, made_from: dict):

@@ -10,8 +10,6 @@ from gloss_utils import parameters as P
 from gloss_utils import runner
 from gloss_utils.run_folder import RunFolder
 
-SHARED = Path(__file__).parents[2] / "shared"
-
 SMALL = {
     "max_users": 60,
     "tiny_layers": 1,
@@ -48,12 +46,3 @@ def copied_run(small_run, tmp_path) -> tuple[RunFolder, Path]:
     shutil.copytree(folder.root, copy)
     values = yaml.safe_load(file.read_text()) | {"run_dir": str(copy)}
     return RunFolder(copy), write_parameters(tmp_path / "copied.yaml", **values)
-
-
-@pytest.fixture
-def amazon() -> Path:
-    """The folder of real raw files; tests that need it are skipped where it is absent."""
-    folder = SHARED / "data/amazon2014"
-    if not folder.is_dir():
-        pytest.skip("the real Amazon files are not beside this checkout")
-    return folder

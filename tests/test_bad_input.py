@@ -1,5 +1,6 @@
 """Bad input on the command line: one line that says what, where and what to do; earlier results stay as they were."""
 
+import errno
 import gzip
 import json
 import os
@@ -36,6 +37,7 @@ def results(folder: RunFolder) -> dict[str, str]:
         ("num_beams", "five", "parameter num_beams is 'five'; allowed is a whole number from 1 up"),
         ("num_beams", "0", "parameter num_beams is 0; allowed is a whole number from 1 up"),
         ("num_beams", "true", "parameter num_beams is True; allowed is a whole number"),
+        ("tiny_width", "100", "parameter tiny_width is 100; allowed is a whole number from 64 up, a multiple of 64"),
         ("num_beams", "2.5", "parameter num_beams is 2.5; allowed is a whole number"),
         ("max_rejected", "2", "parameter max_rejected is 2; allowed is a number from 0 to 1"),
         ("max_rejected", ".nan", "parameter max_rejected is nan; allowed is a number from 0 to 1"),
@@ -49,7 +51,7 @@ def results(folder: RunFolder) -> dict[str, str]:
         (
             "max_new_tokens",
             "1024",
-            "parameter max_new_tokens is 1024; allowed is a whole number below max_length (1024)",
+            "parameter max_new_tokens is 1024; allowed is at most 1022",
         ),
     ],
 )
@@ -98,7 +100,7 @@ def test_queries_file_not_in_its_format(copied_run, capfd, tmp_path, content, sa
     path = tmp_path / "queries.json"
     path.write_bytes(content)
     before = results(folder)
-    message = error_of(capfd, file, "-p", "queries_file", path, "--from", "04")
+    message = error_of(capfd, file, "-p", "queries_file", path)
     assert says in message and str(path) in message
     assert results(folder) == before
 
@@ -120,14 +122,22 @@ def test_base_model_not_to_be_had(copied_run, capfd, tmp_path, monkeypatch):
 
 
 def test_gated_base_model_says_what_to_do(monkeypatch):
-    from gloss_utils import finetune
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    from gloss_utils import models
+
+    request = httpx.Request("GET", "https://localhost/model")
 
     def gated(*args, **kwargs):
-        raise OSError("You are trying to access a gated repo. 401 Client Error.")
+        try:
+            raise GatedRepoError("403", response=httpx.Response(403, request=request))
+        except GatedRepoError as error:
+            raise OSError("You are trying to access a gated repo.") from error
 
-    monkeypatch.setattr(finetune.AutoTokenizer, "from_pretrained", gated)
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", gated)
     with pytest.raises(GlossError, match=r"accept its licence .* run `hf auth login`"):
-        finetune.load_base("meta-llama/Llama-3.2-1B", True)
+        models.load_base("meta-llama/Llama-3.2-1B", True)
 
 
 def test_encoder_not_to_be_had(copied_run, capfd, monkeypatch):
@@ -187,6 +197,15 @@ def test_nothing_to_download_from(tmp_path, capfd, monkeypatch):
     message = error_of(capfd, file)
     assert "holds no reviews_Beauty_5.json.gz, and it could not be downloaded" in message
     assert "set data_dir to the folder that has it" in message
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "old"
+    path.write_text("before")
+    with pytest.raises(GlossError, match=r"the disk is full: .*old was not written"), write_whole(path) as part:
+        part.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["old"]
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import SHARED
+from helpers import SHARED, real
 
-from gloss_utils import evaluate, explore_data, ranking, retrieve, runner, sources, splits
+from gloss_utils import evaluate, ranking, retrieve, runner, splits
 from gloss_utils import parameters as P
 from gloss_utils.index import BM25Index
 from gloss_utils.prompts import item_text
@@ -22,16 +22,10 @@ def published() -> dict:
     return json.loads((SHARED / "reference/published.json").read_text())
 
 
-def load(amazon, name: str) -> explore_data.Dataset:
-    paths = sources.locate(name, amazon)
-    reviews, _ = sources.read_reviews(paths[0], 0.01)
-    return explore_data.build(reviews, sources.read_metadata(paths[1], set(reviews["item"]), 0.01)[0], None, 3407)
-
-
 @pytest.mark.parametrize("name", ["beauty", "toys"])
-def test_last_item_search_on_test(amazon, published, name):
+def test_last_item_search_on_test(published, name):
     """BM25 on all test users, within 0.0006 of the published Recall@5."""
-    data = load(amazon, name)
+    data = real(name)
     examples = splits.evaluation_examples(data, "test")
     index = BM25Index.build([item_text(title) for title in data.items["title"]])
     ranked = ranking.falling(ranking.last_item_search(retrieve.histories(examples), index, data, 10))
@@ -43,12 +37,12 @@ def test_last_item_search_on_test(amazon, published, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REPLAYS)
-def test_replay_of_released_generations(amazon, published, tmp_path, name):
+def test_replay_of_released_generations(published, tmp_path, name):
     """The paper's own generations under its ranking rule, through all six notebooks, under both retrievers."""
     folder = runner.run(
         [str(P.ROOT / f"params/{name.split('-')[0]}.yaml")],
         [
-            ("data_dir", str(amazon)),
+            ("data_dir", str(SHARED / "data/amazon2014")),
             ("queries_file", str(SHARED / f"data/generations/{name}.validation.json.gz")),
             ("split", "validation"),
             ("run_dir", str(tmp_path / name)),

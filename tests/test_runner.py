@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from gloss_utils import evaluate, runner, segments
+from gloss_utils import evaluate, retrieve, runner, segments
 from gloss_utils import parameters as P
 from gloss_utils.__main__ import main
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import RunFolder, read_json, write_json
+from gloss_utils.explore_data import Dataset
+from gloss_utils.run_folder import Run, RunFolder, open_run, read_json, write_json
 
 
 @pytest.fixture
@@ -26,6 +27,50 @@ def executed(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(runner, "_execute", execute)
     return stages
+
+
+def finish_again(folder: RunFolder, stage: str, **parameters):
+    """Mark a stage as finished again, with other parameters."""
+    manifest = folder.stages()
+    manifest[stage]["parameters"] |= parameters
+    write_json(folder.manifest, manifest)
+
+
+def open_alone(stage: str, folder: RunFolder) -> Run:
+    return open_run(stage, runner.defaults(stage) | {"run_dir": str(folder.root)})
+
+
+def test_a_stage_does_not_build_on_one_that_is_outdated(copied_run):
+    folder, _ = copied_run
+    assert open_alone(P.RETRIEVE, folder)["seed"] == 3407
+    finish_again(folder, P.EXPLORE, seed=1)
+    with pytest.raises(GlossError, match="01_explore_data was run again after 02_fine_tune; run notebooks/02_fine"):
+        open_alone(P.RETRIEVE, folder)
+
+
+def test_generating_needs_a_model_that_was_trained(copied_run):
+    folder, _ = copied_run
+    finish_again(folder, P.FINE_TUNE, queries_file="queries.jsonl")
+    with pytest.raises(GlossError, match="02_fine_tune trained nothing, because queries_file was given"):
+        open_alone(P.RETRIEVE, folder)
+
+
+def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch):
+    folder, _ = copied_run
+    data = Dataset.load(folder)
+    texts = folder.queries.read_bytes()
+    monkeypatch.setattr("gloss_utils.generate.queries", lambda *args: pytest.fail("generated again"))
+    values = yaml.safe_load(folder.parameters.read_text())
+    values = {name: values[name] for name in P.stage_names(P.RETRIEVE)}
+    values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
+    run = open_run(P.RETRIEVE, values)
+    results = retrieve.prepare(run, data)
+    assert "nothing that they depend on has changed" in results.notes[0] and folder.queries.read_bytes() == texts
+    run.finish()
+    assert not (folder.notebooks / "04_retrieve.html").exists()  # it would show other results
+    assert "recall@5" not in runner.summary(folder)  # the metrics are of the ranking before
+    with pytest.raises(pytest.fail.Exception):
+        retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}), data)
 
 
 def test_run_folder_holds_what_it_should(small_run):
@@ -178,10 +223,10 @@ def test_run_dir_by_default_is_named_after_the_files(tmp_path):
     toys, llama, demo = (str(params / f"{name}.yaml") for name in ("toys", "llama-1b", "demo"))
     assert runner.given([toys, llama], [])["run_dir"] == str(P.ROOT / "runs/toys-llama-1b")
     assert runner.given([demo], [])["run_dir"] == str(P.ROOT / "runs/demo")
-    assert runner.given([demo, toys], [])["run_dir"] == str(P.ROOT / "runs/demo-toys")
     own = tmp_path / "own.yaml"
     own.write_text("run_dir: runs/mine\n")
     assert runner.given([toys, str(own)], [])["run_dir"] == str(P.ROOT / "runs/mine")
+    assert runner.given([str(own), llama], [])["run_dir"] == str(P.ROOT / "runs/mine")
 
 
 def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
