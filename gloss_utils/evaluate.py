@@ -82,9 +82,9 @@ def _rounded(names: list[str], values: np.ndarray) -> dict:
     }
 
 
-def baselines(run: Run, data: Dataset, queries: pd.DataFrame, indexes: dict) -> dict[str, pd.DataFrame]:
+def baselines(depth: int, data: Dataset, queries: pd.DataFrame, indexes: dict) -> dict[str, pd.DataFrame]:
     """The baselines' rankings for the users of `queries`, by method."""
-    histories, depth = retrieve.histories(queries), run["ranking_depth"]
+    histories = retrieve.histories(queries)
     learnable = splits.learnable_sequences(data, queries)
     rankings = {"popularity": ranking.popularity(histories, learnable, data, depth)}
     for unseen in (False, True):
@@ -100,9 +100,8 @@ def ablate(run: Run, data: Dataset, queries: pd.DataFrame, indexes: dict) -> lis
     for name in RETRIEVERS:
         found = ranking.candidates(queries, indexes[name], data.items["item"], run["top_k"] or retrieve.PAPER_TOP_K)
         for count in range(1, int(queries["texts"].map(len).max()) + 1):
-            ranked = ranking.falling(retrieve.rank(found[found["query"] <= count], queries, run))
-            as_run = ranked.rename(columns={"user": "query_id", "item": "doc_id"})
-            values = per_user_metrics(as_run[["query_id", "doc_id", "score"]], targets).to_numpy()
+            ranked = retrieve.rank(found[found["query"] <= count], queries, run)
+            values = per_user_metrics(ranking.as_run(ranked), targets).to_numpy()
             row = {"retriever": name, "queries": count, "split": run["split"], "users": len(queries)}
             rows.append(row | _means(values, run["seed"]))
     return rows
@@ -127,7 +126,7 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
     else:
         queries, _ = query_files.read(folder.queries, run["num_beams"], 0)
         indexes = {name: retrieve.load_index(run, name) for name in RETRIEVERS}
-        for method, ranked in baselines(run, data, queries, indexes).items():
+        for method, ranked in baselines(run["ranking_depth"], data, queries, indexes).items():
             ranking.write_trec(folder.ranking(method), ranked, method)
             run.outputs.append(folder.ranking(method))
         interactions = interactions_of(data, queries, split)

@@ -92,9 +92,10 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5"))
     colours = ["C1" if method == "gloss" else "C0" for method in frame["method"]]
     for axis, metric in zip(axes[0], metrics, strict=True):
         _bars(axis.barh, frame, metric, [NAMES[method] for method in frame["method"]], color=colours)
-        axis.set(xlabel=f"{metric} on {frame['split'].iloc[0]} ({frame['users'].iloc[0]:,} users, 95 % interval)")
+        axis.set(xlabel=metric)
         axis.grid(visible=False, axis="y")
     axes[0, 0].invert_yaxis()
+    figure.supxlabel(f"{frame['split'].iloc[0]}, {frame['users'].iloc[0]:,} users, 95 % intervals", fontsize="small")
     return figure
 
 

@@ -17,11 +17,14 @@ def statistics(dataset: str) -> dict | None:
 def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
     """The counts of a run's dataset, and beside them the published ones where there are any."""
     names = ["users", "users_with_any", "items", "interactions", "mean_history", "std_history"]
-    frame = pd.DataFrame({"this run": {name: ours[name] for name in names}}, dtype=object)
-    theirs = statistics(dataset)
+    columns, theirs = {"this run": ours}, statistics(dataset)
     if theirs:
-        frame["published"] = pd.Series({name: theirs.get(name, "not published") for name in names}, dtype=object)
-    return frame
+        columns["published"] = theirs
+    shown = {
+        column: {name: f"{counts[name]:,}" if name in counts else "not published" for name in names}
+        for column, counts in columns.items()
+    }
+    return pd.DataFrame(shown)
 
 
 def results(dataset: str, split: str) -> pd.DataFrame | None:

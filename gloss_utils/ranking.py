@@ -140,6 +140,12 @@ def falling(ranking: pd.DataFrame) -> pd.DataFrame:
     return ranking.assign(score=scores)
 
 
+def as_run(ranking: pd.DataFrame) -> pd.DataFrame:
+    """A ranking as `read_trec` returns it: columns query_id, doc_id, score."""
+    run = falling(ranking).rename(columns={"user": "query_id", "item": "doc_id"})
+    return run[["query_id", "doc_id", "score"]]
+
+
 def write_trec(path: Path, ranking: pd.DataFrame, method: str):
     """Write a ranking as a TREC run, whole or not at all."""
     rows = falling(ranking)[["user", "item", "rank", "score"]].itertuples(index=False)

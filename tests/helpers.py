@@ -9,8 +9,8 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
+from baselines import load
 
-from gloss_utils import explore_data, sources
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DenseIndex
@@ -71,7 +71,4 @@ def real(name: str) -> Dataset:
     folder = SHARED / "data/amazon2014"
     if not folder.is_dir():
         pytest.skip(f"the raw Amazon files are not in {folder}")
-    review_file, metadata_file = sources.locate(name, folder)
-    read, _ = sources.read_reviews(review_file, 0)
-    titles, _ = sources.read_metadata(metadata_file, set(read["item"]), 0)
-    return explore_data.build(read, titles, None, 0)
+    return load(name, folder)

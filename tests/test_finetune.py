@@ -74,13 +74,16 @@ def test_training_texts_hold_no_held_out_target(small_run):
 
 def test_unpacked_model_computes_what_the_4bit_model_does(small_run):
     run = run_of(small_run)
-    packed, tokenizer = models.load_base(run.folder.base, load_in_4bit=True)
-    packed = generate.PeftModel.from_pretrained(packed, run.folder.adapter).eval()
-    unpacked, _ = generate.load_model(run)
+    base, tokenizer = models.load_base(run.folder.base, load_in_4bit=True)
     ids = torch.tensor([prompts.encode_prompts(tokenizer, [TITLES], 1024)[0]])
     with torch.inference_mode():
-        difference = (packed(ids).logits - unpacked(ids).logits).abs().max()
-    assert difference < 1e-3
+        without = base.eval()(ids).logits
+        packed = generate.PeftModel.from_pretrained(base, run.folder.adapter).eval()(ids).logits
+        unpacked = generate.load_model(run)[0](ids).logits
+    # On some processors the 4-bit layers compute in bf16, with 8 bits of mantissa.
+    difference = (packed - unpacked).abs().max()
+    assert difference < packed.abs().max() * 2**-8
+    assert (without - unpacked).abs().max() > 4 * difference  # the adapter is in both
 
 
 def test_beam_search_scores_lengths_and_order(small_run):

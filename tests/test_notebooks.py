@@ -161,7 +161,18 @@ def test_split_next_recommends_without_targets(copied_run):
 def test_replaying_a_file_trains_nothing_and_gives_the_same(copied_run, small_run, tmp_path):
     folder, file = copied_run
     queries = shutil.copy(folder.queries, tmp_path)
+    trained = folder.stages()[P.FINE_TUNE]
     runner.run([str(file)], [("queries_file", str(queries))], last="05")
-    assert folder.stages()[P.FINE_TUNE]["outputs"] == {}
-    assert "Nothing to do: the queries are read from" in (folder.notebooks / "02_fine_tune.html").read_text()
+    assert folder.stages()[P.FINE_TUNE] == trained  # kept for the next run that generates
     assert read_json(folder.metrics) == read_json(small_run[0].metrics)
+
+
+def test_replaying_a_file_in_a_new_folder_has_nothing_to_train(small_run, tmp_path):
+    folder, file = small_run
+    run = runner.run(
+        [str(file)],
+        [("queries_file", str(folder.queries)), ("run_dir", str(tmp_path / "replay"))],
+        last="02",
+    )
+    assert run.stages()[P.FINE_TUNE]["outputs"] == {} and not run.adapter.exists()
+    assert "Nothing to do: the queries are read from" in (run.notebooks / "02_fine_tune.html").read_text()

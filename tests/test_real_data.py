@@ -28,9 +28,9 @@ def test_last_item_search_on_test(published, name):
     data = real(name)
     examples = splits.evaluation_examples(data, "test")
     index = BM25Index.build([item_text(title) for title in data.items["title"]])
-    ranked = ranking.falling(ranking.last_item_search(retrieve.histories(examples), index, data, 10))
-    as_run = ranked.rename(columns={"user": "query_id", "item": "doc_id"})[["query_id", "doc_id", "score"]]
-    found = evaluate.per_user_metrics(as_run, dict(zip(examples["user"], examples["target"], strict=True)))
+    ranked = ranking.last_item_search(retrieve.histories(examples), index, data, 10)
+    targets = dict(zip(examples["user"], examples["target"], strict=True))
+    found = evaluate.per_user_metrics(ranking.as_run(ranked), targets)
     assert len(found) == published["dataset_statistics"][name]["users"]
     assert found["recall@5"].mean() == pytest.approx(published["lis"]["bm25"][name][0], abs=0.0006)
 
