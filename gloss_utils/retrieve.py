@@ -104,7 +104,10 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
     run.made_from = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     before = stages.get(run.stage)
     if before and before["made_from"] == run.made_from and folder.intact(before) is None:
-        notes.append("The texts are those of the last run: nothing that they depend on has changed.")
+        notes.append(
+            "The texts are those of the last run: nothing that they depend on has changed. "
+            "To generate them again, delete queries.jsonl."
+        )
         return query_files.read(folder.queries, run["num_beams"], 0, run["split"] != "next")[0]
     from gloss_utils import generate  # loads torch and peft, which replaying a file does not need
 

@@ -172,6 +172,13 @@ class RunFolder:
         """The manifest: what is known of each finished stage."""
         return read_json(self.manifest) if self.manifest.exists() else {}
 
+    def forget_texts(self):
+        """Make the next run of stage 4 generate anew, also where nothing that its texts depend on has changed."""
+        stages = self.stages()
+        if P.RETRIEVE in stages:
+            stages[P.RETRIEVE]["made_from"] = None
+            write_json(self.manifest, stages)
+
     def outdated(self, stage: str) -> str | None:
         """The stage that a finished stage builds on and that was run again since, or None."""
         stages = self.stages()

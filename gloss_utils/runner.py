@@ -72,6 +72,8 @@ def run(
         elif not force and folder.finished(stage, own):
             print(f"{stage}: up to date")
         else:
+            if force:
+                folder.forget_texts()
             passed = {name: values[name] for name in P.stage_names(stage) if name in values}
             _execute(stage, passed, folder)
     return folder

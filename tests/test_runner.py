@@ -71,6 +71,9 @@ def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypat
     assert "recall@5" not in runner.summary(folder)  # the metrics are of the ranking before
     with pytest.raises(pytest.fail.Exception):
         retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}), data)
+    folder.forget_texts()  # as --force does
+    with pytest.raises(pytest.fail.Exception):
+        retrieve.prepare(open_run(P.RETRIEVE, values), data)
 
 
 def test_run_folder_holds_what_it_should(small_run):
