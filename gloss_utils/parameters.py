@@ -2,6 +2,7 @@
 
 import ast
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def from_command_line(name: str, text: str):
         value = text
     kind = PARAMETERS[name].kind if name in PARAMETERS else None
     if value is not None and (kind == "path" or (kind == "model" and Path(text).is_dir())):
-        return str(Path(text).expanduser().absolute())
+        return os.path.abspath(Path(text).expanduser())
     return value
 
 

@@ -2,10 +2,12 @@
 
 import errno
 import gzip
+import http.server
 import json
 import os
 import shutil
 import subprocess
+import threading
 
 import pytest
 from conftest import write_parameters
@@ -121,6 +123,20 @@ def test_base_model_not_to_be_had(copied_run, capfd, tmp_path, monkeypatch):
     assert results(folder) == before
 
 
+def test_the_hub_is_asked_before_its_client_retries(monkeypatch, tmp_path):
+    from gloss_utils import models
+
+    constants = models.huggingface_hub.constants
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    assert not models.only_local("nobody/model")
+    assert models.only_local(tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert models.only_local("nobody/model")
+
+
 def test_gated_base_model_says_what_to_do(monkeypatch):
     import httpx
     from huggingface_hub.errors import GatedRepoError
@@ -135,6 +151,7 @@ def test_gated_base_model_says_what_to_do(monkeypatch):
         except GatedRepoError as error:
             raise OSError("You are trying to access a gated repo.") from error
 
+    monkeypatch.setattr(models, "only_local", lambda name: False)
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", gated)
     with pytest.raises(GlossError, match=r"accept its licence .* run `hf auth login`"):
         models.load_base("meta-llama/Llama-3.2-1B", True)
