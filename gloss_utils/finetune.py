@@ -93,6 +93,24 @@ def encode(data: Dataset, examples, tokenizer, max_length: int) -> list[list[int
     return prompts.encode_training(tokenizer, histories, [titles[item] for item in examples["target"]], max_length)
 
 
+def _settings(run: Run) -> training.Settings:
+    return training.Settings(
+        learning_rate=run["learning_rate"],
+        scheduler=run["lr_scheduler"],
+        warmup_steps=run["warmup_steps"],
+        weight_decay=run["weight_decay"],
+        optimizer=run["optimizer"],
+        batch_size=run["batch_size"],
+        gradient_accumulation=run["gradient_accumulation"],
+        epochs=run["epochs"],
+        seed=run["seed"],
+        patience=run["patience"],
+        report_to=run["report_to"],
+        logs=str(run.folder.tracking),
+        gradient_checkpointing=run["gradient_checkpointing"] and not UNSLOTH,
+    )
+
+
 def prepare(run: Run, data: Dataset) -> dict | None:
     """Stage 2's work: fine-tune on the training split, stop early on the validation users, save the adapter.
 
@@ -116,21 +134,6 @@ def prepare(run: Run, data: Dataset) -> dict | None:
         raise GlossError("no drawn user has a training example; raise max_users")
     held_out = data.users[data.users["drawn"] & data.users["validation"]]
     validation = splits.evaluation_examples(data, "validation") if len(held_out) else examples[:0]
-    settings = training.Settings(
-        learning_rate=run["learning_rate"],
-        scheduler=run["lr_scheduler"],
-        warmup_steps=run["warmup_steps"],
-        weight_decay=run["weight_decay"],
-        optimizer=run["optimizer"],
-        batch_size=run["batch_size"],
-        gradient_accumulation=run["gradient_accumulation"],
-        epochs=run["epochs"],
-        seed=run["seed"],
-        patience=run["patience"],
-        report_to=run["report_to"],
-        logs=str(run.folder.tracking),
-        gradient_checkpointing=run["gradient_checkpointing"] and not UNSLOTH,
-    )
     made_from = {"parameters": run.parameters, "titles": data.items["title"].tolist()}
     trainable, everything = model.get_nb_trainable_parameters()
     result = training.train(
@@ -138,7 +141,7 @@ def prepare(run: Run, data: Dataset) -> dict | None:
         tokenizer,
         encode(data, examples, tokenizer, run["max_length"]),
         encode(data, validation, tokenizer, run["max_length"]),
-        settings,
+        _settings(run),
         run.folder.checkpoints / "adapter",
         made_from,
         name="fine-tuning",

@@ -86,6 +86,43 @@ class _Padding:
         return {"input_ids": rows, "attention_mask": mask, "labels": rows.masked_fill(mask == 0, -100)}
 
 
+def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    in_bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        seed=settings.seed,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        optim=settings.optimizer,
+        eval_strategy="epoch" if validated else "no",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=validated,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        bf16=in_bf16,
+        fp16=on_gpu and not in_bf16,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        restore_callback_states_from_checkpoint=True,  # the patience that was used up before a kill
+        prediction_loss_only=True,
+        logging_steps=10,
+        report_to=settings.report_to,
+        disable_tqdm=True,
+    )
+
+
 def train(
     model,
     tokenizer,
@@ -107,41 +144,10 @@ def train(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     os.environ["TENSORBOARD_LOGGING_DIR"] = settings.logs
-    progress, evaluated = _Progress(name), "epoch" if validation else "no"
+    progress = _Progress(name)
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(folder),
-            num_train_epochs=settings.epochs,
-            seed=settings.seed,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.scheduler,
-            warmup_steps=settings.warmup_steps,
-            weight_decay=settings.weight_decay,
-            optim=settings.optimizer,
-            eval_strategy=evaluated,
-            save_strategy="epoch",
-            save_total_limit=2,
-            load_best_model_at_end=bool(validation),
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-            bf16=on_gpu and torch.cuda.is_bf16_supported(),
-            fp16=on_gpu and not torch.cuda.is_bf16_supported(),
-            use_cpu=not on_gpu,
-            dataloader_pin_memory=on_gpu,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-            include_num_input_tokens_seen="non_padding",
-            remove_unused_columns=False,
-            restore_callback_states_from_checkpoint=True,  # the patience that was used up before a kill
-            prediction_loss_only=True,
-            logging_steps=10,
-            report_to=settings.report_to,
-            disable_tqdm=True,
-        ),
+        args=_arguments(settings, folder, bool(validation)),
         train_dataset=[{"input_ids": ids} for ids in texts],
         eval_dataset=[{"input_ids": ids} for ids in validation] or None,
         data_collator=_Padding(tokenizer.pad_token_id),
