@@ -98,7 +98,7 @@ def ablate(run: Run, data: Dataset, queries: pd.DataFrame, indexes: dict) -> lis
     """The ranking rule on the first 1…num_beams queries of each user, under both retrievers."""
     rows, targets = [], dict(zip(queries["user"], queries["target"], strict=True))
     for name in RETRIEVERS:
-        found = ranking.candidates(queries, indexes[name], data.items["item"], run["top_k"] or retrieve.PAPER_TOP_K)
+        found = retrieve.find(queries, indexes[name], data, run)
         for count in range(1, int(queries["texts"].map(len).max()) + 1):
             ranked = retrieve.rank(found[found["query"] <= count], queries, run)
             values = per_user_metrics(ranking.as_run(ranked), targets).to_numpy()

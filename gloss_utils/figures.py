@@ -24,6 +24,7 @@ NAMES = {
     "lis-dense-unseen": "last item, dense, unseen",
     "gloss": "GLoSS",
 }
+WHISKERS = {"elinewidth": 1, "capsize": 2}
 MAP_ITEMS = 2000
 MAP_GROUPS = 8
 
@@ -91,7 +92,8 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5"))
     figure, axes = plt.subplots(1, len(metrics), figsize=(8, 2.8), sharey=True, layout="constrained", squeeze=False)
     colours = ["C1" if method == "gloss" else "C0" for method in frame["method"]]
     for axis, metric in zip(axes[0], metrics, strict=True):
-        _bars(axis.barh, frame, metric, [NAMES[method] for method in frame["method"]], color=colours)
+        names = [NAMES[method] for method in frame["method"]]
+        axis.barh(names, frame[metric].astype(float), xerr=_spread(frame, metric), error_kw=WHISKERS, color=colours)
         axis.set(xlabel=metric)
         axis.grid(visible=False, axis="y")
     axes[0, 0].invert_yaxis()
@@ -99,13 +101,10 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5"))
     return figure
 
 
-def _bars(draw, frame: pd.DataFrame, metric: str, places, **style):
-    mean = frame[metric].astype(float)
-    spread = np.abs(
-        np.stack([mean - frame[f"{metric}_low"].astype(float), frame[f"{metric}_high"].astype(float) - mean])
-    )
-    error = {"xerr": spread} if draw.__name__ == "barh" else {"yerr": spread}
-    draw(places, mean, error_kw={"elinewidth": 1, "capsize": 2}, **error, **style)
+def _spread(frame: pd.DataFrame, metric: str) -> np.ndarray:
+    """How far a metric's interval reaches below and above its mean, [2, rows], as matplotlib's bars take it."""
+    mean, low, high = (frame[name].astype(float) for name in (metric, f"{metric}_low", f"{metric}_high"))
+    return np.abs(np.stack([mean - low, high - mean]))
 
 
 def number_of_queries(ablation: list[dict], metric: str = "recall@5") -> plt.Figure:
@@ -132,11 +131,12 @@ def user_segments(rows: list[dict], metric: str = "recall@5") -> plt.Figure:
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     for place, method in enumerate(found):
         part = frame[frame["method"] == method].set_index("segment").loc[list(SEGMENTS)]
-        _bars(
-            axis.bar,
-            part,
-            metric,
-            np.arange(len(SEGMENTS)) + (place - len(found) / 2 + 0.5) * width,
+        places = np.arange(len(SEGMENTS)) + (place - len(found) / 2 + 0.5) * width
+        axis.bar(
+            places,
+            part[metric].astype(float),
+            yerr=_spread(part, metric),
+            error_kw=WHISKERS,
             width=width,
             label=NAMES[method],
         )

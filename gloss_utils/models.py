@@ -1,6 +1,7 @@
 """Loading base models and their tokenizers, in 4 bits or not, with one line to read where that fails."""
 
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -81,36 +82,31 @@ def with_padding(tokenizer):
     return tokenizer
 
 
-class one_line:
-    """Turns what the libraries raise when a model cannot be had into one line that says what to do."""
-
-    def __init__(self, name):
-        self.name = str(name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        # unsloth raises RuntimeError where transformers raises OSError.
-        if not isinstance(error, (OSError, ValueError, RuntimeError)) or "No space left" in str(error):
-            return
+@contextmanager
+def one_line(name: str | Path):
+    """Turn what the libraries raise when a model cannot be had into one line that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # unsloth raises RuntimeError where transformers has OSError
+        if "No space left" in str(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
             raise GlossError(
-                f"base model {self.name!r} is gated: accept its licence on its Hugging Face page, "
+                f"base model {str(name)!r} is gated: accept its licence on its Hugging Face page, "
                 "run `hf auth login`, and run again"
             ) from error
-        if Path(self.name).is_dir():
+        if Path(name).is_dir():
             raise GlossError(
-                f"base model folder {self.name} cannot be loaded ({reason}); "
+                f"base model folder {name} cannot be loaded ({reason}); "
                 "give a folder that a causal language model was saved to"
             ) from error
         if isinstance(error, OSError):
             raise GlossError(
-                f"base model {self.name!r} is neither a local folder nor reachable on the Hugging Face hub; "
+                f"base model {str(name)!r} is neither a local folder nor reachable on the Hugging Face hub; "
                 "give the folder of a model, go online, or take base_model: tiny"
             ) from error
-        raise GlossError(f"base model {self.name!r} cannot be loaded ({reason}); choose another") from error
+        raise GlossError(f"base model {str(name)!r} cannot be loaded ({reason}); choose another") from error
 
 
 def _causes(error):

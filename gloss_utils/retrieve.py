@@ -25,13 +25,12 @@ PAPER_EXCLUDE_SEEN = False
 class Retrieved:
     """Stage 4's results.
 
-    queries: user, history, target (null under split next), texts, logprobs, lengths. found: the candidates of every
-    query. ranking: user, rank, item, score. notes: lines about records that were rejected and unknown targets.
+    queries: user, history, target (null under split next), texts, logprobs, lengths. ranking: user, rank, item,
+    score. notes: lines about records that were rejected and unknown targets.
     """
 
     data: Dataset
     queries: pd.DataFrame
-    found: pd.DataFrame
     ranking: pd.DataFrame
     notes: list[str]
 
@@ -46,6 +45,11 @@ def load_index(run: Run, retriever: str) -> DenseIndex | BM25Index:
 def histories(queries: pd.DataFrame) -> dict[str, list[str]]:
     """Each user's history."""
     return dict(zip(queries["user"], queries["history"], strict=True))
+
+
+def find(queries: pd.DataFrame, index: DenseIndex | BM25Index, data: Dataset, parameters) -> pd.DataFrame:
+    """The candidates of every query; a null `top_k` takes the rule's own value."""
+    return ranking.candidates(queries, index, data.items["item"], parameters["top_k"] or PAPER_TOP_K)
 
 
 def rank(found: pd.DataFrame, queries: pd.DataFrame, parameters) -> pd.DataFrame:
@@ -79,10 +83,7 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     unknown = 0 if upcoming else int((~queries["target"].isin(data.items["item"])).sum())
     if unknown:
         notes.append(f"{unknown} targets are not in the catalogue; each counts as a miss")
-    found = ranking.candidates(
-        queries, load_index(run, run["retriever"]), data.items["item"], run["top_k"] or PAPER_TOP_K
-    )
-    ranked = rank(found, queries, run)
+    ranked = rank(find(queries, load_index(run, run["retriever"]), data, run), queries, run)
     query_files.write(folder.queries, queries)
     ranking.write_trec(folder.ranking("gloss"), ranked, "gloss")
     run.outputs += [folder.queries, folder.ranking("gloss")]
@@ -93,7 +94,7 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     else:
         ranking.write_qrels(folder.qrels, dict(zip(queries["user"], queries["target"], strict=True)))
         run.outputs.append(folder.qrels)
-    return Retrieved(data, queries, found, ranked, notes)
+    return Retrieved(data, queries, ranked, notes)
 
 
 def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
@@ -103,7 +104,7 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
     parts += [run[name] for name in ("split", "num_beams", "max_new_tokens", "generation_batch_size")]
     run.made_from = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     before = stages.get(run.stage)
-    if before and before["made_from"] == run.made_from and folder.intact(before) is None:
+    if before and before["made_from"] == run.made_from and folder.damaged(before) is None:
         notes.append(
             "The texts are those of the last run: nothing that they depend on has changed. "
             "To generate them again, delete queries.jsonl."

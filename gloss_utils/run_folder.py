@@ -187,7 +187,7 @@ class RunFolder:
                 return other
         return None
 
-    def intact(self, entry: dict) -> str | None:
+    def damaged(self, entry: dict) -> str | None:
         """The first output of a stage that is missing or changed since it was made, or None."""
         for name, value in entry["outputs"].items():
             path = self.root / name
@@ -208,7 +208,7 @@ class RunFolder:
         for name, value in entry["inputs"].items():
             if not Path(name).exists() or fingerprint(name) != value:
                 return False
-        return self.intact(entry) is None
+        return self.damaged(entry) is None
 
 
 def identity(entry: dict | None) -> str | None:
@@ -307,7 +307,7 @@ def open_run(stage: str, notebook: dict) -> Run:
     for other in needs(stage, values):
         if other not in stages:
             raise GlossError(f"{folder.root} holds no finished {other}; run notebooks/{other}.ipynb first")
-        damaged = folder.intact(stages[other])
+        damaged = folder.damaged(stages[other])
         if damaged:
             raise GlossError(
                 f"{folder.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"

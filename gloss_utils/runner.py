@@ -106,11 +106,10 @@ def _execute(stage: str, passed: dict, folder: RunFolder):
     try:
         with write_whole(done) as part, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own notices about file names
-            part_notebook = part.with_suffix(".ipynb")
             try:
                 papermill.execute_notebook(
                     NOTEBOOKS / f"{stage}.ipynb",
-                    part_notebook,
+                    part,
                     parameters=passed,
                     cwd=NOTEBOOKS,
                     kernel_name="python3",
@@ -118,17 +117,17 @@ def _execute(stage: str, passed: dict, folder: RunFolder):
                     coalesce_streams=True,
                     extra_arguments=["--IPKernelApp.log_level=40"],
                 )
-                failed.unlink(missing_ok=True)
-                part_notebook.rename(part)
-            finally:
-                if part_notebook.exists():
-                    part_notebook.rename(failed)
+            except BaseException:
+                if part.exists():
+                    part.rename(failed)
+                raise
     except PapermillExecutionError as error:
         raise GlossError(_failure(stage, error, failed)) from error
     except DeadKernelError as error:
         raise GlossError(
             f"{stage} failed: its kernel died (often for lack of memory; smaller batches need less)"
         ) from error
+    failed.unlink(missing_ok=True)
     _write_html(done)
     print(f"{stage}: done in {time.time() - started:.0f} s", flush=True)
 
