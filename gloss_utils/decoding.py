@@ -18,6 +18,7 @@ from gloss_utils.trie import ROOT, Trie
 
 NONE = float("-inf")  # the score of a beam that is none, and what the mask adds where a query must not look
 RESERVED_STEPS = 64  # the cache has room for so many steps; in a deep trie it grows
+PROBE = {True: 1e-2, False: 0.5}  # float32 or not: how far logits in `unfit` may be off, in their standard deviation
 TAIL_LOGITS = 2**27  # logits that scoring tails holds at a time: half a gigabyte in float32
 
 
@@ -36,8 +37,11 @@ def beam_search(
 ) -> list[Decoded]:
     """Continue each prompt (token ids, one at least) with `num_beams` texts, by falling mean log-probability.
 
-    end: the end-of-sequence token. trie: what may be written; lengths are then bounded by it, not by `max_new_tokens`.
+    end: the end-of-sequence token. trie: what may be written; lengths are then bounded by it, not by `max_new_tokens`,
+    and a prompt has as many texts as the trie has where these are fewer. Call `unfit` before, once a model.
     """
+    if not prompts:
+        return []
     with _attention(model):
         return _beam_search(model, prompts, num_beams, max_new_tokens, end, trie)
 
@@ -65,11 +69,13 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> list[Decoded]:
-    """Continue each prompt with texts drawn token by token from the likeliest ones that hold `top_p` of the probability.
+    """Continue each prompt with texts drawn at random, each token from the likeliest that together hold `top_p`.
 
     uniforms: the numbers in [0, 1) to draw with, [prompts, texts a prompt, most new tokens]. Log-probabilities are the
     model's own, at temperature 1; texts stand by their falling mean.
     """
+    if not prompts:
+        return []
     with _attention(model):
         return _sample(model, prompts, uniforms, end, temperature, top_p)
 
@@ -108,7 +114,7 @@ def _sample(model, prompts, uniforms, end, temperature, top_p):
 
 
 def _draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    likely, tokens = (logits.float() / temperature).softmax(-1).double().sort(-1, descending=True, stable=True)
+    likely, tokens = (logits.float() / temperature).softmax(-1).double().sort(dim=-1, descending=True, stable=True)
     reach = likely.cumsum(-1)
     kept = reach - likely < top_p
     at = torch.searchsorted(reach, uniforms[..., None] * (likely * kept).sum(-1, keepdim=True), right=True)
@@ -118,6 +124,49 @@ def _draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_
 def _by_mean(texts: list[list[int]], sums: list[float]) -> Decoded:
     order = sorted(range(len(texts)), key=lambda i: -sums[i] / len(texts[i]))
     return Decoded([texts[i] for i in order], [sums[i] for i in order])
+
+
+def unfit(model) -> str | None:
+    """Why this module's cache and mask do not fit a model, in words; None where they do.
+
+    What the configuration does not tell is tried: two beams after two short prompts, against the model without a cache.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder model"
+    if getattr(model, "_is_stateful", False) or not getattr(config, "num_hidden_layers", 0):
+        return "its memory is a state, not a cache of keys and values"
+    if kinds != {"full_attention"} or (not getattr(config, "layer_types", None) and _slides(config)):
+        return "not all its layers attend to everything before"
+    try:
+        return _tried(model, config.vocab_size)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError) as error:
+        return f"it does not take this cache ({' '.join(str(error).split())[:100]})"
+
+
+def _slides(config) -> bool:
+    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+
+
+@torch.inference_mode()
+def _tried(model, vocabulary: int) -> str | None:
+    tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    starts, beams = [tokens[0][:5], tokens[1][:3]], [tokens[0][8:10], tokens[1][8:10]]
+    branches = [[tokens[0][10], tokens[0][11]], [tokens[1][10], tokens[1][11]]]
+    with _attention(model):
+        tree, stay = _Tree(model, starts, 2, 3), torch.arange(2, device=model.device)
+        tree.read_prompts()
+        tree.step(torch.tensor(beams, device=model.device), torch.zeros_like(tree.prompts[:, :2]), stay)
+        crossed = torch.tensor([[1, 0], [1, 1]], device=model.device)
+        found = tree.step(torch.tensor(branches, device=model.device), crossed, stay).float()
+    for row, start in enumerate(starts):
+        for beam, parent in enumerate(crossed[row].tolist()):
+            whole = torch.tensor([[*start, beams[row][parent], branches[row][beam]]], device=model.device)
+            expected = model(whole).logits[0, -1].float()
+            if (found[row, beam] - expected).abs().max() > PROBE[model.dtype == torch.float32] * expected.std():
+                return "its answers depend on more than the positions and the mask that it is given"
+    return None
 
 
 class _Search:
@@ -260,7 +309,7 @@ class _Tails:
     def candidates(self, scores: torch.Tensor):
         """Each beam's next token: scores, tokens, parents, each [U, B], by falling score."""
         each = scores + self.logprobs[..., self.step].gather(1, self.beams)
-        best, parents = each.sort(descending=True, stable=True)
+        best, parents = each.sort(dim=-1, descending=True, stable=True)
         self.beams = self.beams.gather(1, parents)
         return best, self.tokens[..., self.step].gather(1, self.beams), parents
 

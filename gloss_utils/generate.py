@@ -1,19 +1,43 @@
-"""Writing queries: the fine-tuned model continues each user's prompt with titles of likely next items (METHOD, 3)."""
+"""Writing queries: the fine-tuned model continues each user's prompt with titles of likely next items (METHOD, 3).
 
+Prompts are packed into batches once, from the whole input; batches are the unit of work and of resuming.
+"""
+
+import gc
+import hashlib
+import json
+
+import numpy as np
 import pandas as pd
 import torch
 from peft import PeftModel
 from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gloss_utils import prompts
-from gloss_utils.models import TINY, load_base
+from gloss_utils import decoding, plain_decoding, prompts
+from gloss_utils.errors import GlossError
+from gloss_utils.explore_data import Dataset
+from gloss_utils.journal import Journal
+from gloss_utils.models import TINY, load_base, with_padding
 from gloss_utils.run_folder import Run
+from gloss_utils.trie import Trie
+
+Row = tuple[list[str], list[float], list[int]]  # a prompt's texts, best first, their log-probabilities and lengths
 
 
 def load_model(run: Run):
-    """The base model that stage 2 used, with its adapter, for inference; and the tokenizer."""
+    """The base model that stage 2 used, with its adapter, for inference; and the tokenizer.
+
+    Raises `GlossError` where base and adapter do not have the same vocabulary.
+    """
     base = run.folder.base if run["base_model"] == TINY else run["base_model"]
     model, tokenizer = load_base(base, run["load_in_4bit"])
+    known, size = load_tokenizer(run).get_vocab(), model.get_input_embeddings().num_embeddings
+    if known != tokenizer.get_vocab() or max(known.values()) >= size:
+        raise GlossError(
+            f"base model {base} has another vocabulary ({len(tokenizer):,} tokens, {size:,} embeddings) than the "
+            f"adapter in {run.folder.adapter} was trained with ({len(known):,} tokens); run stage 02 again"
+        )
     if run["load_in_4bit"] and not torch.cuda.is_available():
         # The same weights, unpacked once rather than at every step: without a GPU, that is what takes the time.
         model = model.dequantize()
@@ -23,64 +47,159 @@ def load_model(run: Run):
     return model, tokenizer
 
 
-def beam_search(
-    model, tokenizer, inputs: list[list[int]], num_beams: int, max_new_tokens: int, batch_size: int
-) -> pd.DataFrame:
-    """Continue each prompt (token ids) with `num_beams` texts by beam search, best first.
+def load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
+    """The tokenizer that stage 2 trained with, as it stands beside the adapter."""
+    return with_padding(AutoTokenizer.from_pretrained(run.folder.adapter, local_files_only=True))
 
-    Returns a frame with a row a prompt, in the order given: texts, logprobs (sum over a text's tokens, end of sequence
-    included, natural log), lengths (in tokens, likewise).
+
+class Catalogue:
+    """What `decoding: catalogue` may write: the trie of all items' texts, and which text its tokens stand for.
+
+    notes: lines about titles that the tokenizer cannot tell apart or write, and that are therefore left out.
     """
-    tokenizer.padding_side = "left"
-    order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
-    rows = [None] * len(inputs)
-    with tqdm(total=len(inputs), desc="generating", unit="user", mininterval=2) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            padded = tokenizer.pad({"input_ids": [inputs[i] for i in batch]}, return_tensors="pt").to(model.device)
-            with torch.inference_mode():
-                found = model.generate(
-                    **padded,
-                    num_beams=num_beams,
-                    num_return_sequences=num_beams,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    length_penalty=1.0,
-                    output_scores=True,
-                    return_dict_in_generate=True,
-                    eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            new = found.sequences[:, padded["input_ids"].shape[1] :]
-            lengths = _lengths(new, tokenizer.eos_token_id)
-            # With length penalty 1, transformers' score is the mean log-probability of the tokens.
-            logprobs = found.sequences_scores.double().cpu() * lengths if num_beams > 1 else _greedy(found, lengths)
-            texts = [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-            for row, i in enumerate(batch):
-                part = slice(row * num_beams, (row + 1) * num_beams)
-                rows[i] = (texts[part], logprobs[part].tolist(), lengths[part].tolist())
-            bar.update(len(batch))
-    return pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"])
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: list[str]):
+        texts = list(dict.fromkeys(prompts.item_text(title) for title in titles))
+        nothing, *tokens = prompts.encode_texts(tokenizer, [prompts.item_text(""), *texts])
+        self.text, left_out = {}, []
+        for text, ids in zip(texts, tokens, strict=True):
+            if ids == nothing or not ids or self.text.setdefault((*ids, tokenizer.eos_token_id), text) != text:
+                left_out.append(text)
+        if not self.text:
+            raise GlossError("the tokenizer can write no title of the catalogue; choose another base_model")
+        self.trie = Trie([list(ids) for ids in self.text])
+        self.notes = []
+        if left_out:
+            self.notes.append(
+                f"{len(left_out)} titles are left out of the catalogue's trie, because the tokenizer writes them as "
+                f"nothing or as another title; one is {left_out[0]!r}"
+            )
 
 
-def _lengths(new: torch.Tensor, end: int) -> torch.Tensor:
-    """Tokens of each row up to and including the first end-of-sequence token."""
-    ended = (new == end).cpu()
-    return torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
+class Writer:
+    """The model and what it is told, with one verb: `write` a batch of prompts. `notice` says where it falls back."""
+
+    def __init__(self, run: Run):
+        self.model, self.tokenizer = load_model(run)
+        self.run, self.trie, self.text = run, None, {}
+        if run["decoding"] == "catalogue":
+            catalogue = Catalogue(self.tokenizer, Dataset.load(run.folder).items["title"].tolist())
+            self.trie, self.text = catalogue.trie, catalogue.text
+        reason = decoding.unfit(self.model)
+        self.engine = plain_decoding if reason else decoding
+        self.notice = f"Generation falls back to transformers' generate, which is slower: {reason}." if reason else None
+
+    def write(self, inputs: list[list[int]], numbers: list[int]) -> list[Row]:
+        """Continue prompts (token ids); `numbers`, their places in the whole input, seed what is drawn at random.
+
+        A batch that does not fit in memory is halved. Raises `GlossError` where a single prompt does not fit.
+        """
+        try:
+            return [self._row(found) for found in self._decode(inputs, numbers)]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if len(inputs) == 1:
+                raise GlossError(
+                    f"one prompt of {len(inputs[0])} tokens with {self.run['num_beams']} beams does not fit in memory; "
+                    "lower num_beams, max_new_tokens or max_length"
+                ) from error
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(inputs) // 2
+        return self.write(inputs[:half], numbers[:half]) + self.write(inputs[half:], numbers[half:])
+
+    def _decode(self, inputs: list[list[int]], numbers: list[int]) -> list[decoding.Decoded]:
+        run, end = self.run, self.tokenizer.eos_token_id
+        count, most = run["num_beams"], run["max_new_tokens"]
+        if run["decoding"] != "sample":
+            return self.engine.beam_search(self.model, inputs, count, most, end, self.trie)
+        uniforms = np.stack([np.random.default_rng([run["seed"], number]).random((count, most)) for number in numbers])
+        return self.engine.sample(self.model, inputs, torch.from_numpy(uniforms), end, run["temperature"], run["top_p"])
+
+    def _row(self, found: decoding.Decoded) -> Row:
+        if self.trie is not None:
+            texts = [self.text[tuple(ids)] for ids in found.tokens]
+        else:
+            texts = [text.strip() for text in self.tokenizer.batch_decode(found.tokens, skip_special_tokens=True)]
+        return texts, found.logprobs, [len(ids) for ids in found.tokens]
 
 
-def _greedy(found, lengths: torch.Tensor) -> torch.Tensor:
-    """Sums of log-probabilities of greedy texts, which transformers does not return."""
-    best = torch.stack([scores.double().log_softmax(-1).max(-1).values for scores in found.scores], 1).cpu()
-    return (best * (torch.arange(best.shape[1]) < lengths[:, None])).sum(1)
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def queries(run: Run, examples: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
-    """Generate every example's queries: the examples (user, history, target) with texts, logprobs, lengths."""
-    model, tokenizer = load_model(run)
+def plan(lengths: list[int], new_columns: int, budget: int) -> list[list[int]]:
+    """Pack prompts into batches by falling length, so that prompts × (longest prompt + new columns) stay in the budget.
+
+    Returns the prompts' places in each batch; a prompt that exceeds the budget alone is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * (lengths[batches[-1][0]] + new_columns) > budget:
+            batches.append([])
+        batches[-1].append(place)
+    return batches
+
+
+def encode(run: Run, examples: pd.DataFrame, data: Dataset, notes: list[str]) -> list[list[int]]:
+    """The examples' prompts as token ids, cut from the left to leave room for `max_new_tokens`.
+
+    Raises `GlossError` where the catalogue has fewer texts than beams are asked for.
+    """
+    tokenizer, titles = load_tokenizer(run), data.titles()
+    room = run["max_length"] - run["max_new_tokens"]
+    if run["decoding"] == "catalogue":
+        catalogue = Catalogue(tokenizer, data.items["title"].tolist())
+        notes += catalogue.notes
+        if run["num_beams"] > catalogue.trie.texts:
+            raise GlossError(
+                f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
+                f"{catalogue.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
+            )
     histories = [[titles[item] for item in history] for history in examples["history"]]
-    inputs = prompts.encode_prompts(tokenizer, histories, run["max_length"] - run["max_new_tokens"])
-    found = beam_search(model, tokenizer, inputs, run["num_beams"], run["max_new_tokens"], run["generation_batch_size"])
-    return pd.concat([examples.reset_index(drop=True), found], axis=1)
+    return prompts.encode_prompts(tokenizer, histories, room)
+
+
+def queries(run: Run, examples: pd.DataFrame, data: Dataset, notes: list[str]) -> pd.DataFrame:
+    """Generate every example's queries: the examples (user, history, target) with texts, logprobs, lengths.
+
+    Goes on from the journal of a run that was cut off, which stays until the stage is finished. Lines about what
+    happened are added to `notes`.
+    """
+    inputs = encode(run, examples, data, notes)
+    columns = run["num_beams"] * run["max_new_tokens"]
+    batches = plan([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
+    digest = hashlib.sha256(json.dumps([run.made_from, inputs, batches]).encode()).hexdigest()
+    journal = Journal(run.folder.journal(digest), digest, [len(batch) for batch in batches])
+    run.temporary.append(journal.path)
+    notes += journal.notes
+    left = [number for number in range(len(batches)) if number not in journal.done]
+    if len(left) < len(batches):
+        notes.append(f"{len(batches) - len(left)} of {len(batches)} batches are those of a run that was cut off")
+    with tqdm(total=len(inputs), desc="generating", unit="user", mininterval=2) as bar:
+        bar.update(sum(len(batches[number]) for number in journal.done))
+        for number, rows in _written(run, inputs, {number: batches[number] for number in left}, notes):
+            journal.add(number, rows)
+            bar.update(len(rows))
+    found: list[Row | None] = [None] * len(inputs)
+    for number, places in enumerate(batches):
+        for place, row in zip(places, journal.done[number], strict=True):
+            found[place] = row
+    written = pd.DataFrame(found, columns=["texts", "logprobs", "lengths"], dtype=object)
+    return pd.concat([examples.reset_index(drop=True), written], axis=1)
+
+
+def _written(run: Run, inputs: list[list[int]], batches: dict[int, list[int]], notes: list[str]):
+    if not batches:
+        return
+    if run["engine"] == "ray":
+        from gloss_utils import scale_out
+
+        yield from scale_out.write(run, inputs, batches)
+        return
+    writer = Writer(run)
+    notes += [writer.notice] * bool(writer.notice)
+    for number, places in batches.items():
+        yield number, writer.write([inputs[place] for place in places], places)

