@@ -102,7 +102,7 @@ def _sample(model, prompts, uniforms, end, temperature, top_p):
         done = ~over.any(1)
         for row in done.nonzero()[:, 0].tolist():
             texts = [ids[:n] for ids, n in zip(written[row].tolist(), lengths[row].tolist(), strict=True)]
-            results[int(rows[row])] = _by_mean(texts, sums[row].tolist())
+            results[int(rows[row])] = by_mean(texts, sums[row].tolist())
         stay = _stay(done)
         if not len(stay):
             return results
@@ -121,7 +121,8 @@ def _draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_
     return tokens.gather(-1, torch.minimum(at, kept.sum(-1, keepdim=True) - 1)).squeeze(-1)
 
 
-def _by_mean(texts: list[list[int]], sums: list[float]) -> Decoded:
+def by_mean(texts: list[list[int]], sums: list[float]) -> Decoded:
+    """A prompt's texts (token ids) and log-probabilities, by falling mean."""
     order = sorted(range(len(texts)), key=lambda i: -sums[i] / len(texts[i]))
     return Decoded([texts[i] for i in order], [sums[i] for i in order])
 

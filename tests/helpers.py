@@ -9,7 +9,9 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from baselines import load
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
@@ -72,3 +74,20 @@ def real(name: str) -> Dataset:
     if not folder.is_dir():
         pytest.skip(f"the raw Amazon files are not in {folder}")
     return load(name, folder)
+
+
+def small_llama(vocabulary: int, groups: int = 4, spread: float = 0.3) -> LlamaForCausalLM:
+    """An untrained Llama, always the same; `spread` of its weights: with much of it, texts differ clearly in score."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=groups,
+        initializer_range=spread,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
