@@ -1,4 +1,4 @@
-"""Do two beam searches agree? Same texts in the same order; and where not, how narrow was the choice at which they part.
+"""Do two beam searches agree: the same texts in the same order? Where not, how narrow was the choice where they part?
 
 In exact arithmetic both would write the same. In float32 they round differently, so a choice between two beams whose
 scores lie closer than `GAP` may fall either way: such a difference is excused, any other is not.

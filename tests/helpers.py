@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DenseIndex
+from gloss_utils.run_folder import Run, RunFolder
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -91,3 +92,12 @@ def small_llama(vocabulary: int, groups: int = 4, spread: float = 0.3) -> LlamaF
         eos_token_id=None,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def run_of(small_run: tuple[RunFolder, Path], **values) -> Run:
+    """A `Run` with the resolved parameters of a finished run, and `values` over them, in its folder."""
+    folder, _ = small_run
+    parameters = {}
+    for entry in folder.stages().values():
+        parameters |= entry["parameters"]
+    return Run(folder, "test", {}, parameters | values)
