@@ -6,6 +6,7 @@ Prompts are packed into batches once, from the whole input; batches are the unit
 import gc
 import hashlib
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -77,17 +78,20 @@ class Catalogue:
 
 
 class Writer:
-    """The model and what it is told, with one verb: `write` a batch of prompts. `notice` says where it falls back."""
+    """A model and what it is told, with one verb: `write` a batch of prompts. `notice` says where it falls back."""
 
-    def __init__(self, run: Run):
-        self.model, self.tokenizer = load_model(run)
-        self.run, self.trie, self.text = run, None, {}
-        if run["decoding"] == "catalogue":
-            catalogue = Catalogue(self.tokenizer, Dataset.load(run.folder).items["title"].tolist())
-            self.trie, self.text = catalogue.trie, catalogue.text
-        reason = decoding.unfit(self.model)
+    def __init__(self, parameters: Mapping, model, tokenizer: PreTrainedTokenizerBase, titles: list[str]):
+        """parameters: those of stage 4; titles: the catalogue's."""
+        self.parameters, self.model, self.tokenizer = parameters, model, tokenizer
+        self.catalogue = Catalogue(tokenizer, titles) if parameters["decoding"] == "catalogue" else None
+        reason = decoding.unfit(model)
         self.engine = plain_decoding if reason else decoding
         self.notice = f"Generation falls back to transformers' generate, which is slower: {reason}." if reason else None
+
+    @classmethod
+    def load(cls, run: Run) -> "Writer":
+        """With the model that stage 2 fine-tuned."""
+        return cls(run.parameters, *load_model(run), Dataset.load(run.folder).items["title"].tolist())
 
     def write(self, inputs: list[list[int]], numbers: list[int]) -> list[Row]:
         """Continue prompts (token ids); `numbers`, their places in the whole input, seed what is drawn at random.
@@ -101,8 +105,8 @@ class Writer:
                 raise
             if len(inputs) == 1:
                 raise GlossError(
-                    f"one prompt of {len(inputs[0])} tokens with {self.run['num_beams']} beams does not fit in memory; "
-                    "lower num_beams, max_new_tokens or max_length"
+                    f"one prompt of {len(inputs[0])} tokens with {self.parameters['num_beams']} beams does not fit in "
+                    "memory; lower num_beams, max_new_tokens or max_length"
                 ) from error
         gc.collect()
         if torch.cuda.is_available():
@@ -111,16 +115,19 @@ class Writer:
         return self.write(inputs[:half], numbers[:half]) + self.write(inputs[half:], numbers[half:])
 
     def _decode(self, inputs: list[list[int]], numbers: list[int]) -> list[decoding.Decoded]:
-        run, end = self.run, self.tokenizer.eos_token_id
-        count, most = run["num_beams"], run["max_new_tokens"]
-        if run["decoding"] != "sample":
-            return self.engine.beam_search(self.model, inputs, count, most, end, self.trie)
-        uniforms = np.stack([np.random.default_rng([run["seed"], number]).random((count, most)) for number in numbers])
-        return self.engine.sample(self.model, inputs, torch.from_numpy(uniforms), end, run["temperature"], run["top_p"])
+        told, end = self.parameters, self.tokenizer.eos_token_id
+        count, most = told["num_beams"], told["max_new_tokens"]
+        if told["decoding"] != "sample":
+            trie = self.catalogue.trie if self.catalogue else None
+            return self.engine.beam_search(self.model, inputs, count, most, end, trie)
+        seeds = [[told["seed"], number] for number in numbers]
+        uniforms = np.stack([np.random.default_rng(seed).random((count, most)) for seed in seeds])
+        drawn = torch.from_numpy(uniforms)
+        return self.engine.sample(self.model, inputs, drawn, end, told["temperature"], told["top_p"])
 
     def _row(self, found: decoding.Decoded) -> Row:
-        if self.trie is not None:
-            texts = [self.text[tuple(ids)] for ids in found.tokens]
+        if self.catalogue:
+            texts = [self.catalogue.text[tuple(ids)] for ids in found.tokens]
         else:
             texts = [text.strip() for text in self.tokenizer.batch_decode(found.tokens, skip_special_tokens=True)]
         return texts, found.logprobs, [len(ids) for ids in found.tokens]
@@ -199,7 +206,7 @@ def _written(run: Run, inputs: list[list[int]], batches: dict[int, list[int]], n
 
         yield from scale_out.write(run, inputs, batches)
         return
-    writer = Writer(run)
+    writer = Writer.load(run)
     notes += [writer.notice] * bool(writer.notice)
     for number, places in batches.items():
         yield number, writer.write([inputs[place] for place in places], places)

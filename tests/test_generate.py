@@ -56,7 +56,7 @@ def test_texts_do_not_depend_on_the_batches(run):
 def test_texts_are_those_of_each_user_alone(run):
     work = run()
     examples, data = some(work, 5)
-    found, writer = generated(work, users=5), generate.Writer(work)
+    found, writer = generated(work, users=5), generate.Writer.load(work)
     inputs = generate.encode(work, examples, data, [])
     for place, row in enumerate(found.itertuples()):
         texts, logprobs, lengths = writer.write([inputs[place]], [place])[0]
@@ -236,5 +236,5 @@ def test_a_base_model_of_another_vocabulary(run):
 
 def test_a_whole_journal_needs_no_model(run, monkeypatch):
     first = generated(run())
-    monkeypatch.setattr(generate, "Writer", None)
+    monkeypatch.setattr(generate.Writer, "load", None)
     pd.testing.assert_frame_equal(generated(run()), first)

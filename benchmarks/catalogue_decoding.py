@@ -1,0 +1,117 @@
+"""What does it cost to write only catalogue titles, and what does it save, against writing freely and searching?
+
+`python -m benchmarks.catalogue_decoding`: users of the demo, and its tiny base model, which has read the titles but no
+history (it is trained first, for 100 steps). `--run FOLDER` takes a finished run's model and users instead.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import timing
+from gloss_utils import explore_data, generate, index, models, prompts, ranking, runner, splits, tiny
+from gloss_utils import parameters as P
+from gloss_utils.explore_data import Dataset
+from gloss_utils.run_folder import Run, RunFolder
+
+
+class Contest:
+    """One model, users and catalogue; each rival goes from prompts to items."""
+
+    def __init__(self, parameters: dict, data: Dataset, model, tokenizer, users: int):
+        self.data, self.texts = data, [prompts.item_text(title) for title in data.items["title"]]
+        self.examples = splits.evaluation_examples(data, "test").head(users)
+        titles = data.titles()
+        histories = [[titles[item] for item in history] for history in self.examples["history"]]
+        self.inputs = prompts.encode_prompts(
+            tokenizer, histories, parameters["max_length"] - parameters["max_new_tokens"]
+        )
+        columns = parameters["num_beams"] * parameters["max_new_tokens"]
+        self.batches = generate.plan(list(map(len, self.inputs)), columns, parameters["generation_batch_tokens"])
+        self.index = index.DenseIndex.build(self.texts, parameters["encoder"])
+        self.writers = {
+            decoding: generate.Writer(
+                parameters | {"decoding": decoding}, model, tokenizer, data.items["title"].tolist()
+            )
+            for decoding in ("free", "catalogue")
+        }
+
+    def write(self, decoding: str) -> pd.DataFrame:
+        """Every user's texts."""
+        rows = {}
+        for places in self.batches:
+            written = self.writers[decoding].write([self.inputs[place] for place in places], places)
+            rows |= {place: texts for place, (texts, _, _) in zip(places, written, strict=True)}
+        texts = [rows[place] for place in range(len(self.inputs))]
+        return pd.DataFrame({"user": self.examples["user"].tolist(), "texts": texts})
+
+    def free(self, run: int) -> dict:
+        """Write freely, then search for the nearest item of each text."""
+        queries = self.write("free")
+        return {"queries": queries, "found": ranking.candidates(queries, self.index, self.data.items["item"])}
+
+    def catalogue(self, run: int) -> dict:
+        """Write titles, and look up their items."""
+        queries = self.write("catalogue")
+        return {"queries": queries, "found": ranking.named(queries, self.data.items)}
+
+    def shares(self, answer: dict) -> dict:
+        """Of all texts: the exact ones of an item, those of them that are distinct, and the distinct items found."""
+        texts = answer["queries"].explode("texts")
+        exact = texts[texts["texts"].isin(set(self.texts))]
+        return {
+            "exact_titles": round(len(exact) / len(texts), 4),
+            "distinct_exact_titles": round(len(exact.drop_duplicates()) / len(texts), 4),
+            "distinct_items_found": round(len(answer["found"][["user", "item"]].drop_duplicates()) / len(texts), 4),
+        }
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run whose stages 01 and 02 are finished")
+    parser.add_argument("--users", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        contest = _of_run(options) if options.run else _of_demo(Path(folder), options)
+        seconds, answers = timing.alternate({"free": contest.free, "catalogue": contest.catalogue}, options.runs)
+        result = {
+            "speedup": round(timing.ratio(seconds, "catalogue", "free"), 2),
+            "seconds": {rival: round(statistics.median(values), 3) for rival, values in seconds.items()},
+            "share_of_texts": {rival: contest.shares(answers[0][rival]) for rival in seconds},
+            "users": len(contest.inputs),
+            "titles": contest.writers["catalogue"].catalogue.trie.texts,
+            "num_beams": contest.writers["free"].parameters["num_beams"],
+            "runs": options.runs,
+            "model": str(options.run or "the demo's tiny base model"),
+            "device": timing.device(),
+        }
+    print(json.dumps(result))
+
+
+def _of_run(options: argparse.Namespace) -> Contest:
+    folder = RunFolder(options.run)
+    parameters = {}
+    for stage in P.STAGES:
+        parameters |= folder.stages().get(stage, {"parameters": runner.defaults(stage)})["parameters"]
+    run = Run(folder, "benchmark", {}, parameters)
+    return Contest(parameters, Dataset.load(folder), *generate.load_model(run), options.users)
+
+
+def _of_demo(folder: Path, options: argparse.Namespace) -> Contest:
+    parameters = {}
+    for stage in P.STAGES:
+        parameters |= runner.defaults(stage)
+    run = Run(RunFolder(folder / "run"), "benchmark", {}, parameters | {"data_dir": str(folder), "tiny_steps": 100})
+    data = explore_data.prepare(run)
+    model, tokenizer = models.load_base(tiny.prepare(run, data.items["title"].tolist()), load_in_4bit=False)
+    return Contest(parameters, data, model.eval(), tokenizer, options.users)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""How much faster is the beam search of `gloss_utils.decoding` than transformers' `generate`? Does it write the same?
+
+`python -m benchmarks.generation`: a Llama of 15 M parameters with random weights (speed does not depend on them; no
+text ends early), 8 prompts, 5 beams, 30 new tokens. `generate` gets the same batches, in inference mode.
+`--shape llama-1b` (3b, 8b) takes those shapes, in bf16, for a GPU.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import agreement, timing
+from gloss_utils import decoding, plain_decoding
+
+LENGTHS = (100, 400, 900)
+USERS, NUM_BEAMS, NEW_TOKENS = 8, 5, 30
+END = 2
+ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
+SHAPES = {  # of Meta's published configurations
+    "15m": {
+        "vocab_size": 8000,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "tie_word_embeddings": True,
+    },
+    "llama-1b": LLAMA
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": True,
+        "rope_parameters": ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192},
+    },
+    "llama-3b": LLAMA
+    | {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "tie_word_embeddings": True,
+        "rope_parameters": ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192},
+    },
+    "llama-8b": LLAMA
+    | {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+        "rope_parameters": ROPE | {"factor": 8.0, "original_max_position_embeddings": 8192},
+    },
+}
+
+
+def new_model(shape: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """A Llama of that shape with random weights, on the GPU where there is one."""
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        config = LlamaConfig(**SHAPES[shape], bos_token_id=1, eos_token_id=END, dtype=dtype)
+        return LlamaForCausalLM._from_config(config).eval()
+
+
+def new_prompts(model, length: int, seed: int) -> list[list[int]]:
+    """Prompts of random tokens."""
+    rng = random.Random(f"{length} {seed}")
+    return [[rng.randrange(3, model.config.vocab_size) for _ in range(length)] for _ in range(USERS)]
+
+
+def ours(model, prompts: list[list[int]]) -> list[decoding.Decoded]:
+    """The search that is measured."""
+    return decoding.beam_search(model, prompts, NUM_BEAMS, NEW_TOKENS, END)
+
+
+def theirs(model, prompts: list[list[int]]) -> list[list[list[int]]]:
+    """The rival, asked for nothing but the texts."""
+    options = {"num_beams": NUM_BEAMS, "num_return_sequences": NUM_BEAMS, "max_new_tokens": NEW_TOKENS}
+    found = plain_decoding.generate(model, prompts, END, **options)[:, len(prompts[0]) :].tolist()
+    return [found[at : at + NUM_BEAMS] for at in range(0, len(found), NUM_BEAMS)]
+
+
+def compare(model, length: int, runs: int) -> dict:
+    """Both in turn on the same prompts, other ones in each run: ratio of times, and prompts continued differently."""
+    seconds, answers = timing.alternate(
+        {
+            "ours": lambda run: ours(model, new_prompts(model, length, run)),
+            "theirs": lambda run: theirs(model, new_prompts(model, length, run)),
+        },
+        runs,
+    )
+    gaps = []
+    for run, answer in enumerate(answers, 1):
+        if any(one.tokens != two for one, two in zip(answer["ours"], answer["theirs"], strict=True)):
+            found = agreement.gaps(model, new_prompts(model, length, run), NUM_BEAMS, NEW_TOKENS, END)
+            gaps += found.values()
+    common = [
+        len(set(map(tuple, one.tokens)) & set(map(tuple, two))) / NUM_BEAMS
+        for answer in answers
+        for one, two in zip(answer["ours"], answer["theirs"], strict=True)
+    ]
+    return {
+        "speedup": timing.ratio(seconds, "ours", "theirs"),
+        "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
+        "prompts": runs * USERS,
+        "gaps": gaps,
+        "overlap": statistics.mean(common),
+        "distance_to_floor": statistics.median(seconds["ours"]) / floor(model, length),
+    }
+
+
+def floor(model, length: int) -> float:
+    """Seconds that no search on these passes can beat: each takes its FLOPs at the measured matrix-product rate, or its
+    bytes of weights and cache at the measured bandwidth, whichever is longer."""
+    passes, run = [], decoding._Tree._run
+
+    def noting(tree, tokens, *rest, **options):
+        passes.append((*tokens.shape, tree.layers[0].used, "logits_to_keep" in options))
+        return run(tree, tokens, *rest, **options)
+
+    decoding._Tree._run = noting
+    try:
+        ours(model, new_prompts(model, length, 0))
+    finally:
+        decoding._Tree._run = run
+    config, (rate, bandwidth) = model.config, rates(model.dtype, model.device)
+    head = config.vocab_size * config.hidden_size
+    body = sum(weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "layers" in name)
+    groups = config.num_key_value_heads / config.num_attention_heads
+    seconds = 0.0
+    for rows, tokens, before, prompt in passes:
+        # A prompt's tokens look at those before them: half the columns on average.
+        looked_at = before + tokens / 2 if prompt else before + tokens
+        attention = 4 * rows * tokens * looked_at * config.hidden_size * config.num_hidden_layers
+        flops = 2 * rows * (tokens * body + (1 if prompt else tokens) * head) + attention
+        cache = rows * (before + tokens) * 2 * config.hidden_size * groups * config.num_hidden_layers
+        seconds += max(flops / rate, (body + head + cache) * model.dtype.itemsize / bandwidth)
+    return seconds
+
+
+def rates(dtype: torch.dtype, device) -> tuple[float, float]:
+    """Measured: FLOPs a second of large matrix products, and bytes a second that can be read; the best of some."""
+    size = 8192 if device.type == "cuda" else 1536
+    square = torch.randn(size, size, device=device).to(dtype)
+    long = torch.ones(2**28, device=device, dtype=torch.float32)
+    return 2 * size**3 / _best(lambda: square @ square), long.numel() * 4 / _best(lambda: long.sum())
+
+
+def _best(call, times: int = 10) -> float:
+    seconds = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        call()
+        timing._wait()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def memory(shape: str, dtype: torch.dtype, rival: str, length: int) -> dict:
+    """The peak of a process that has done nothing but one search, in MiB."""
+    model = new_model(shape, dtype)
+    before = timing.peak_memory()
+    {"ours": ours, "theirs": theirs}[rival](model, new_prompts(model, length, 1))
+    return {"before": before, "peak": timing.peak_memory()}
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="15m")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="by default float32; bfloat16 for llama shapes"
+    )
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--memory", nargs=2, metavar=("RIVAL", "LENGTH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    name = options.dtype or ("float32" if options.shape == "15m" else "bfloat16")
+    dtype = getattr(torch, name)
+    if options.memory:
+        print(json.dumps(memory(options.shape, dtype, options.memory[0], int(options.memory[1]))))
+        return
+    model = new_model(options.shape, dtype)
+    by_length = {length: compare(model, length, options.runs) for length in LENGTHS}
+    del model
+    given = ("--shape", options.shape, "--dtype", name)
+    peaks = {
+        rival: timing.in_fresh_process("benchmarks.generation", *given, "--memory", rival, "400")
+        for rival in ("ours", "theirs")
+    }
+    prompts = sum(found["prompts"] for found in by_length.values())
+    gaps = [gap for found in by_length.values() for gap in found["gaps"]]
+    result = {
+        "speedup": round(by_length[400]["speedup"], 2),
+        "speedup_by_length": {length: round(found["speedup"], 2) for length, found in by_length.items()},
+        "identical_fraction": 1 - len(gaps) / prompts,
+        "differences": len(gaps),
+        "differences_excused": sum(gap <= agreement.GAP for gap in gaps),
+        "largest_gap": max(gaps, default=0.0),
+        "overlap": round(statistics.mean(found["overlap"] for found in by_length.values()), 4),
+        "peak_memory_ratio": round(peaks["ours"]["peak"] / peaks["theirs"]["peak"], 3),
+        "peak_memory_mib": {rival: round(peak["peak"]) for rival, peak in peaks.items()},
+        "distance_to_floor": round(by_length[400]["distance_to_floor"], 2),
+        "distance_to_floor_by_length": {n: round(found["distance_to_floor"], 2) for n, found in by_length.items()},
+        "seconds_by_length": {length: found["seconds"] for length, found in by_length.items()},
+        "users_per_second": {n: round(USERS / found["seconds"]["ours"], 2) for n, found in by_length.items()},
+        "prompts": prompts,
+        "runs": options.runs,
+        "shape": options.shape,
+        "dtype": name,
+        "device": timing.device(),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""How the benchmarks measure: rivals take turns in one process; memory is that of a fresh process for each."""
+
+import json
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def alternate(rivals: dict[str, Callable[[int], object]], runs: int) -> tuple[dict[str, list[float]], list[dict]]:
+    """Let rivals take turns, `runs` times after a warm-up; each is called with the number of the run, 0 the warm-up's.
+
+    Returns each rival's seconds and, run by run, what they answered.
+    """
+    seconds, answers = {name: [] for name in rivals}, []
+    for run in range(runs + 1):
+        answers.append({})
+        for name, call in rivals.items():
+            begun = time.perf_counter()
+            answers[run][name] = call(run)
+            _wait()
+            if run:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds, answers[1:]
+
+
+def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
+    """How many times as fast the first is, by medians."""
+    return statistics.median(seconds[theirs]) / statistics.median(seconds[ours])
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB: on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:  # Linux: getrusage would count what the parent held when it forked
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def in_fresh_process(module: str, *arguments: str) -> dict:
+    """Run `python -m module arguments` and return the JSON object of its last line."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def device() -> str:
+    """What the measurement ran on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
