@@ -20,14 +20,17 @@ def differing(one: list[decoding.Decoded], two: list[decoding.Decoded]) -> list[
     return [user for user, (a, b) in enumerate(zip(one, two, strict=True)) if a.tokens != b.tokens]
 
 
-def gaps(model, prompts: list[list[int]], num_beams: int, max_new_tokens: int, end: int) -> dict[int, float]:
+def gaps(
+    model, prompts: list[list[int]], num_beams: int, max_new_tokens: int, end: int, packed=None
+) -> dict[int, float]:
     """For each prompt that `decoding` and `plain_decoding` continue differently: the gap at which they first part.
 
     Runs both again with their beams noted at every step, and scores in float64 the beams that only one of them kept.
+    packed: the model that `decoding` runs, if another than `model`.
     """
-    arguments = (model, prompts, num_beams, max_new_tokens, end)
-    ours, our_beams = _noting_ours(arguments)
-    theirs, their_beams = _noting_theirs(arguments, max(map(len, prompts)))
+    arguments = (prompts, num_beams, max_new_tokens, end)
+    ours, our_beams = _noting_ours(packed or model, *arguments)
+    theirs, their_beams = _noting_theirs(model, *arguments)
     exact = copy.deepcopy(model).double()
     found = {}
     for user in differing(ours, theirs):
@@ -43,7 +46,7 @@ def gaps(model, prompts: list[list[int]], num_beams: int, max_new_tokens: int, e
     return found
 
 
-def _noting_ours(arguments) -> tuple[list[decoding.Decoded], list[dict[int, set]]]:
+def _noting_ours(*arguments) -> tuple[list[decoding.Decoded], list[dict[int, set]]]:
     beams, advance = [], decoding._Search.advance
 
     def noting(search, *candidates):
@@ -56,8 +59,9 @@ def _noting_ours(arguments) -> tuple[list[decoding.Decoded], list[dict[int, set]
         return decoding.beam_search(*arguments), beams
 
 
-def _noting_theirs(arguments, width: int) -> tuple[list[decoding.Decoded], list[dict[int, set]]]:
-    beams, num_beams = [], arguments[2]
+def _noting_theirs(*arguments) -> tuple[list[decoding.Decoded], list[dict[int, set]]]:
+    beams, (_, prompts, num_beams, *_) = [], arguments
+    width = max(map(len, prompts))
 
     def noting(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if ids.shape[1] > width:

@@ -19,7 +19,7 @@ from gloss_utils import decoding, plain_decoding, prompts
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.journal import Journal
-from gloss_utils.models import TINY, load_base, with_padding
+from gloss_utils.models import TINY, load_base, pack, with_padding
 from gloss_utils.run_folder import Run
 from gloss_utils.trie import Trie
 
@@ -44,7 +44,7 @@ def load_model(run: Run):
         model = model.dequantize()
     model = PeftModel.from_pretrained(model, run.folder.adapter).eval()
     if not torch.cuda.is_available():
-        model = model.merge_and_unload()
+        model = pack(model.merge_and_unload())
     return model, tokenizer
 
 
@@ -204,7 +204,7 @@ def _written(run: Run, inputs: list[list[int]], batches: dict[int, list[int]], n
     if run["engine"] == "ray":
         from gloss_utils import scale_out
 
-        yield from scale_out.write(run, inputs, batches)
+        yield from scale_out.write(run, inputs, batches, notes)
         return
     writer = Writer.load(run)
     notes += [writer.notice] * bool(writer.notice)

@@ -8,6 +8,7 @@ import httpx
 import huggingface_hub
 import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -47,7 +48,11 @@ def load_base(name: str | Path, load_in_4bit: bool):
     dtype = compute_dtype()
     quantization = (
         BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype if parse_flag_from_env("ACCELERATE_USE_FSDP") else None,  # FSDP shards floats
         )
         if load_in_4bit
         else None
@@ -61,7 +66,7 @@ def load_base(name: str | Path, load_in_4bit: bool):
             quantization_config=quantization,
             dtype=dtype,
             local_files_only=local,
-            device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+            device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         )
     return model, with_padding(tokenizer)
 
@@ -80,6 +85,33 @@ def with_padding(tokenizer):
         spare = "<|finetune_right_pad_id|>"
         tokenizer.pad_token = spare if spare in tokenizer.get_vocab() else tokenizer.eos_token
     return tokenizer
+
+
+class _PackedLinear(torch.nn.Module):
+    """A linear layer for inference whose weights stand in oneDNN's own order."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.bias = linear.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+
+
+def pack(model: torch.nn.Module) -> torch.nn.Module:
+    """Reorder a float32 model's linear weights, in place, once and for all; returns the model, for inference alone.
+
+    On the CPU this is a quarter of generation's time: else every product reorders them anew. Where PyTorch is built
+    without oneDNN, and on a GPU, nothing is changed.
+    """
+    if model.device.type != "cpu" or model.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return model
+    linear = [(name, layer) for name, layer in model.named_modules() if type(layer) is torch.nn.Linear]
+    for name, layer in linear:
+        model.set_submodule(name, _PackedLinear(layer))
+    return model
 
 
 @contextmanager

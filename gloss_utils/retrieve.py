@@ -174,7 +174,7 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
     ranked = results.ranking[results.ranking["user"] == user]
     parts = [
         ("History, oldest first", [named(item) for item in row["history"]]),
-        ("Generated texts, best beam first", [escape(text) for text in row["texts"]]),
+        ("Generated texts, best first (mean log-probability of a token)", _scored(row)),
         (
             "Recommended items",
             [
@@ -187,6 +187,12 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
         parts.append(("Target", [named(row["target"])]))
     body = "".join(f"<h4>{name}</h4><ol>{''.join(f'<li>{line}</li>' for line in found)}</ol>" for name, found in parts)
     return HTML(f"<div><h3>User {escape(user)}</h3>{body}</div>")
+
+
+def _scored(row: pd.Series) -> list[str]:
+    scores = zip(row["logprobs"], row["lengths"], strict=True)
+    means = ["" if total is None else f" ({total / length:.2f})" for total, length in scores]
+    return [escape(text) + mean for text, mean in zip(row["texts"], means, strict=True)]
 
 
 def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:

@@ -1,17 +1,25 @@
-"""The training loop that the tiny base model and fine-tuning share: transformers' Trainer, resumable, with one bar."""
+"""The training loop that the tiny base model and fine-tuning share: transformers' Trainer, resumable, with one bar.
+
+It trains in as many processes as `accelerate launch` started; each optimiser step's texts are the same in any number.
+"""
 
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import resource
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -23,7 +31,12 @@ seed_everything = set_seed
 
 @dataclass
 class Settings:
-    """What a training run is told. patience: epochs without a lower validation loss before it stops (null: never)."""
+    """What a training run is told.
+
+    An optimiser step takes batch_size x gradient_accumulation texts, of all processes together. patience: epochs
+    without a lower validation loss before it stops (null: never). sampling: how steps are cut into batches,
+    "batch_rebalance" (by length) or "sequential" (as the texts come, equally many a batch).
+    """
 
     learning_rate: float
     scheduler: str
@@ -38,6 +51,57 @@ class Settings:
     gradient_checkpointing: bool = False
     report_to: str = "none"
     logs: str = ""
+    sampling: str = "batch_rebalance"
+
+
+def processes() -> PartialState:
+    """The processes that train together: this one alone, unless `accelerate launch` started more."""
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # else "cpu:0", which no checkpoint can be loaded to
+    # The others wait while the main one downloads data, or trains a base model.
+    return PartialState(cpu=not on_gpu, timeout=timedelta(hours=3))
+
+
+@contextmanager
+def alone():
+    """Let one of several launched processes work as if it were the only one, before it joins the others."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= hidden
+        PartialState._reset_state()  # it is kept for the life of a process, and now it would say there is one
+
+
+def share(batch_size: int, gradient_accumulation: int, count: int) -> tuple[int, int]:
+    """Texts a batch and batches a step for each of `count` processes, so that a step has as many texts as with one.
+
+    Raises `GlossError` where they cannot be shared equally.
+    """
+    texts = batch_size * gradient_accumulation
+    if texts % count:
+        fitting = [str(number) for number in range(1, texts + 1) if texts % number == 0]
+        raise GlossError(
+            f"{count} processes cannot equally share the {texts} texts of a step (batch_size {batch_size} x "
+            f"gradient_accumulation {gradient_accumulation}); launch {' or '.join(fitting)}, or change one of the two"
+        )
+    fewer = math.gcd(gradient_accumulation, count)
+    return batch_size // (count // fewer), gradient_accumulation // fewer
+
+
+class _Trainer(Trainer):
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        sampler.seed = self.args.seed  # which it does not take from the arguments
+        return sampler
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        # Shards (FSDP) are written later, but each process now looks whether the best checkpoint is there, and all have
+        # to find the same.
+        os.makedirs(output_dir, exist_ok=True)
 
 
 class _Progress(TrainerCallback):
@@ -55,6 +119,7 @@ class _Progress(TrainerCallback):
             unit="step",
             mininterval=2,
             file=sys.stderr,
+            disable=not state.is_world_process_zero,
         )
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -89,13 +154,19 @@ class _Padding:
 def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
     in_bf16 = on_gpu and torch.cuda.is_bf16_supported()
-    return TrainingArguments(
+    batch_size, accumulation = share(settings.batch_size, settings.gradient_accumulation, processes().num_processes)
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         seed=settings.seed,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        # Lengths vary so much that padding would be 41 % of batches of four Beauty texts. This sampler draws a step's
+        # texts at random, and only then cuts them into batches of like length and like cost: padding falls to 12 %,
+        # and the gradient is the same, because the loss is the mean over the step's tokens. Steps drawn by length
+        # ("group_by_length") would have 1 %, but be other steps.
+        train_sampling_strategy=settings.sampling,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=settings.warmup_steps,
@@ -120,7 +191,10 @@ def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArg
         logging_steps=10,
         report_to=settings.report_to,
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process takes all GPUs, and as many times the batch
+    return arguments
 
 
 def train(
@@ -137,15 +211,19 @@ def train(
 
     Checkpoints go to `folder` each epoch; a run with the same `made_from` goes on from the last whole one, another
     starts anew. With a patience, training stops early and the best epoch's weights are kept. Call `forget` once the
-    result is saved. Returns history (losses by step), tokens_per_second (padding not counted), peak_memory_gb, device.
+    result is saved. Returns history (losses by step), processes, tokens_per_second (of all processes, padding not
+    counted), peak_memory_gb (of this process), device. Raises `GlossError` where the processes cannot share a step.
     """
-    _start_over_if_other(folder, made_from)
+    together = processes()
+    with together.main_process_first():  # the others find the folder tidied
+        _start_over_if_other(folder, made_from)
+        checkpoint = _last_whole(folder)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     os.environ["TENSORBOARD_LOGGING_DIR"] = settings.logs
     progress = _Progress(name)
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=_arguments(settings, folder, bool(validation)),
         train_dataset=[{"input_ids": ids} for ids in texts],
@@ -155,14 +233,26 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     with full_disk_in_one_line(folder):
-        trainer.train(resume_from_checkpoint=_last_whole(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     return {
         "history": [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
         "steps": trainer.state.global_step,
+        "processes": together.num_processes,
         "tokens_per_second": round(progress.tokens / progress.seconds, 1) if progress.seconds else None,
         "peak_memory_gb": round(_peak_memory(on_gpu) / 2**30, 2),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
+
+
+def put_together(model) -> dict[str, torch.Tensor] | None:
+    """The trained weights where each process holds shards of them (FSDP); None where the model holds them whole.
+
+    All processes have to call it.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not any(isinstance(weight, DTensor) for weight in trained.values()):
+        return None
+    return {name: weight.full_tensor() for name, weight in trained.items()}
 
 
 def forget(folder: Path):

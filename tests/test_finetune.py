@@ -3,22 +3,14 @@
 import pytest
 import torch
 from conftest import write_parameters
+from helpers import run_of
 
 from gloss_utils import finetune, generate, models, prompts, runner, splits, tiny, training
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
-from gloss_utils.run_folder import Run, RunFolder, read_json
+from gloss_utils.run_folder import RunFolder, read_json
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
-
-
-def run_of(small_run, **values) -> Run:
-    """A `Run` with the small run's resolved parameters, in its folder."""
-    folder, _ = small_run
-    parameters = {}
-    for entry in folder.stages().values():
-        parameters |= entry["parameters"]
-    return Run(folder, "test", {}, parameters | values)
 
 
 def test_base_is_trained_on_titles_alone_and_saved_as_a_model_folder(small_run):
@@ -86,34 +78,17 @@ def test_unpacked_model_computes_what_the_4bit_model_does(small_run):
     assert (without - unpacked).abs().max() > 4 * difference  # the adapter is in both
 
 
-def test_beam_search_scores_lengths_and_order(small_run):
-    run = run_of(small_run)
-    model, tokenizer = generate.load_model(run)
-    inputs = prompts.encode_prompts(tokenizer, [TITLES[:1], TITLES, TITLES[:2]], 1000)
-    found = generate.beam_search(model, tokenizer, inputs, num_beams=3, max_new_tokens=12, batch_size=2)
-    alone = generate.beam_search(model, tokenizer, inputs[2:], num_beams=3, max_new_tokens=12, batch_size=1)
-    assert found["texts"][2] == alone["texts"][0]  # order of the input, whatever the batches
-    assert found["logprobs"][2] == pytest.approx(alone["logprobs"][0], abs=1e-3)
-    for row in found.itertuples():
-        assert len(row.texts) == len(row.logprobs) == len(row.lengths) == 3
-        means = [total / length for total, length in zip(row.logprobs, row.lengths, strict=True)]
-        assert means == sorted(means, reverse=True)
-        assert all(1 <= length <= 12 for length in row.lengths)
-    new, total, length = greedy(model, tokenizer, inputs[0], 12)
-    one = generate.beam_search(model, tokenizer, inputs[:1], num_beams=1, max_new_tokens=12, batch_size=1)
-    assert one["texts"][0] == [tokenizer.decode(new, skip_special_tokens=True).strip()]
-    assert one["logprobs"][0] == pytest.approx([total], abs=1e-3) and one["lengths"][0] == [length]
-
-
-def greedy(model, tokenizer, prompt: list[int], most: int) -> tuple[list[int], float, int]:
-    """Greedy decoding written out: new tokens, their log-probability, their number."""
-    new, total = [], 0.0
-    while len(new) < most and tokenizer.eos_token_id not in new:
-        with torch.inference_mode():
-            logprobs = model(torch.tensor([prompt + new])).logits[0, -1].double().log_softmax(-1)
-        new.append(int(logprobs.argmax()))
-        total += float(logprobs[new[-1]])
-    return new, total, len(new)
+def test_packed_weights_compute_the_same(small_run):
+    base, tokenizer = models.load_base(run_of(small_run).folder.base, load_in_4bit=False)
+    ids = torch.tensor([prompts.encode_prompts(tokenizer, [TITLES], 1024)[0]])
+    with torch.inference_mode():
+        expected = base(ids).logits
+        packed = models.pack(base)
+        assert not any(type(layer) is torch.nn.Linear for layer in packed.modules())
+        assert torch.allclose(packed(ids).logits, expected, atol=1e-4)
+        assert packed(ids[:, :1]).logits.shape == (1, 1, len(tokenizer))
+    half = models.load_base(run_of(small_run).folder.base, load_in_4bit=False)[0].to(torch.bfloat16)
+    assert any(type(layer) is torch.nn.Linear for layer in models.pack(half).modules())  # only float32 is packed
 
 
 def settings(**values) -> training.Settings:
