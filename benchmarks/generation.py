@@ -11,7 +11,9 @@ import copy
 import json
 import random
 import statistics
+import tempfile
 import time
+import warnings
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -109,11 +111,6 @@ def compare(model, packed, length: int, runs: int) -> dict:
         if any(one.tokens != two for one, two in zip(answer["ours"], answer["theirs"], strict=True)):
             found = agreement.gaps(model, new_prompts(model, length, run), NUM_BEAMS, NEW_TOKENS, END, packed)
             gaps += found.values()
-    common = [
-        len(set(map(tuple, one.tokens)) & set(map(tuple, two))) / NUM_BEAMS
-        for answer in answers
-        for one, two in zip(answer["ours"], answer["theirs"], strict=True)
-    ]
     return {
         "speedup": timing.ratio(seconds, "ours", "theirs"),
         "unpacked": timing.ratio(seconds, "ours_unpacked", "theirs"),
@@ -121,9 +118,26 @@ def compare(model, packed, length: int, runs: int) -> dict:
         "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
         "prompts": runs * USERS,
         "gaps": gaps,
-        "overlap": statistics.mean(common),
+        "overlap": statistics.mean(overlap(answer["ours"], answer["theirs"]) for answer in answers),
         "distance_to_floor": statistics.median(seconds["ours"]) / floor(model, length),
     }
+
+
+def overlaps(model, length: int = 100) -> dict[str, float]:
+    """In the other precisions, where both round differently: the share of texts that both write."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bitsandbytes warns of features of the CPU that it does without
+        model.save_pretrained(folder)
+        in_4bit = LlamaForCausalLM.from_pretrained(folder, quantization_config=models.quantization()).eval()
+    rivals = {"bfloat16": copy.deepcopy(model).to(torch.bfloat16), "4bit": in_4bit}
+    prompts = new_prompts(model, length, 1)
+    return {name: round(overlap(ours(rival, prompts), theirs(rival, prompts)), 4) for name, rival in rivals.items()}
+
+
+def overlap(one: list[decoding.Decoded], two: list[list[list[int]]]) -> float:
+    """The share of texts that stand in both answers for the same prompt."""
+    common = [len(set(map(tuple, a.tokens)) & set(map(tuple, b))) for a, b in zip(one, two, strict=True)]
+    return sum(common) / sum(len(texts) for texts in two)
 
 
 def floor(model, length: int) -> float:
@@ -200,6 +214,9 @@ def main():
     model = new_model(options.shape, dtype)
     packed = models.pack(copy.deepcopy(model))
     by_length = {length: compare(model, packed, length, options.runs) for length in LENGTHS}
+    in_precision = {name: round(statistics.mean(found["overlap"] for found in by_length.values()), 4)}
+    if name == "float32":
+        in_precision |= overlaps(model)
     del model, packed
     given = ("--shape", options.shape, "--dtype", name)
     peaks = {
@@ -217,7 +234,7 @@ def main():
         "differences": len(gaps),
         "differences_excused": sum(gap <= agreement.GAP for gap in gaps),
         "largest_gap": max(gaps, default=0.0),
-        "overlap": round(statistics.mean(found["overlap"] for found in by_length.values()), 4),
+        "overlap_by_precision": in_precision,
         "peak_memory_ratio": round(peaks["ours"]["peak"] / peaks["theirs"]["peak"], 3),
         "peak_memory_mib": {rival: round(peak["peak"]) for rival, peak in peaks.items()},
         "distance_to_floor": round(by_length[400]["distance_to_floor"], 2),

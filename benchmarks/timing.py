@@ -62,3 +62,7 @@ def device() -> str:
 def _wait():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    print(json.dumps({"peak": peak_memory()}))

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
 
 
@@ -11,16 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gloss_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks on parameter files")
-    run.add_argument("files", nargs="+", metavar="FILE", help="parameter files; later ones over earlier ones")
-    run.add_argument(
-        "-p",
-        dest="overrides",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter, over the files'; the value is read as YAML",
-    )
+    P.add_arguments(run)
     run.add_argument("--from", dest="first", metavar="NN", help="first notebook to run, as 03")
     run.add_argument("--until", dest="last", metavar="NN", help="last notebook to run, as 06")
     run.add_argument("--force", action="store_true", help="run stages that are up to date, too")

@@ -232,16 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="accelerate launch -m gloss_utils.finetune",
         description="Run stage 2 in several processes, and stage 1 before it where it is not up to date.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="parameter files; later ones over earlier ones")
-    parser.add_argument(
-        "-p",
-        dest="overrides",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter, over the files'; the value is read as YAML",
-    )
+    P.add_arguments(parser)
     options = parser.parse_args(arguments)
     overrides = [tuple(pair) for pair in options.overrides]
     is_first = os.environ.get("RANK", "0") == "0"

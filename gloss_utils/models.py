@@ -40,31 +40,31 @@ def only_local(name: str | Path) -> bool:
     return False
 
 
+def quantization() -> BitsAndBytesConfig:
+    """QLoRA's 4-bit weights (METHOD, 2)."""
+    dtype = compute_dtype()
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if parse_flag_from_env("ACCELERATE_USE_FSDP") else None,  # FSDP shards floats
+    )
+
+
 def load_base(name: str | Path, load_in_4bit: bool):
     """Load a causal language model and its tokenizer from a folder or the Hugging Face hub.
 
     Raises `GlossError` where it is gated, not reachable, or not a causal language model.
     """
-    dtype = compute_dtype()
-    quantization = (
-        BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype if parse_flag_from_env("ACCELERATE_USE_FSDP") else None,  # FSDP shards floats
-        )
-        if load_in_4bit
-        else None
-    )
     local = only_local(name)
     with one_line(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes warns of features of the CPU that it does without
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
         model = AutoModelForCausalLM.from_pretrained(
             name,
-            quantization_config=quantization,
-            dtype=dtype,
+            quantization_config=quantization() if load_in_4bit else None,
+            dtype=compute_dtype(),
             local_files_only=local,
             device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         )

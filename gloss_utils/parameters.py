@@ -1,5 +1,6 @@
 """Every parameter: its type, what is allowed, which stages declare it. Values are in params/ and the notebooks."""
 
+import argparse
 import ast
 import math
 import os
@@ -205,6 +206,20 @@ def read_file(path: str | Path) -> dict:
     if not isinstance(values, dict):
         raise GlossError(f"parameter file {path} holds a {type(values).__name__}; write one `name: value` a line")
     return values
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    """Let a command line take parameter files, and single parameters over them: `FILE... [-p NAME VALUE]...`."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="parameter files; later ones over earlier ones")
+    parser.add_argument(
+        "-p",
+        dest="overrides",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter, over the files'; the value is read as YAML",
+    )
 
 
 def from_command_line(name: str, text: str):

@@ -15,7 +15,7 @@ from gloss_utils import prompts, training
 from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, write_whole
 
 TITLES_A_LIST = 8
-BATCH_SIZE = 16
+TEXTS_A_STEP = 16
 
 
 def train_tokenizer(titles: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -82,7 +82,7 @@ def prepare(run: Run, titles: list[str]) -> Path:
     tokenizer = train_tokenizer(titles, run["tiny_vocabulary"])
     model = new_model(tokenizer, run["tiny_layers"], run["tiny_width"])
     texts = prompts.encode_training(
-        tokenizer, *random_lists(titles, run["tiny_steps"] * BATCH_SIZE, run["seed"]), run["max_length"]
+        tokenizer, *random_lists(titles, run["tiny_steps"] * TEXTS_A_STEP, run["seed"]), run["max_length"]
     )
     settings = training.Settings(
         learning_rate=run["tiny_learning_rate"],
@@ -90,8 +90,8 @@ def prepare(run: Run, titles: list[str]) -> Path:
         warmup_steps=run["tiny_steps"] // 20,
         weight_decay=0.01,
         optimizer="adamw_torch",
-        batch_size=BATCH_SIZE,
-        gradient_accumulation=1,
+        batch_size=TEXTS_A_STEP // 4,  # less padding than in one batch
+        gradient_accumulation=4,
         epochs=1,
         seed=run["seed"],
     )
