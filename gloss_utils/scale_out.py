@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ DYING = "workers die again and again, often for lack of memory; lower workers or
 
 
 def write(
-    run: Run, inputs: list[list[int]], batches: dict[int, list[int]], notes: list[str] | None = None
+    run: Run, inputs: list[list[int]], batches: dict[int, list[int]], notes: list[str]
 ) -> Iterator[tuple[int, list[generate.Row]]]:
     """Continue prompts (token ids): yields each batch's number and rows as soon as it is finished, in any order.
 
@@ -41,7 +41,7 @@ def write(
         for number, places in batches.items()
     ]
     for number, (rows, notice) in _answers(run, parts, partial(generate.Writer.load, run), _write):
-        if notice and notes is not None and notice not in notes:
+        if notice and notice not in notes:
             notes.append(notice)
         yield number, rows
 
@@ -98,20 +98,20 @@ class _Worker:
 def _answers(run: Run, parts: list[dict], load: Callable, work: Callable) -> Iterator[tuple[int, object]]:
     """Each part's number and `work(load(), part)`, as they come."""
     folder, workers = run.folder.root / "parts", min(run["workers"], len(parts))
-    with session(workers) as ray, _written(parts, folder), _quiet(ray):
+    with session() as ray, _written(parts, folder), _quiet(ray):
         # The newer reader packs small files into one block, which one worker would get. Reading takes no CPU of
-        # Ray's count: with all of them given to workers it would never start.
+        # Ray's count: with all of them given to workers, it would never start.
         ray.data.DataContext.get_current().use_datasource_v2 = False
         read = ray.data.read_parquet(str(folder), override_num_blocks=len(parts), num_cpus=0, concurrency=1)
-        resources = ray.cluster_resources()
+        cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
         answers = read.map_batches(
             _Worker,
-            fn_constructor_args=(folder, max(1, int(resources["CPU"]) // workers), load, work),
+            fn_constructor_args=(folder, max(1, cpus // workers), load, work),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=1 if resources.get("GPU") else 0,
+            num_cpus=int(workers <= cpus),
+            num_gpus=int(gpus > 0),
         )
         try:
             for block in answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
@@ -120,12 +120,13 @@ def _answers(run: Run, parts: list[dict], load: Callable, work: Callable) -> Ite
                     if isinstance(result, GlossError):
                         raise result
                     yield number, result
-        except ray.exceptions.RayActorError as error:  # before their first part
-            raise GlossError(DYING) from error
+        except ray.exceptions.RayActorError as error:  # before its first part
+            reason = str(error).strip().splitlines()[-1]
+            raise GlossError(f"no worker can start ({reason}); install this package on every node") from error
 
 
 @contextmanager
-def _written(parts: Iterable[dict], folder: Path):
+def _written(parts: list[dict], folder: Path):
     """A folder with each part as a parquet file of one row, which is removed at the end."""
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     try:
@@ -140,7 +141,7 @@ def _written(parts: Iterable[dict], folder: Path):
 
 
 @contextmanager
-def session(workers: int):
+def session():
     """The module ray, with Ray running: the one that runs already, the cluster of RAY_ADDRESS, or one started here.
 
     What was started or joined here is left at the end. Raises `GlossError` where ray is missing or does not answer.
@@ -159,7 +160,7 @@ def session(workers: int):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS") or "local"
-    local = {"num_cpus": max(os.cpu_count(), workers), "include_dashboard": False} if address == "local" else {}
+    local = {"include_dashboard": False} if address == "local" else {}
     try:
         if address not in ("local", "auto"):
             _knock(ray, address)
@@ -167,8 +168,8 @@ def session(workers: int):
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (OSError, ValueError) as error:
         raise GlossError(
-            f"RAY_ADDRESS is {address!r}, and no Ray cluster there lets this process in; give the HOST:PORT of one that "
-            "runs (and RAY_AUTH_MODE=token if it wants a token), or unset it to work on this machine"
+            f"RAY_ADDRESS is {address!r}, and no Ray cluster there lets this process in; give the HOST:PORT of one "
+            "that runs (and RAY_AUTH_MODE=token if it wants a token), or unset it to work on this machine"
         ) from error
     try:
         yield ray

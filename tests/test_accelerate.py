@@ -114,7 +114,7 @@ def test_wrong_parameters_are_one_line(copied_run, capfd, monkeypatch):
     _, file = copied_run
     assert finetune.main([str(file), "-p", "lora_rank", "0"]) == 1
     monkeypatch.setattr(finetune, "PROCESSES", 3)
-    assert finetune.main([str(file), "-p", "batch_size", "4"]) == 1
+    assert finetune.main([str(file), "-p", "gradient_accumulation", "1"]) == 1
     monkeypatch.setattr(finetune, "PROCESSES", 2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert finetune.main([str(file), "-p", "optimizer", "adamw_8bit"]) == 1
