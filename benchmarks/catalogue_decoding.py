@@ -1,7 +1,8 @@
 """What does it cost to write only catalogue titles, and what does it save, against writing freely and searching?
 
 `python -m benchmarks.catalogue_decoding`: users of the demo, and its tiny base model, which has read the titles but no
-history (it is trained first, for 100 steps). `--run FOLDER` takes a finished run's model and users instead.
+history (it is trained first). `--data-dir FOLDER --dataset beauty` takes a real catalogue and its users, `--run FOLDER`
+a finished run's and the model that it fine-tuned.
 """
 
 import argparse
@@ -13,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import timing
-from gloss_utils import explore_data, generate, index, models, prompts, ranking, runner, splits, tiny
+from gloss_utils import generate, index, models, prompts, ranking, runner, splits, tiny
 from gloss_utils import parameters as P
 from gloss_utils.explore_data import Dataset
 from gloss_utils.run_folder import Run, RunFolder
+from tests.baselines import load
 
 
 class Contest:
@@ -74,11 +76,14 @@ def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="a run whose stages 01 and 02 are finished")
+    parser.add_argument("--data-dir", help="folder of raw files; by default the demo's are made")
+    parser.add_argument("--dataset", choices=("beauty", "toys", "sports"), default="beauty", help="of --data-dir")
+    parser.add_argument("--steps", type=int, default=100, help="of training the tiny base model")
     parser.add_argument("--users", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        contest = _of_run(options) if options.run else _of_demo(Path(folder), options)
+        contest = _of_run(options) if options.run else _of_titles(Path(folder), options)
         seconds, answers = timing.alternate({"free": contest.free, "catalogue": contest.catalogue}, options.runs)
         result = {
             "speedup": round(timing.ratio(seconds, "catalogue", "free"), 2),
@@ -88,7 +93,8 @@ def main():
             "titles": contest.writers["catalogue"].catalogue.trie.texts,
             "num_beams": contest.writers["free"].parameters["num_beams"],
             "runs": options.runs,
-            "model": str(options.run or "the demo's tiny base model"),
+            "model": str(options.run or f"the tiny base model after {options.steps} steps"),
+            "dataset": "the run's" if options.run else options.dataset if options.data_dir else "demo",
             "device": timing.device(),
         }
     print(json.dumps(result))
@@ -103,14 +109,15 @@ def _of_run(options: argparse.Namespace) -> Contest:
     return Contest(parameters, Dataset.load(folder), *generate.load_model(run), options.users)
 
 
-def _of_demo(folder: Path, options: argparse.Namespace) -> Contest:
+def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
+    data = load(options.dataset if options.data_dir else "demo", options.data_dir or folder)
     parameters = {}
     for stage in P.STAGES:
         parameters |= runner.defaults(stage)
-    run = Run(RunFolder(folder / "run"), "benchmark", {}, parameters | {"data_dir": str(folder), "tiny_steps": 100})
-    data = explore_data.prepare(run)
+    parameters |= {"tiny_steps": options.steps, "tiny_vocabulary": 8000 if options.data_dir else 2000}
+    run = Run(RunFolder(folder / "run"), "benchmark", {}, parameters)
     model, tokenizer = models.load_base(tiny.prepare(run, data.items["title"].tolist()), load_in_4bit=False)
-    return Contest(parameters, data, model.eval(), tokenizer, options.users)
+    return Contest(parameters, data, models.pack(model.eval()), tokenizer, options.users)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib.util
 import math
 import os
 from dataclasses import dataclass
@@ -183,12 +184,17 @@ def check_all(values: dict) -> dict:
 
 
 def check_files(values: dict):
-    """Raise `GlossError` where a file that is to be read is not there."""
+    """Raise `GlossError` where a file that is to be read, or a package that is to be used, is not there."""
     path = values.get("queries_file")
     if path is not None and not Path(path).is_file():
         raise GlossError(
             f"parameter queries_file is {path!r}, and there is no such file; give the path of a file of "
             "queries, or null to generate them"
+        )
+    if values.get("engine") == "ray" and importlib.util.find_spec("ray") is None:
+        raise GlossError(
+            "parameter engine is 'ray', but ray is not installed; "
+            'pip install "gloss-utils[ray]", or set engine to local'
         )
 
 

@@ -155,6 +155,7 @@ class RunFolder:
         self.training = self.root / "model/training.json"
         self.dense_index = self.root / "index/dense"
         self.bm25_index = self.root / "index/bm25"
+        self.parts = self.root / "parts"
         self.queries = self.root / "queries.jsonl"
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"

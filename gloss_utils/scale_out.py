@@ -34,7 +34,7 @@ def write(
     """Continue prompts (token ids): yields each batch's number and rows as soon as it is finished, in any order.
 
     batches: number -> the prompts' places in `inputs`. A line about a slower way that the workers take is added to
-    `notes`. Raises `GlossError` as a `generate.Writer` does, and where ray is missing or workers keep dying.
+    `notes`. Raises `GlossError` as a `generate.Writer` does, and where workers keep dying.
     """
     parts = [
         {"number": number, "places": places, "inputs": [inputs[place] for place in places]}
@@ -53,7 +53,7 @@ def _write(writer: generate.Writer, part: dict) -> tuple[list[generate.Row], str
 def encode(run: Run, texts: list[str]) -> np.ndarray:
     """Vectors of texts in the order given, float32 [texts, dimensions], L2-normalised.
 
-    Raises `GlossError` where the encoder cannot be loaded, ray is missing, or workers keep dying.
+    Raises `GlossError` where the encoder cannot be loaded, or workers keep dying.
     """
     starts = range(0, len(texts), TEXTS_A_PART)
     parts = [{"number": start, "texts": texts[start : start + TEXTS_A_PART]} for start in starts]
@@ -97,7 +97,7 @@ class _Worker:
 
 def _answers(run: Run, parts: list[dict], load: Callable, work: Callable) -> Iterator[tuple[int, object]]:
     """Each part's number and `work(load(), part)`, as they come."""
-    folder, workers = run.folder.root / "parts", min(run["workers"], len(parts))
+    folder, workers = run.folder.parts, min(run["workers"], len(parts))
     with session() as ray, _written(parts, folder), _quiet(ray):
         # The newer reader packs small files into one block, which one worker would get. Reading takes no CPU of
         # Ray's count: with all of them given to workers, it would never start.
@@ -144,16 +144,11 @@ def _written(parts: list[dict], folder: Path):
 def session():
     """The module ray, with Ray running: the one that runs already, the cluster of RAY_ADDRESS, or one started here.
 
-    What was started or joined here is left at the end. Raises `GlossError` where ray is missing or does not answer.
+    What was started or joined here is left at the end. Raises `GlossError` where no cluster answers.
     """
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise GlossError(
-            "parameter engine is 'ray', but ray is not installed; "
-            'pip install "gloss-utils[ray]", or set engine to local'
-        ) from error
+    import ray  # an extra: `parameters.check_files` says where it is missing
+    import ray.data
+
     if ray.is_initialized():
         yield ray
         return

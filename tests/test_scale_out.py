@@ -12,6 +12,7 @@ import pytest
 from helpers import one_line_error, run_of
 
 from gloss_utils import generate, index, scale_out, splits
+from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.prompts import item_text
@@ -61,7 +62,7 @@ def test_workers_write_what_this_process_does_though_one_is_killed(small_run, se
     gap = max(np.abs(np.subtract(a, b)).max() for a, b in zip(found["logprobs"], local["logprobs"], strict=True))
     assert found["texts"].tolist() == local["texts"].tolist(), f"log-probabilities are up to {gap:.1e} apart"
     assert found["lengths"].tolist() == local["lengths"].tolist() and gap < 1e-4
-    assert not (small_run[0].root / "parts").exists()
+    assert not small_run[0].parts.exists()
 
 
 def test_vectors_are_in_the_order_given(small_run, session, monkeypatch):
@@ -89,10 +90,11 @@ def test_worker_answers_exactly_and_gives_up_a_part_that_kills(tmp_path):
     assert number == 7 and isinstance(error, GlossError) and str(error) == scale_out.DYING
 
 
-def test_ray_is_missing(small_run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+def test_ray_is_missing(monkeypatch):
+    monkeypatch.setattr(P.importlib.util, "find_spec", lambda name: None)
     with one_line_error("parameter engine is 'ray'", "not installed", "pip install"):
-        scale_out.encode(run_of(small_run, **SEVERAL), ["Title: a"])
+        P.check_files({"engine": "ray"})
+    P.check_files({"engine": "local"})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
