@@ -134,7 +134,8 @@ class Writer:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    says = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the CPU, of cuBLAS
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in says)
 
 
 def plan(lengths: list[int], new_columns: int, budget: int) -> list[list[int]]:
