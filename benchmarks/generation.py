@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import agreement, timing
 from gloss_utils import decoding, models, plain_decoding
+from gloss_utils.tree import Tree
 
 LENGTHS = (100, 400, 900)
 USERS, NUM_BEAMS, NEW_TOKENS = 8, 5, 30
@@ -143,17 +144,17 @@ def overlap(one: list[decoding.Decoded], two: list[list[list[int]]]) -> float:
 def floor(model, length: int) -> float:
     """Seconds that no search on these passes can beat: each takes its FLOPs at the measured matrix-product rate, or its
     bytes of weights and cache at the measured bandwidth, whichever is longer."""
-    passes, run = [], decoding._Tree._run
+    passes, run = [], Tree._run
 
     def noting(tree, tokens, *rest, **options):
         passes.append((*tokens.shape, tree.layers[0].used, "logits_to_keep" in options))
         return run(tree, tokens, *rest, **options)
 
-    decoding._Tree._run = noting
+    Tree._run = noting
     try:
         ours(model, new_prompts(model, length, 0))
     finally:
-        decoding._Tree._run = run
+        Tree._run = run
     config, (rate, bandwidth) = model.config, rates(model.dtype, model.device)
     head = config.vocab_size * config.hidden_size
     body = sum(weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "layers" in name)

@@ -15,7 +15,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gloss_utils import decoding, plain_decoding, prompts
+from gloss_utils import decoding, plain_decoding, prompts, tree
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.journal import Journal
@@ -84,7 +84,7 @@ class Writer:
         """parameters: those of stage 4; titles: the catalogue's."""
         self.parameters, self.model, self.tokenizer = parameters, model, tokenizer
         self.catalogue = Catalogue(tokenizer, titles) if parameters["decoding"] == "catalogue" else None
-        reason = decoding.unfit(model)
+        reason = tree.unfit(model)
         self.engine = plain_decoding if reason else decoding
         self.notice = f"Generation falls back to transformers' generate, which is slower: {reason}." if reason else None
 

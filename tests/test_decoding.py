@@ -8,7 +8,8 @@ import transformers
 from helpers import small_llama
 
 from benchmarks import agreement
-from gloss_utils import decoding, plain_decoding
+from gloss_utils import decoding, plain_decoding, tree
+from gloss_utils.tree import Tree
 from gloss_utils.trie import Trie
 
 VOCABULARY = 60
@@ -76,13 +77,13 @@ def test_a_difference_that_is_no_near_tie_has_a_wide_gap(monkeypatch):
 
 def passes(monkeypatch) -> list[tuple[int, int]]:
     """Record the shape (rows, tokens a row) of every pass through the model."""
-    shapes, run = [], decoding._Tree._run
+    shapes, run = [], Tree._run
 
-    def noting(tree, tokens, *rest, **options):
+    def noting(self, tokens, *rest, **options):
         shapes.append(tuple(tokens.shape))
-        return run(tree, tokens, *rest, **options)
+        return run(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(decoding._Tree, "_run", noting)
+    monkeypatch.setattr(Tree, "_run", noting)
     return shapes
 
 
@@ -133,7 +134,7 @@ def test_tails_with_one_continuation_are_scored_in_one_pass(monkeypatch):
     found = decoding.beam_search(model, prompts(), 3, 1, end, Trie(apart))
     assert_same(found, expected)
     assert len(shapes) == 3  # the prompts, their last tokens, and all tails at once
-    monkeypatch.setattr(decoding, "TAIL_LOGITS", 1)  # or user by user, where memory is short
+    monkeypatch.setattr(tree, "TAIL_LOGITS", 1)  # or user by user, where memory is short
     assert_same(decoding.beam_search(model, prompts(), 3, 1, end, Trie(apart)), expected)
     assert len(shapes) == 3 + 2 + len(LENGTHS)
 
@@ -141,7 +142,7 @@ def test_tails_with_one_continuation_are_scored_in_one_pass(monkeypatch):
 def test_the_cache_grows_where_a_trie_is_deep(monkeypatch):
     model, trie = small_llama(VOCABULARY), Trie(titles(3))
     expected = decoding.beam_search(model, prompts(), 3, 1, 3, trie)
-    monkeypatch.setattr(decoding, "RESERVED_STEPS", 1)
+    monkeypatch.setattr(tree, "RESERVED_STEPS", 1)
     assert decoding.beam_search(model, prompts(), 3, 1, 3, trie) == expected
 
 
@@ -208,9 +209,9 @@ def make(kind: str, **values):
 )
 def test_models_that_fit(kind, values):
     model = make(kind, intermediate_size=64, **values)
-    assert decoding.unfit(model) is None
+    assert tree.unfit(model) is None
     assert_same(decoding.beam_search(model, prompts(), 3, 6, 3), plain_decoding.beam_search(model, prompts(), 3, 6, 3))
-    assert decoding.unfit(model.to(torch.bfloat16)) is None
+    assert tree.unfit(model.to(torch.bfloat16)) is None
     assert model.config._attn_implementation == "sdpa"  # as it was
 
 
@@ -224,11 +225,11 @@ def test_models_that_fit(kind, values):
     ],
 )
 def test_models_that_do_not_fit(kind, values, reason):
-    assert reason in decoding.unfit(make(kind, **values))
+    assert reason in tree.unfit(make(kind, **values))
 
 
 def test_a_model_that_makes_its_own_positions_is_found_out(monkeypatch):
     model = small_llama(VOCABULARY)
     forward = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda **given: forward(**(given | {"position_ids": None})))
-    assert "more than the positions and the mask" in decoding.unfit(model)
+    assert "more than the positions and the mask" in tree.unfit(model)

@@ -9,7 +9,7 @@ from helpers import one_line_error, run_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gloss_utils import decoding, generate, plain_decoding, prompts, ranking, splits, tiny
+from gloss_utils import decoding, generate, plain_decoding, prompts, ranking, splits, tiny, tree
 from gloss_utils import queries as query_files
 from gloss_utils.explore_data import Dataset
 from gloss_utils.journal import Journal
@@ -175,7 +175,7 @@ def test_models_that_do_not_fit_fall_back_with_a_notice(run, monkeypatch):
     expected, notes = generated(run()), []
     for journal in run().folder.root.glob("*.journal"):
         journal.unlink()
-    monkeypatch.setattr(decoding, "unfit", lambda model: "its window slides")
+    monkeypatch.setattr(tree, "unfit", lambda model: "its window slides")
     calls, search = [], plain_decoding.beam_search
     monkeypatch.setattr(plain_decoding, "beam_search", lambda *given: (calls.append(1), search(*given))[1])
     assert generated(run(), notes)["texts"].tolist() == expected["texts"].tolist() and calls
