@@ -24,22 +24,17 @@ from tests.baselines import load
 class Contest:
     """One model, users and catalogue; each rival goes from prompts to items."""
 
-    def __init__(self, parameters: dict, data: Dataset, model, tokenizer, users: int):
+    def __init__(self, run: Run, data: Dataset, model, tokenizer, users: int):
         self.data, self.texts = data, [prompts.item_text(title) for title in data.items["title"]]
         self.examples = splits.evaluation_examples(data, "test").head(users)
-        titles = data.titles()
-        histories = [[titles[item] for item in history] for history in self.examples["history"]]
-        self.inputs = prompts.encode_prompts(
-            tokenizer, histories, parameters["max_length"] - parameters["max_new_tokens"]
-        )
-        columns = parameters["num_beams"] * parameters["max_new_tokens"]
-        self.batches = generate.plan(list(map(len, self.inputs)), columns, parameters["generation_batch_tokens"])
-        self.index = index.DenseIndex.build(self.texts, parameters["encoder"])
+        self.inputs = generate.encode(run, tokenizer, self.examples, data)
+        columns = run["num_beams"] * run["max_new_tokens"]
+        self.batches = generate.plan(list(map(len, self.inputs)), columns, run["generation_batch_tokens"])
+        self.index = index.DenseIndex.build(self.texts, run["encoder"])
+        bound = {"free": None, "catalogue": generate.Catalogue(tokenizer, data.items["title"].tolist())}
         self.writers = {
-            decoding: generate.Writer(
-                parameters | {"decoding": decoding}, model, tokenizer, data.items["title"].tolist()
-            )
-            for decoding in ("free", "catalogue")
+            decoding: generate.Writer(run.parameters | {"decoding": decoding}, model, tokenizer, catalogue)
+            for decoding, catalogue in bound.items()
         }
 
     def write(self, decoding: str) -> pd.DataFrame:
@@ -101,23 +96,23 @@ def main():
 
 
 def _of_run(options: argparse.Namespace) -> Contest:
-    folder = RunFolder(options.run)
-    parameters = {}
-    for stage in P.STAGES:
-        parameters |= folder.stages().get(stage, {"parameters": runner.defaults(stage)})["parameters"]
-    run = Run(folder, "benchmark", {}, parameters)
-    return Contest(parameters, Dataset.load(folder), *generate.load_model(run), options.users)
+    run = _run(RunFolder(options.run))
+    return Contest(run, Dataset.load(run.folder), *generate.load_model(run), options.users)
 
 
 def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
     data = load(options.dataset if options.data_dir else "demo", options.data_dir or folder)
-    parameters = {}
-    for stage in P.STAGES:
-        parameters |= runner.defaults(stage)
-    parameters |= {"tiny_steps": options.steps, "tiny_vocabulary": 8000 if options.data_dir else 2000}
-    run = Run(RunFolder(folder / "run"), "benchmark", {}, parameters)
+    run = _run(RunFolder(folder / "run"))
+    run.parameters |= {"tiny_steps": options.steps, "tiny_vocabulary": 8000 if options.data_dir else 2000}
     model, tokenizer = models.load_base(tiny.prepare(run, data.items["title"].tolist()), load_in_4bit=False)
-    return Contest(parameters, data, models.pack(model.eval()), tokenizer, options.users)
+    return Contest(run, data, models.pack(model.eval()), tokenizer, options.users)
+
+
+def _run(folder: RunFolder) -> Run:
+    parameters, stages = {}, folder.stages()
+    for stage in P.STAGES:
+        parameters |= stages[stage]["parameters"] if stage in stages else runner.defaults(stage)
+    return Run(folder, "benchmark", {}, parameters)
 
 
 if __name__ == "__main__":

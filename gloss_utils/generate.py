@@ -80,18 +80,20 @@ class Catalogue:
 class Writer:
     """A model and what it is told, with one verb: `write` a batch of prompts. `notice` says where it falls back."""
 
-    def __init__(self, parameters: Mapping, model, tokenizer: PreTrainedTokenizerBase, titles: list[str]):
-        """parameters: those of stage 4; titles: the catalogue's."""
-        self.parameters, self.model, self.tokenizer = parameters, model, tokenizer
-        self.catalogue = Catalogue(tokenizer, titles) if parameters["decoding"] == "catalogue" else None
+    def __init__(self, parameters: Mapping, model, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue | None):
+        """parameters: those of stage 4; catalogue: what may be written, if not anything."""
+        self.parameters, self.model, self.tokenizer, self.catalogue = parameters, model, tokenizer, catalogue
         reason = tree.unfit(model)
         self.engine = plain_decoding if reason else decoding
         self.notice = f"Generation falls back to transformers' generate, which is slower: {reason}." if reason else None
 
     @classmethod
-    def load(cls, run: Run) -> "Writer":
-        """With the model that stage 2 fine-tuned."""
-        return cls(run.parameters, *load_model(run), Dataset.load(run.folder).items["title"].tolist())
+    def load(cls, run: Run, catalogue: Catalogue | None = None) -> "Writer":
+        """With the model that stage 2 fine-tuned; the catalogue is made where the run asks for it and none is given."""
+        model, tokenizer = load_model(run)
+        if run["decoding"] == "catalogue" and catalogue is None:
+            catalogue = Catalogue(tokenizer, Dataset.load(run.folder).items["title"].tolist())
+        return cls(run.parameters, model, tokenizer, catalogue)
 
     def write(self, inputs: list[list[int]], numbers: list[int]) -> list[Row]:
         """Continue prompts (token ids); `numbers`, their places in the whole input, seed what is drawn at random.
@@ -151,23 +153,24 @@ def plan(lengths: list[int], new_columns: int, budget: int) -> list[list[int]]:
     return batches
 
 
-def encode(run: Run, examples: pd.DataFrame, data: Dataset, notes: list[str]) -> list[list[int]]:
-    """The examples' prompts as token ids, cut from the left to leave room for `max_new_tokens`.
-
-    Raises `GlossError` where the catalogue has fewer texts than beams are asked for.
-    """
-    tokenizer, titles = load_tokenizer(run), data.titles()
-    room = run["max_length"] - run["max_new_tokens"]
-    if run["decoding"] == "catalogue":
-        catalogue = Catalogue(tokenizer, data.items["title"].tolist())
-        notes += catalogue.notes
-        if run["num_beams"] > catalogue.trie.texts:
-            raise GlossError(
-                f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
-                f"{catalogue.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
-            )
+def encode(run: Run, tokenizer: PreTrainedTokenizerBase, examples: pd.DataFrame, data: Dataset) -> list[list[int]]:
+    """The examples' prompts as token ids, cut from the left to leave room for `max_new_tokens`."""
+    titles = data.titles()
     histories = [[titles[item] for item in history] for history in examples["history"]]
-    return prompts.encode_prompts(tokenizer, histories, room)
+    return prompts.encode_prompts(tokenizer, histories, run["max_length"] - run["max_new_tokens"])
+
+
+def _catalogue(run: Run, tokenizer: PreTrainedTokenizerBase, data: Dataset) -> Catalogue | None:
+    """What the run may write, if not anything. Raises `GlossError` where that is fewer texts than it wants."""
+    if run["decoding"] != "catalogue":
+        return None
+    catalogue = Catalogue(tokenizer, data.items["title"].tolist())
+    if run["num_beams"] > catalogue.trie.texts:
+        raise GlossError(
+            f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
+            f"{catalogue.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
+        )
+    return catalogue
 
 
 def queries(run: Run, examples: pd.DataFrame, data: Dataset, notes: list[str]) -> pd.DataFrame:
@@ -176,7 +179,9 @@ def queries(run: Run, examples: pd.DataFrame, data: Dataset, notes: list[str]) -
     Goes on from the journal of a run that was cut off, which stays until the stage is finished. Lines about what
     happened are added to `notes`.
     """
-    inputs = encode(run, examples, data, notes)
+    tokenizer = load_tokenizer(run)
+    catalogue, inputs = _catalogue(run, tokenizer, data), encode(run, tokenizer, examples, data)
+    notes += catalogue.notes if catalogue else []
     columns = run["num_beams"] * run["max_new_tokens"]
     batches = plan([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
     digest = hashlib.sha256(json.dumps([run.made_from, inputs, batches]).encode()).hexdigest()
@@ -188,7 +193,7 @@ def queries(run: Run, examples: pd.DataFrame, data: Dataset, notes: list[str]) -
         notes.append(f"{len(batches) - len(left)} of {len(batches)} batches are those of a run that was cut off")
     with tqdm(total=len(inputs), desc="generating", unit="user", mininterval=2) as bar:
         bar.update(sum(len(batches[number]) for number in journal.done))
-        for number, rows in _written(run, inputs, {number: batches[number] for number in left}, notes):
+        for number, rows in _written(run, inputs, {number: batches[number] for number in left}, catalogue, notes):
             journal.add(number, rows)
             bar.update(len(rows))
     found: list[Row | None] = [None] * len(inputs)
@@ -199,7 +204,7 @@ def queries(run: Run, examples: pd.DataFrame, data: Dataset, notes: list[str]) -
     return pd.concat([examples.reset_index(drop=True), written], axis=1)
 
 
-def _written(run: Run, inputs: list[list[int]], batches: dict[int, list[int]], notes: list[str]):
+def _written(run: Run, inputs: list[list[int]], batches: dict[int, list[int]], catalogue, notes: list[str]):
     if not batches:
         return
     if run["engine"] == "ray":
@@ -207,7 +212,7 @@ def _written(run: Run, inputs: list[list[int]], batches: dict[int, list[int]], n
 
         yield from scale_out.write(run, inputs, batches, notes)
         return
-    writer = Writer.load(run)
+    writer = Writer.load(run, catalogue)
     notes += [writer.notice] * bool(writer.notice)
     for number, places in batches.items():
         yield number, writer.write([inputs[place] for place in places], places)

@@ -58,7 +58,7 @@ def test_texts_are_those_of_each_user_alone(run):
     work = run()
     examples, data = some(work, 5)
     found, writer = generated(work, users=5), generate.Writer.load(work)
-    inputs = generate.encode(work, examples, data, [])
+    inputs = generate.encode(work, writer.tokenizer, examples, data)
     for place, row in enumerate(found.itertuples()):
         texts, logprobs, lengths = writer.write([inputs[place]], [place])[0]
         assert (row.user, row.texts, row.lengths) == (examples["user"][place], texts, lengths)
