@@ -19,7 +19,8 @@ VALIDATION_SHARE = 0.05
 class Dataset:
     """What a run works on.
 
-    items: item, title; in the metadata's order, which breaks ties between equally similar items.
+    items: item, title, new (bool: held out of all training, see `draw_new_items`); in the metadata's order, which
+    breaks ties between equally similar items.
     interactions: user, item, time; by user, then time; users with fewer than 3 interactions left out.
     users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`), sorted by user.
     statistics: counts of the whole dataset, and of what was rejected on the way.
@@ -43,6 +44,15 @@ class Dataset:
     def sequences(self) -> dict[str, list[str]]:
         """Each user's items, oldest first."""
         return self.interactions.groupby("user", sort=True)["item"].agg(list).to_dict()
+
+    def new_items(self) -> set[str]:
+        """The items that are held out of all training."""
+        return set(self.items.loc[self.items["new"], "item"])
+
+    def trained_titles(self) -> list[str]:
+        """The titles that a tokenizer or a model may learn from: those that no new item has."""
+        new = set(self.items.loc[self.items["new"], "title"])
+        return [title for title in self.items["title"] if title not in new]
 
 
 def apply_rules(reviews: pd.DataFrame, metadata: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
@@ -89,7 +99,18 @@ def draw_users(counts: pd.Series, max_users: int | None, seed: int) -> pd.DataFr
     return users
 
 
-def build(reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None, seed: int) -> Dataset:
+def draw_new_items(items: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
+    """Which items are held out of every training and validation history, as if they came after training, [items].
+
+    They stay in the catalogue and in test prompts. floor(fraction · items) are drawn.
+    """
+    drawn = np.random.default_rng([seed, 1]).permutation(len(items))[: int(len(items) * fraction)]
+    return np.isin(np.arange(len(items)), drawn)
+
+
+def build(
+    reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None, seed: int, new_item_fraction: float = 0.0
+) -> Dataset:
     """Turn what was read into a `Dataset`. Raises `GlossError` where nothing is left of it."""
     items, interactions, dropped = apply_rules(reviews, metadata)
     counts = interactions["user"].value_counts()
@@ -99,10 +120,12 @@ def build(reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None, 
             "no user with at least 3 interactions with titled items is left; "
             "do the review and the metadata file belong together?"
         )
+    items["new"] = draw_new_items(items, new_item_fraction, seed)
     statistics = {
         "users": len(kept),
         "users_with_any": len(counts),
         "items": len(items),
+        "new_items": int(items["new"].sum()),
         "interactions": len(interactions),
         "mean_history": round(float(counts.mean()), 2),
         "std_history": round(float(counts.std()), 2),
@@ -120,7 +143,7 @@ def prepare(run: Run) -> Dataset:
     _same_raw_files(run)
     reviews, bad_reviews = sources.read_reviews(paths[0], run["max_rejected"])
     metadata, bad_metadata = sources.read_metadata(paths[1], set(reviews["item"]), run["max_rejected"])
-    data = build(reviews, metadata, run["max_users"], run["seed"])
+    data = build(reviews, metadata, run["max_users"], run["seed"], run["new_item_fraction"])
     data.statistics["rejected"] = {"review_lines": bad_reviews, "metadata_lines": bad_metadata}
     folder = run.folder
     for path, frame in (

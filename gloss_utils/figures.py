@@ -12,7 +12,6 @@ from sklearn.manifold import TSNE
 
 from gloss_utils.explore_data import Dataset
 from gloss_utils.run_folder import Run, write_whole
-from gloss_utils.segments import SEGMENTS
 
 sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc={"figure.dpi": 110})
 
@@ -22,7 +21,8 @@ NAMES = {
     "lis-dense": "last item, dense",
     "lis-bm25-unseen": "last item, BM25, unseen",
     "lis-dense-unseen": "last item, dense, unseen",
-    "gloss": "GLoSS",
+    "gloss-paper": "GLoSS, the paper's ranking",
+    "gloss": "GLoSS, this run's ranking",
 }
 WHISKERS = {"elinewidth": 1, "capsize": 2}
 MAP_ITEMS = 2000
@@ -90,7 +90,7 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5"))
     """Metrics of all users by method, with 95 % intervals."""
     frame = pd.DataFrame([row for row in rows if row["segment"] == "all"])
     figure, axes = plt.subplots(1, len(metrics), figsize=(8, 2.8), sharey=True, layout="constrained", squeeze=False)
-    colours = ["C1" if method == "gloss" else "C0" for method in frame["method"]]
+    colours = [{"gloss": "C1", "gloss-paper": "C4"}.get(method, "C0") for method in frame["method"]]
     for axis, metric in zip(axes[0], metrics, strict=True):
         names = [NAMES[method] for method in frame["method"]]
         axis.barh(names, frame[metric].astype(float), xerr=_spread(frame, metric), error_kw=WHISKERS, color=colours)
@@ -108,11 +108,11 @@ def _spread(frame: pd.DataFrame, metric: str) -> np.ndarray:
 
 
 def number_of_queries(ablation: list[dict], metric: str = "recall@5") -> plt.Figure:
-    """A metric against the number of queries used, under both retrievers, with 95 % intervals."""
+    """A metric against the number of queries used, by ranking and retriever, with 95 % intervals."""
     frame = pd.DataFrame(ablation)
-    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
-    for (retriever, part), marker in zip(frame.groupby("retriever", sort=False), "os", strict=False):
-        axis.plot(part["queries"], part[metric], marker=marker, label=retriever)
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    for (names, part), marker in zip(frame.groupby(["ranking", "retriever"], sort=False), "os^", strict=False):
+        axis.plot(part["queries"], part[metric], marker=marker, label=", ".join(names))
         axis.fill_between(part["queries"], part[f"{metric}_low"], part[f"{metric}_high"], alpha=0.15)
     axis.set(
         xlabel="generated queries used",
@@ -120,7 +120,33 @@ def number_of_queries(ablation: list[dict], metric: str = "recall@5") -> plt.Fig
         ylim=(0, None),
         xticks=sorted(frame["queries"].unique()),
     )
-    axis.legend(title="retriever")
+    axis.legend(title="ranking, retriever", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def parts(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5")) -> plt.Figure:
+    """What the hybrid ranking loses without each of its parts, with 95 % intervals of the paired differences."""
+    frame = pd.DataFrame(rows)
+    frame = frame[frame["left_out"] != "none"]
+    figure, axes = plt.subplots(1, len(metrics), figsize=(8, 2), sharey=True, layout="constrained", squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        lost = f"{metric}_lost"
+        axis.errorbar(frame[lost], frame["left_out"], xerr=_spread(frame, lost), fmt="o", **WHISKERS)
+        axis.axvline(0, color="0.4", linewidth=0.8)
+        axis.set(xlabel=f"{metric} lost without it")
+        axis.margins(y=0.2)
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
+def tie_orders(ties: list[float], rows: list[dict]) -> plt.Figure:
+    """NDCG@5 of the paper's rule over random orders of equal scores, and that of this run's order."""
+    ours = next(row["ndcg@5"] for row in rows if row["method"] == "gloss-paper" and row["segment"] == "all")
+    figure, axis = plt.subplots(figsize=(5, 2.2), layout="constrained")
+    axis.hist(ties, bins=20)
+    axis.axvline(ours, color="C1", label="this run's order (hash of seed, user, item)")
+    axis.set(xlabel="NDCG@5 of the paper's rule", ylabel=f"of {len(ties)} tie orders")
+    axis.legend(fontsize="small")
     return figure
 
 
@@ -128,10 +154,11 @@ def user_segments(rows: list[dict], metric: str = "recall@5") -> plt.Figure:
     """A metric by user segment and method, with 95 % intervals."""
     frame = pd.DataFrame(rows)
     found, width = list(frame["method"].unique()), 0.8 / frame["method"].nunique()
+    names = list(frame["segment"].unique())
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     for place, method in enumerate(found):
-        part = frame[frame["method"] == method].set_index("segment").loc[list(SEGMENTS)]
-        places = np.arange(len(SEGMENTS)) + (place - len(found) / 2 + 0.5) * width
+        part = frame[frame["method"] == method].set_index("segment").loc[names]
+        places = np.arange(len(names)) + (place - len(found) / 2 + 0.5) * width
         axis.bar(
             places,
             part[metric].astype(float),
@@ -141,8 +168,8 @@ def user_segments(rows: list[dict], metric: str = "recall@5") -> plt.Figure:
             label=NAMES[method],
         )
     users = frame.drop_duplicates("segment").set_index("segment")["users"]
-    axis.set(xticks=range(len(SEGMENTS)), ylabel=f"{metric} on {frame['split'].iloc[0]} (95 % interval)")
-    axis.set_xticklabels([f"{segment}\n{users[segment]:,} users" for segment in SEGMENTS])
+    axis.set(xticks=range(len(names)), ylabel=f"{metric} on {frame['split'].iloc[0]} (95 % interval)")
+    axis.set_xticklabels([f"{segment}\n{users[segment]:,} users" for segment in names])
     axis.grid(visible=False, axis="x")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -149,7 +149,7 @@ def prepare(run: Run, data: Dataset) -> dict | None:
         return None
     training.check_reporter(run["report_to"])
     if run["base_model"] == TINY:
-        base = tiny.prepare(run, data.items["title"].tolist())
+        base = tiny.prepare(run, data.trained_titles())
     else:
         base = run["base_model"]
         if Path(base).is_dir():
@@ -159,9 +159,8 @@ def prepare(run: Run, data: Dataset) -> dict | None:
     examples = splits.training_examples(data)
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
-    held_out = data.users[data.users["drawn"] & data.users["validation"]]
-    validation = splits.evaluation_examples(data, "validation") if len(held_out) else examples[:0]
-    made_from = {"parameters": run.parameters, "titles": data.items["title"].tolist()}
+    validation = splits.held_out_examples(data, "validation")
+    made_from = {"parameters": run.parameters, "titles": data.trained_titles()}
     trainable, everything = model.get_nb_trainable_parameters()
     result = training.train(
         model,
@@ -206,7 +205,7 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]]):
         runner.run(files, overrides, last="01")
         run = open_run(P.FINE_TUNE, own)
         if run["base_model"] == TINY and not run["queries_file"]:
-            tiny.prepare(run, Dataset.load(run.folder).items["title"].tolist())
+            tiny.prepare(run, Dataset.load(run.folder).trained_titles())
 
 
 def _run_together(files: list[str], overrides: list[tuple[str, str]]):

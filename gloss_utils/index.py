@@ -65,7 +65,7 @@ class DenseIndex:
 
     def __init__(self, texts: list[str], encoder_name: str, faiss_index: faiss.Index):
         self.texts, self.encoder_name, self.faiss = texts, encoder_name, faiss_index
-        self._encoder = None
+        self._encoder = self._chance = None
         self._place = {text: place for place, text in reversed(list(enumerate(texts)))}
 
     @classmethod
@@ -79,6 +79,14 @@ class DenseIndex:
         built = cls(texts, encoder_name, faiss_index)
         built._encoder = encoder
         return built
+
+    def extended(self, texts: list[str]) -> "DenseIndex":
+        """An index with more texts behind its own, of which only those that it does not know are encoded."""
+        faiss_index = faiss.clone_index(self.faiss)
+        faiss_index.add(self.encode(texts))
+        longer = DenseIndex(self.texts + texts, self.encoder_name, faiss_index)
+        longer._encoder = self._encoder
+        return longer
 
     def save(self, folder: Path):
         """Write the index as a folder, whole or not at all."""
@@ -112,6 +120,17 @@ class DenseIndex:
             unknown = [text for text, place in zip(texts, places, strict=True) if place < 0]
             vectors[places < 0] = encode_texts(self._encoder, unknown)
         return vectors
+
+    def strength(self, scores: np.ndarray) -> np.ndarray:
+        """Similarities on a scale where 1 is the same vector and 0 what two items of the catalogue have on average.
+
+        Encoders differ much in what they give to texts that have nothing in common.
+        """
+        if self._chance is None:
+            vectors, items = self.vectors().astype(np.float64), self.faiss.ntotal
+            pairs = max(items * (items - 1), 1)
+            self._chance = min(((vectors.sum(axis=0) ** 2).sum() - items) / pairs, 0.99)
+        return (scores - self._chance) / (1 - self._chance)
 
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest items of each text: positions in the catalogue and similarities, [texts, min(k, items)]."""
@@ -152,6 +171,10 @@ class BM25Index:
     def load(cls, folder: Path) -> "BM25Index":
         """Read a saved index."""
         return cls(bm25s.BM25.load(folder))
+
+    def strength(self, scores: np.ndarray) -> np.ndarray:
+        """Scores [texts, k] as shares of each text's best."""
+        return scores / np.maximum(scores[:, :1], np.finfo(float).tiny)
 
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best items of each text: positions in the catalogue and scores, [texts, min(k, items)].

@@ -62,6 +62,7 @@ PARAMETERS: dict[str, Parameter] = {
     "data_dir": _p(EXPLORE, kind="path"),
     "max_users": _p(EXPLORE, kind=int, minimum=1, nullable=True),
     "max_rejected": _p(EXPLORE, RETRIEVE, kind=float, minimum=0, maximum=1),
+    "new_item_fraction": _p(EXPLORE, kind=float, minimum=0, maximum=0.5),
     "seed": _p(EXPLORE, kind=int, minimum=0, maximum=2**32 - 1),
     "queries_file": _p(FINE_TUNE, RETRIEVE, kind="path", nullable=True),
     "base_model": _p(FINE_TUNE, kind="model"),
@@ -98,13 +99,15 @@ PARAMETERS: dict[str, Parameter] = {
     "engine": _p(INDEX, RETRIEVE, kind=str, choices=("local", "ray")),
     "workers": _p(INDEX, RETRIEVE, kind=int, minimum=1),
     "retriever": _p(RETRIEVE, kind=str, choices=("dense", "bm25")),
-    "ranking": _p(RETRIEVE, kind=str, choices=("paper",)),
+    "ranking": _p(RETRIEVE, kind=str, choices=("paper", "fused", "hybrid")),
+    "ranking_weights": _p(RETRIEVE, kind="path"),
     "top_k": _p(RETRIEVE, kind=int, minimum=1, nullable=True),
     "exclude_seen": _p(RETRIEVE, kind=bool, nullable=True),
     "ranking_depth": _p(RETRIEVE, kind=int, minimum=1),
     "show_user": _p(RETRIEVE, kind=str, nullable=True),
     "cold_start_max": _p(EVALUATE, kind=int, minimum=3),
     "power_min": _p(EVALUATE, kind=int, minimum=4, nullable=True),
+    "added_title": _p(SEGMENTS, kind=str, nullable=True),
 }
 
 
@@ -190,6 +193,12 @@ def check_files(values: dict):
         raise GlossError(
             f"parameter queries_file is {path!r}, and there is no such file; give the path of a file of "
             "queries, or null to generate them"
+        )
+    weights = values.get("ranking_weights")
+    if weights is not None and values.get("ranking") != "paper" and not Path(weights).is_file():
+        raise GlossError(
+            f"parameter ranking_weights is {weights!r}, and there is no such file; give a file like "
+            "params/ranking/weights.yaml"
         )
     if values.get("engine") == "ray" and importlib.util.find_spec("ray") is None:
         raise GlossError(

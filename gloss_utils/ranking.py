@@ -4,7 +4,6 @@ A ranking is a frame with columns user, rank (from 1), item, score, sorted by us
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,24 +11,27 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
+from gloss_utils import cooccurrence
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import BM25Index, DenseIndex
 from gloss_utils.prompts import item_text
 from gloss_utils.run_folder import write_whole
 
 COLUMNS = ["user", "rank", "item", "score"]
+CANDIDATES = ["user", "query", "item", "score", "strength"]
 
 
 def candidates(queries: pd.DataFrame, index: DenseIndex | BM25Index, items: pd.Series, k: int = 1) -> pd.DataFrame:
-    """The k nearest items of every query text: columns user, query (from 1, in the order generated), item, score.
+    """The k nearest items of every query text: columns user, query (from 1, in the order generated), item, score,
+    strength (the score against what the retriever gives at best: 1 for a perfect match, 0 or less for none).
 
     queries: columns user, texts. items: item ids in the catalogue's order. Blank texts name no item.
     """
     texts = queries[["user", "texts"]].explode("texts", ignore_index=True)
     texts["query"] = texts.groupby("user", sort=False).cumcount() + 1
-    texts = texts[texts["texts"].str.strip().astype(bool)]
+    texts = texts[texts["texts"].fillna("").str.strip().astype(bool)]
     if texts.empty:
-        return pd.DataFrame({"user": [], "query": [], "item": [], "score": []})
+        return pd.DataFrame({column: [] for column in CANDIDATES})
     ids, scores = index.search(texts["texts"].tolist(), k)
     width = ids.shape[1]
     return pd.DataFrame(
@@ -38,6 +40,7 @@ def candidates(queries: pd.DataFrame, index: DenseIndex | BM25Index, items: pd.S
             "query": np.repeat(texts["query"].to_numpy(), width),
             "item": items.to_numpy()[ids.ravel()],
             "score": scores.ravel(),
+            "strength": index.strength(scores).ravel(),
         }
     )
 
@@ -50,7 +53,7 @@ def named(queries: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     texts = queries[["user", "texts"]].explode("texts", ignore_index=True)
     texts["query"] = texts.groupby("user", sort=False).cumcount() + 1
     known = items.assign(texts=items["title"].map(item_text))[["item", "texts"]]
-    return texts.merge(known, on="texts").assign(score=1.0)[["user", "query", "item", "score"]]
+    return texts.merge(known, on="texts").assign(score=1.0, strength=1.0)[CANDIDATES]
 
 
 def paper(
@@ -95,11 +98,9 @@ def last_item_search(
 
     The item itself is not removed, unless `unseen`, which leaves out all the user has.
     """
-    titles = data.titles()
-    last = _last_known(histories, titles)
-    if not last:
+    queries = last_items(histories, data)
+    if queries.empty:
         return pd.DataFrame(columns=COLUMNS)
-    queries = pd.DataFrame([(user, [item_text(titles[item])]) for user, item in last], columns=["user", "texts"])
     if not unseen:
         return _ranked(candidates(queries, index, data.items["item"], depth), depth)
     # Look as deep as a history is long, users of like length together, so that one long history costs only itself.
@@ -113,9 +114,12 @@ def last_item_search(
     return _ranked(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
 
 
-def _last_known(histories: dict[str, list[str]], titles: dict[str, str]) -> list[tuple[str, str]]:
+def last_items(histories: dict[str, list[str]], data: Dataset) -> pd.DataFrame:
+    """The text of the last item that the catalogue knows, as the only query of each user who has one: user, texts."""
+    titles = data.titles()
     known = ((user, [item for item in history if item in titles]) for user, history in histories.items())
-    return [(user, history[-1]) for user, history in known if history]
+    rows = [(user, [item_text(titles[history[-1]])]) for user, history in known if history]
+    return pd.DataFrame(rows, columns=["user", "texts"])
 
 
 def popularity(
@@ -123,18 +127,18 @@ def popularity(
 ) -> pd.DataFrame:
     """Baseline: the items that occur most often in `learnable` (see `splits.learnable_sequences`), for every user.
 
-    Equally popular items keep the metadata's order.
+    Equally popular items keep the metadata's order; items that do not occur are not ranked.
     """
-    counts = Counter(item for sequence in learnable.values() for item in sequence)
-    items = data.items["item"]
-    top = items.iloc[np.argsort([-counts[item] for item in items], kind="stable")[:depth]].tolist()
+    counts = cooccurrence.counts(learnable.values(), data.items["item"])
+    order = np.argsort(-counts, kind="stable")[: min(depth, int((counts > 0).sum()))]
+    top = data.items["item"].iloc[order].tolist()
     users = list(histories)
     return pd.DataFrame(
         {
             "user": np.repeat(np.array(users, dtype=object), len(top)),
             "rank": np.tile(np.arange(1, len(top) + 1), len(users)),
             "item": top * len(users),
-            "score": [float(counts[item]) for item in top] * len(users),
+            "score": np.tile(counts[order].astype(float), len(users)),
         }
     )
 

@@ -15,6 +15,7 @@ from gloss_utils.explore_data import Dataset
 from gloss_utils.index import BM25Index, DenseIndex
 from gloss_utils.parameters import EXPLORE, FINE_TUNE
 from gloss_utils.prompts import item_text
+from gloss_utils.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.run_folder import Run, identity, write_whole
 
 # What the texts depend on, besides the model and the split's users.
@@ -27,8 +28,6 @@ DECODING_PARAMETERS = (
     "top_p",
     "generation_batch_tokens",
 )
-PAPER_TOP_K = 1
-PAPER_EXCLUDE_SEEN = False
 
 
 @dataclass
@@ -45,38 +44,16 @@ class Retrieved:
     notes: list[str]
 
 
-def load_index(run: Run, retriever: str) -> DenseIndex | BM25Index:
-    """The index of a retriever, as stage 3 left it."""
-    if retriever == "dense":
-        return DenseIndex.load(run.folder.dense_index)
-    return BM25Index.load(run.folder.bm25_index)
+def load_indexes(run: Run) -> dict[str, DenseIndex | BM25Index]:
+    """The indexes by retriever, as stage 3 left them."""
+    return {"dense": DenseIndex.load(run.folder.dense_index), "bm25": BM25Index.load(run.folder.bm25_index)}
 
 
-def histories(queries: pd.DataFrame) -> dict[str, list[str]]:
-    """Each user's history."""
-    return dict(zip(queries["user"], queries["history"], strict=True))
-
-
-def find(queries: pd.DataFrame, index: DenseIndex | BM25Index, data: Dataset, parameters) -> pd.DataFrame:
-    """The candidates of every query; a null `top_k` takes the rule's own value.
-
-    Texts that catalogue-bound decoding wrote are not searched for: all items of just that text are their candidates.
-    """
-    if parameters["decoding"] == "catalogue" and not parameters["queries_file"]:
-        return ranking.named(queries, data.items)
-    return ranking.candidates(queries, index, data.items["item"], parameters["top_k"] or PAPER_TOP_K)
-
-
-def rank(found: pd.DataFrame, queries: pd.DataFrame, parameters) -> pd.DataFrame:
-    """Rank candidates by the rule that the parameters name; null parameters take the rule's own values."""
-    exclude = parameters["exclude_seen"]
-    return ranking.paper(
-        found,
-        histories(queries),
-        parameters["seed"],
-        parameters["ranking_depth"],
-        PAPER_EXCLUDE_SEEN if exclude is None else exclude,
-    )
+def ranker(run: Run, queries: pd.DataFrame, data: Dataset) -> Ranker:
+    """What ranks for the users of these queries, on the run's indexes."""
+    if run["ranking"] != PAPER:
+        run.read_from_outside(run["ranking_weights"])
+    return Ranker(queries, data, load_indexes(run), run)
 
 
 def prepare(run: Run, data: Dataset) -> Retrieved:
@@ -98,10 +75,17 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     unknown = 0 if upcoming else int((~queries["target"].isin(data.items["item"])).sum())
     if unknown:
         notes.append(f"{unknown} targets are not in the catalogue; each counts as a miss")
-    ranked = rank(find(queries, load_index(run, run["retriever"]), data, run), queries, run)
+    found = ranker(run, queries, data)
+    if name := in_sample(run.inputs, found):
+        notes.append(
+            f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of gloss flatter "
+            "it; python -m benchmarks.ranking prints out-of-fold ones"
+        )
+    ranked = found.rank()
     query_files.write(folder.queries, queries)
     ranking.write_trec(folder.ranking("gloss"), ranked, "gloss")
-    run.outputs += [folder.queries, folder.ranking("gloss")]
+    ranking.write_trec(folder.ranking("gloss-paper"), found.paper(run["retriever"]), "gloss-paper")
+    run.outputs += [folder.queries, folder.ranking("gloss"), folder.ranking("gloss-paper")]
     if upcoming:
         with write_whole(folder.recommendations) as part:
             recommendations(ranked, data).to_parquet(part, index=False)
@@ -110,6 +94,12 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
         ranking.write_qrels(folder.qrels, dict(zip(queries["user"], queries["target"], strict=True)))
         run.outputs.append(folder.qrels)
     return Retrieved(data, queries, ranked, notes)
+
+
+def in_sample(inputs: dict[str, str], found: Ranker) -> str | None:
+    """The name of the texts, among a stage's inputs, that the weights of `hybrid` were fitted on, if there are any."""
+    fitted_on = found.settings.fitted_on if found.rule == HYBRID else {}
+    return next((fitted_on[digest] for digest in inputs.values() if digest in fitted_on), None)
 
 
 def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
-COLD_START, REGULAR, POWER = "cold-start", "regular", "power"
-SEGMENTS = ("all", COLD_START, REGULAR, POWER)
+from gloss_utils.significance import intervals
+
+COLD_START, REGULAR, POWER, NEW_ITEMS = "cold-start", "regular", "power", "new-items"
+SEGMENTS = ("all", COLD_START, REGULAR, POWER)  # and NEW_ITEMS, where items are held out as new
 POWER_PERCENTILE = 90
-RESAMPLES = 1000
 
 
 def assign(interactions: pd.Series, cold_start_max: int, power_min: int | None, everyone: pd.Series) -> pd.Series:
@@ -19,17 +20,11 @@ def assign(interactions: pd.Series, cold_start_max: int, power_min: int | None, 
     return segment.mask(interactions <= cold_start_max, COLD_START)
 
 
-def intervals(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bootstrap intervals (percentile, over users) of the column means of `values` [users, columns]."""
-    users = len(values)
-    if not users:
-        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    rng = np.random.default_rng(seed)
-    means = np.stack(
-        [np.bincount(rng.integers(users, size=users), minlength=users) @ values / users for _ in range(RESAMPLES)]
-    )
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return low, high
+def members(per_user: pd.DataFrame) -> dict[str, pd.Series]:
+    """Which rows of `per_user` (columns segment, new_item) are in which segment. All users are in "all", and those
+    whose target is a new item in "new-items" besides their own; that segment is there only where it has users."""
+    found = {segment: per_user["segment"] == segment for segment in SEGMENTS} | {"all": per_user["segment"].notna()}
+    return found | ({NEW_ITEMS: per_user["new_item"]} if per_user["new_item"].any() else {})
 
 
 def by_history_length(per_user: pd.DataFrame, metric: str, seed: int, bins: int = 8) -> pd.DataFrame:
@@ -70,6 +65,6 @@ def table(rows: list[dict], metric: str) -> pd.DataFrame:
     ]
     shown = frame.pivot(index="method", columns="segment", values="shown")
     users = frame.drop_duplicates("segment").set_index("segment")["users"]
-    return shown.loc[frame["method"].unique(), list(SEGMENTS)].rename(
+    return shown.loc[frame["method"].unique(), list(frame["segment"].unique())].rename(
         columns={segment: f"{segment} ({users[segment]:,} users)" for segment in SEGMENTS}
     )

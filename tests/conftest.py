@@ -12,6 +12,7 @@ from gloss_utils.run_folder import RunFolder
 
 SMALL = {
     "max_users": 60,
+    "new_item_fraction": 0.05,
     "tiny_layers": 1,
     "tiny_width": 64,
     "tiny_vocabulary": 600,
@@ -26,6 +27,7 @@ SMALL = {
 def write_parameters(path: Path, **values) -> Path:
     """Write the small demo's parameters, and `values` over them, to a YAML file."""
     demo = yaml.safe_load((P.ROOT / "params/demo.yaml").read_text())
+    demo["ranking_weights"] = str(P.ROOT / demo["ranking_weights"])
     path.write_text(yaml.safe_dump(demo | SMALL | values))
     return path
 

@@ -95,6 +95,7 @@ def test_users_with_fewer_than_3_are_counted_and_then_left_out():
         "users": 2,
         "users_with_any": 4,
         "items": 5,
+        "new_items": 0,
         "interactions": 4 + 3 + 2 + 2,
         "mean_history": 2.75,
         "std_history": 0.96,  # of 4, 3, 2, 2 about 2.75: sqrt(2.75 / 3)

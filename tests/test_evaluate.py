@@ -99,30 +99,6 @@ def test_interactions_are_counted_in_the_dataset_whatever_the_split():
     assert evaluate.interactions_of(data, queries, "validation").to_dict() == {"v": 3, "u": 5, "stranger": 5}
 
 
-def test_intervals():
-    values = np.random.default_rng(1).random((900, 2)) * [1, 10]
-    low, high = segments.intervals(values, 7)
-    assert low.shape == high.shape == (2,)
-    assert (low < values.mean(axis=0)).all() and (values.mean(axis=0) < high).all()
-    # A mean of n uniform values has the standard error 0.2887 / sqrt(n); 95 % are 3.92 of them.
-    np.testing.assert_allclose(high - low, np.array([1, 10]) * 3.92 * 0.2887 / 30, rtol=0.1)
-    few_low, few_high = segments.intervals(values[:100], 7)
-    assert (few_high - few_low > 2 * (high - low)).all()  # a third of the root: about three times as wide
-
-
-def test_intervals_hang_on_the_seed():
-    values = np.random.default_rng(1).random((50, 1))
-    assert segments.intervals(values, 7) == segments.intervals(values, 7)
-    assert segments.intervals(values, 7) != segments.intervals(values, 8)
-
-
-def test_intervals_of_constants_and_of_nobody():
-    low, high = segments.intervals(np.full((5, 2), 0.25), 1)
-    assert low.tolist() == high.tolist() == [0.25, 0.25]
-    low, high = segments.intervals(np.empty((0, 3)), 1)
-    assert low.shape == high.shape == (3,) and np.isnan(low).all() and np.isnan(high).all()
-
-
 def test_summary_by_method_and_segment():
     rows = [
         ("gloss", "cold-start", 1.0),
@@ -135,6 +111,7 @@ def test_summary_by_method_and_segment():
     per_user = pd.DataFrame(rows, columns=["method", "segment", "value"])
     per_user = per_user.assign(**dict.fromkeys(evaluate.METRICS, per_user["value"]), user=list("abcabc"))
     per_user["mrr"] = [0.5, 0, 0.25, 0, 0, 0.5]
+    per_user["new_item"] = False
     found = evaluate.summarise(per_user, "test", 3)
     assert [(row["method"], row["segment"], row["users"]) for row in found] == [
         (method, segment, users)

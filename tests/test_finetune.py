@@ -208,9 +208,11 @@ def test_lora_modules_that_the_model_lacks(small_run):
 
 @pytest.mark.slow
 def test_demo_is_learnt(tmp_path):
-    """On the whole demo, GLoSS finds at least twice as many targets as popularity and every last-item search."""
+    """On the whole demo, the texts alone, by the paper's rule, find at least twice as many targets as popularity and
+    every last-item search; the hybrid ranking finds no fewer."""
     file = write_parameters(tmp_path / "demo.yaml")
     file.write_text((runner.P.ROOT / "params/demo.yaml").read_text())
     folder: RunFolder = runner.run([str(file)], [("run_dir", str(tmp_path / "run"))])
     recall = {row["method"]: row["recall@5"] for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
-    assert recall.pop("gloss") >= 2 * max(recall.values())
+    texts = recall.pop("gloss-paper")
+    assert recall.pop("gloss") >= texts >= 2 * max(recall.values())

@@ -196,6 +196,7 @@ def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
         "query": [1, 1],
         "item": [data.items["item"].iloc[5], "TWIN"],
         "score": [1.0, 1.0],
+        "strength": [1.0, 1.0],
     }
 
 

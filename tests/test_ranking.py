@@ -22,6 +22,9 @@ class Answers:
         ids = [["abcd".index(item) for item, _ in pairs] for pairs in found]
         return np.array(ids), np.array([[float(score) for _, score in pairs] for pairs in found])
 
+    def strength(self, scores):
+        return scores / 2
+
 
 def found(*rows: str) -> pd.DataFrame:
     """Candidates from "user query item score"."""
@@ -44,15 +47,21 @@ def test_candidates_of_each_query():
     index = Answers(x="b:0.9 a:0.5", y="c:1 d:0.25")
     queries = pd.DataFrame({"user": ["u", "v"], "texts": [["x", " ", "y"], ["y"]]})
     rows = ranking.candidates(queries, index, ITEMS).values.tolist()
-    assert rows == [["u", 1, "b", 0.9], ["u", 3, "c", 1.0], ["v", 1, "c", 1.0]]  # a blank text names nothing
+    # A blank text names nothing.
+    assert rows == [["u", 1, "b", 0.9, 0.45], ["u", 3, "c", 1.0, 0.5], ["v", 1, "c", 1.0, 0.5]]
     rows = ranking.candidates(queries, index, ITEMS, k=2).values.tolist()
-    assert rows[:4] == [["u", 1, "b", 0.9], ["u", 1, "a", 0.5], ["u", 3, "c", 1.0], ["u", 3, "d", 0.25]]
+    assert [row[:4] for row in rows[:4]] == [
+        ["u", 1, "b", 0.9],
+        ["u", 1, "a", 0.5],
+        ["u", 3, "c", 1.0],
+        ["u", 3, "d", 0.25],
+    ]
 
 
 def test_only_blank_texts_give_no_ranking():
     queries = pd.DataFrame({"user": ["u"], "texts": [["", " \n"]]})
     none = ranking.candidates(queries, Answers(), ITEMS)
-    assert list(none.columns) == ["user", "query", "item", "score"] and none.empty
+    assert list(none.columns) == ["user", "query", "item", "score", "strength"] and none.empty
     for exclude in (False, True):
         assert shown(ranking.paper(none, {"u": ["a"]}, 1, 5, exclude)) == {}
 
@@ -160,7 +169,7 @@ def test_popularity():
     ranked = ranking.popularity({"v": ["a"], "u": []}, learnable, data, 3)
     assert list(shown(ranked).items()) == [("v", "bac"), ("u", "bac")]  # b before a, both 2: the metadata's order
     assert ranked["score"].tolist() == [2, 2, 1] * 2
-    assert shown(ranking.popularity({"v": []}, learnable, data, 99)) == {"v": "bacd"}
+    assert shown(ranking.popularity({"v": []}, learnable, data, 99)) == {"v": "bac"}  # nothing was learnt of d
 
 
 # ---- TREC files

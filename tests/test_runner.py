@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from gloss_utils import evaluate, retrieve, runner, segments
+from gloss_utils import evaluate, fusion, retrieve, runner, segments
 from gloss_utils import parameters as P
 from gloss_utils.__main__ import main
 from gloss_utils.errors import GlossError
@@ -107,6 +107,8 @@ def test_run_folder_holds_what_it_should(small_run):
             "03_catalogue_map",
             "05_methods",
             "05_number_of_queries",
+            "05_parts",
+            "05_ties",
             "06_segments",
             "06_history_length",
         )
@@ -132,20 +134,26 @@ def test_metrics_file(small_run):
     folder, _ = small_run
     metrics = read_json(folder.metrics)
     keys = [(row["method"], row["segment"]) for row in metrics["rows"]]
-    assert sorted(keys) == sorted((m, s) for m in evaluate.METHODS for s in segments.SEGMENTS)
+    found = [*segments.SEGMENTS, segments.NEW_ITEMS]
+    assert sorted(keys) == sorted((m, s) for m in evaluate.METHODS for s in found)
     per_user = pd.read_parquet(folder.per_user)
-    assert list(per_user.columns) == ["user", "method", "segment", "interactions", *evaluate.METRICS]
+    assert list(per_user.columns) == ["user", "method", "segment", "new_item", "interactions", *evaluate.METRICS]
     for row in metrics["rows"]:
         some = per_user[per_user["method"] == row["method"]]
-        some = some if row["segment"] == "all" else some[some["segment"] == row["segment"]]
+        some = some[segments.members(some)[row["segment"]]]
         assert row["users"] == len(some) and row["split"] == "test"
         assert row["recall@5"] == pytest.approx(some["recall@5"].mean(), abs=1e-6)
-    assert {(row["retriever"], row["queries"]) for row in metrics["ablation"]} == {
-        (retriever, count) for retriever in ("dense", "bm25") for count in (1, 2, 3)
+    assert {(row["ranking"], row["retriever"], row["queries"]) for row in metrics["ablation"]} == {
+        (*rule, count) for rule in (("paper", "dense"), ("paper", "bm25"), ("hybrid", "both")) for count in (1, 2, 3)
     }
-    whole = next(r for r in metrics["ablation"] if r["retriever"] == "dense" and r["queries"] == 3)
-    gloss = next(r for r in metrics["rows"] if r["method"] == "gloss" and r["segment"] == "all")
-    assert whole["recall@5"] == gloss["recall@5"]
+    rows = {row["method"]: row for row in metrics["rows"] if row["segment"] == "all"}
+    whole = {(row["ranking"], row["retriever"]): row for row in metrics["ablation"] if row["queries"] == 3}
+    for metric in evaluate.METRICS:
+        assert whole["hybrid", "both"][metric] == rows["gloss"][metric] == metrics["parts"][0][metric]
+        assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
+    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.PARTS]
+    assert len(metrics["comparisons"]) == 2 * (len(evaluate.METHODS) - 1) and len(metrics["ties"]) == 100
+    assert not any(row["in_sample"] for row in metrics["rows"])
 
 
 def test_finished_stages_are_skipped(small_run, executed, capsys):

@@ -84,10 +84,11 @@ def test_learnable_is_what_the_training_texts_hold_drawn_or_not():
         ("abaca", "abac", "a", "abac"),
         ("abaca", "bc", "a", ""),  # not a prefix: the first occurrence
         ("abcde", "bc", "d", "abc"),
+        ("abcde", "bc", "z", ""),
         ("abcde", "acb", "d", "abc"),
-        ("abcde", "abc", "z", ""),  # target absent
+        ("abcde", "abc", "z", "abc"),  # the history says where the target would stand, whatever it is
         ("abcde", "xy", "z", ""),
-        ("abcde", "abcde", "z", ""),
+        ("abcde", "abcde", "z", "abcd"),
         ("abcde", "abcd", None, "abcd"),  # split next
     ],
 )

@@ -1,0 +1,96 @@
+"""How sure a number is: bootstrap intervals of means over users, paired tests of differences, and the noise of ties."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import permutation_test
+
+RESAMPLES = 1000
+PERMUTATIONS = 9999
+TIE_ORDERS = 100
+
+
+def intervals(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bootstrap intervals (percentile, over users) of the column means of `values` [users, columns].
+
+    All columns share the resamples.
+    """
+    users = len(values)
+    if not users:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    rng = np.random.default_rng(seed)
+    means = np.stack(
+        [np.bincount(rng.integers(users, size=users), minlength=users) @ values / users for _ in range(RESAMPLES)]
+    )
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed: int) -> list[dict]:
+    """Is a method better than each other one? Paired over users, two-sided, corrected for the number of comparisons.
+
+    per_user: user, method, metrics. Each row: method, other, metric, difference of the means (method - other) with its
+    95 % bootstrap interval, p (permutation test: which of a user's two values is whose is random) and p_corrected
+    (Holm, over all rows).
+    """
+    rows = []
+    for metric in metrics:
+        wide = per_user.pivot(index="user", columns="method", values=metric)
+        others = [other for other in per_user["method"].unique() if other != method]
+        differences = wide[[method]].to_numpy() - wide[others].to_numpy()
+        low, high = intervals(differences, seed)
+        for place, other in enumerate(others):
+            rows.append(
+                {
+                    "method": method,
+                    "other": other,
+                    "metric": metric,
+                    "difference": round(float(differences[:, place].mean()), 6),
+                    "difference_low": round(float(low[place]), 6),
+                    "difference_high": round(float(high[place]), 6),
+                    "p": paired_p(differences[:, place], seed),
+                }
+            )
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_corrected"] = corrected
+    return rows
+
+
+def paired_p(differences: np.ndarray, seed: int) -> float:
+    """Two-sided p of a mean difference of 0, by random signs of the users' differences."""
+    differences = differences[differences != 0]  # the others are 0 under any sign
+    if len(differences) < 2:
+        return 1.0
+    found = permutation_test(
+        (differences,),
+        lambda values, axis: values.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=PERMUTATIONS,
+        batch=500,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's correction: p values that hold together for all comparisons, in the order given."""
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(np.asarray(p)[order] * (len(p) - np.arange(len(p))))
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected.tolist()
+
+
+def tie_orders(found: pd.DataFrame, targets: dict[str, str], seed: int, k: int = 5) -> np.ndarray:
+    """NDCG@k of the paper's rule under `TIE_ORDERS` random orders of equal scores, over all users of `targets`.
+
+    found: the paper's candidates, as `ranking.candidates` returns them; the last score of an item stands.
+    """
+    last = found.drop_duplicates(["user", "item"], keep="last")
+    hit = last[last["item"] == last["user"].map(targets)]
+    beside = hit.merge(last, on="user", suffixes=("", "_other"))
+    above = (beside["score_other"] > beside["score"]).groupby(beside["user"], sort=False).sum().to_numpy()
+    equal = (beside["score_other"] == beside["score"]).groupby(beside["user"], sort=False).sum().to_numpy()
+    drawn = np.random.default_rng(seed).random((TIE_ORDERS, len(above)))
+    rank = above + np.floor(drawn * equal) + 1
+    return np.where(rank <= k, 1 / np.log2(rank + 1), 0).sum(axis=1) / len(targets)
