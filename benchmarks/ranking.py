@@ -46,7 +46,7 @@ GRID = {
     "damping": (0.2, 0.4, 0.7),
     "recency": (0.4, 0.55, 0.7),
 }
-TUNED_ON = 3000  # users a dataset
+TUNED_ON = 10_000  # users a dataset
 RANX = {"rrf": None, "isr": None, "bordafuse": None, "max": None, "sum": "min-max", "mnz": "min-max"}  # and their norms
 FOLDS, FOLDINGS, PENALTY = 5, 3, 0.03
 SEED, DEPTH, METRICS = 3407, 10, ["recall@5", "ndcg@5"]
@@ -136,6 +136,7 @@ def fit(texts: list[Texts], users: list[np.ndarray], features: list[str]) -> dic
     datasets = [text.dataset for text in texts]
     sets = [_choices(text, some, on) for text, some in zip(texts, users, strict=True)]
     spread = np.mean([x.std(axis=0) for x, *_ in sets], axis=0)
+    spread[spread == 0] = 1
 
     def loss(weights: np.ndarray):
         total, slope = PENALTY * weights @ weights, 2 * PENALTY * weights

@@ -135,10 +135,15 @@ class DenseIndex:
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest items of each text: positions in the catalogue and similarities, [texts, min(k, items)]."""
         distinct, inverse = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-        vectors, items = self.encode(list(distinct)), self.faiss.ntotal
+        ids, scores = self.nearest(self.encode(list(distinct)), k)
+        return ids[inverse], scores[inverse]
+
+    def nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same for vectors, float32 [vectors, dimensions]."""
+        items = self.faiss.ntotal
         k = min(k, items)
-        ids, scores = np.empty((len(distinct), k), dtype=np.int64), np.empty((len(distinct), k))
-        left, wide = np.arange(len(distinct)), min(k + MARGIN, items)
+        ids, scores = np.empty((len(vectors), k), dtype=np.int64), np.empty((len(vectors), k))
+        left, wide = np.arange(len(vectors)), min(k + MARGIN, items)
         while len(left):
             found, near = self.faiss.search(vectors[left], wide)
             found, near = _round(found), near.astype(np.int64)
@@ -146,7 +151,7 @@ class DenseIndex:
             # Where all that was found ties with the k-th, an earlier item may lie beyond: look further.
             tied = found[:, -1] == scores[left, -1] if wide < items else np.zeros(len(left), dtype=bool)
             left, wide = left[tied], min(4 * wide, items)
-        return ids[inverse], scores[inverse]
+        return ids, scores
 
 
 class BM25Index:

@@ -2,12 +2,17 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 from helpers import small_llama
 
-from benchmarks import catalogue_decoding, generation, timing
-from gloss_utils import models
+from benchmarks import catalogue_decoding, generation, retrieval, timing
+from benchmarks import ranking as rank_benchmark
+from gloss_utils import fusion, models
+from gloss_utils.index import DenseIndex
 
 
 def test_rivals_take_turns_after_a_warm_up():
@@ -59,3 +64,89 @@ def test_catalogue_decoding(small_run, monkeypatch, capsys):
     assert found["speedup"] > 0 and found["users"] == 4
     shares = found["share_of_texts"]["catalogue"]
     assert shares["exact_titles"] == shares["distinct_exact_titles"] == 1.0 and shares["distinct_items_found"] >= 1.0
+
+
+@pytest.fixture
+def small_catalogue(monkeypatch):
+    monkeypatch.setattr(retrieval, "TITLES", 60)
+    monkeypatch.setattr(retrieval, "ITEMS", 63)
+
+
+def test_retrieval(small_catalogue, capsys):
+    result = retrieval.main(["--users", "40", "--sample", "30", "--runs", "1"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert result["texts"] == 200 and result["distinct_non_titles"] == 0.06 and result["every_text_scaled_from"] == 30
+    assert result["speedup"] > 0 and set(result["seconds"]) == {"ours", "every text"}
+
+
+def test_retrieval_finds_the_same(small_catalogue):
+    result = retrieval.main(["--users", "40", "--full"])
+    assert (result["texts"], result["other_items"], result["similarities_apart"]) == (200, 0, 0)
+
+
+def test_retrieval_that_finds_something_else_is_told(small_catalogue, monkeypatch):
+    wrong = DenseIndex.encode
+    monkeypatch.setattr(DenseIndex, "encode", lambda self, texts: wrong(self, texts)[::-1].copy())
+    result = retrieval.main(["--users", "40", "--full"])
+    assert result["other_items"] > 100 and result["similarities_apart"] > 10
+
+
+@pytest.mark.slow
+def test_retrieval_of_all_texts_finds_the_same():
+    result = retrieval.main(["--full"])
+    assert result["texts"] == 111_815 and result["other_items"] == result["similarities_apart"] == 0
+
+
+# ---- fitting the weights of hybrid
+
+
+def choices(users: list[str], name: str = "file") -> rank_benchmark.Texts:
+    """Users with 4 candidates each; the first feature tells the target, the others are noise, the last is constant."""
+    rng = np.random.default_rng(len(users))
+    target = rng.integers(4, size=len(users))
+    features = rng.random((len(users) * 4, len(fusion.FEATURES)))
+    features[:, 0] += np.repeat(target, 4) == np.tile(range(4), len(users))
+    features[:, -1] = 0
+    candidates = fusion.Candidates(np.repeat(np.arange(len(users)), 4), np.tile(range(4), len(users)), features)
+    queries = pd.DataFrame({"user": users})
+    return rank_benchmark.Texts(name, "beauty", SimpleNamespace(queries=queries), candidates, target)
+
+
+def test_fit_finds_what_tells_the_target():
+    text = choices([f"u{n}" for n in range(300)])
+    everyone = np.ones(300, dtype=bool)
+    weights = rank_benchmark.fit([text], [everyone], list(fusion.FEATURES))
+    first, *others = weights.values()
+    assert list(weights) == list(fusion.FEATURES) and min(others) >= 0 and others[-1] == 0
+    assert first > 1 and first > 3 * max(others)
+    assert list(rank_benchmark.fit([text], [everyone], ["last_dense"])) == ["last_dense"]
+    text.target[:] = -1
+    text.target[:2] = [0, 1]  # only these two users count
+    few = rank_benchmark.fit([text], [everyone], list(fusion.FEATURES))
+    text.target[2:] = 3
+    assert few == rank_benchmark.fit([text], [np.arange(300) < 2], list(fusion.FEATURES))
+
+
+def test_weights_have_not_seen_the_users_that_they_rank_for(monkeypatch):
+    users = [f"u{n}" for n in range(200)]
+    texts = [choices(users), choices([*users[::-1], "other"], "another file of the same users")]
+    seen = []
+
+    def fit(_, fitted_on, features):
+        seen.append([set(np.array(t.ranker.queries["user"])[on]) for t, on in zip(texts, fitted_on, strict=True)])
+        return len(seen) - 1
+
+    for text in texts:
+        text.ranker.weighted = lambda weightings: weightings
+    monkeypatch.setattr(rank_benchmark, "fit", fit)
+    # Each fit is a bit of its own, so that a user's sum tells which fits ranked for that user.
+    marks = lambda text, fit: np.full((len(text.target), 2), 2.0**fit)  # noqa: E731
+    monkeypatch.setattr(rank_benchmark, "_metrics", marks)
+    found = rank_benchmark.out_of_fold(texts, [])
+    assert len(seen) == rank_benchmark.FOLDS * rank_benchmark.FOLDINGS
+    for text, metrics in zip(texts, found, strict=True):
+        for user, (score, _) in zip(text.ranker.queries["user"], metrics, strict=True):
+            bits = round(score * rank_benchmark.FOLDINGS)
+            used = [number for number in range(len(seen)) if bits >> number & 1]
+            assert len(used) == rank_benchmark.FOLDINGS
+            assert not any(user in of_file for number in used for of_file in seen[number])
