@@ -7,7 +7,7 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
-from gloss_utils import fusion, ranking, retrieve, segments, significance, splits
+from gloss_utils import baselines, fusion, ranking, retrieve, sasrec, segments, significance
 from gloss_utils import queries as query_files
 from gloss_utils.explore_data import Dataset
 from gloss_utils.parameters import RETRIEVE
@@ -22,7 +22,8 @@ MEASURES = {
 MEASURES["mrr"] = ir_measures.RR
 METRICS = list(MEASURES)
 GLOSS, GLOSS_PAPER = "gloss", "gloss-paper"  # by the run's ranking, by the paper's rule
-METHODS = ("popularity", "lis-bm25", "lis-dense", "lis-bm25-unseen", "lis-dense-unseen", GLOSS_PAPER, GLOSS)
+SASREC = "sasrec"
+METHODS = (*baselines.METHODS, SASREC, GLOSS_PAPER, GLOSS)
 RETRIEVERS = ("dense", "bm25")
 COMPARED = ("recall@5", "ndcg@5")
 COLUMNS = ["user", "method", "segment", "new_item", "interactions", *METRICS]
@@ -100,18 +101,6 @@ def _rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarr
     return {key: None if np.isnan(value) else round(float(value), 6) for key, value in zip(keys, values, strict=True)}
 
 
-def baselines(depth: int, data: Dataset, queries: pd.DataFrame, indexes: dict) -> dict[str, pd.DataFrame]:
-    """The baselines' rankings for the users of `queries`, by method."""
-    histories = dict(zip(queries["user"], queries["history"], strict=True))
-    learnable = splits.learnable_sequences(data, queries)
-    rankings = {"popularity": ranking.popularity(histories, learnable, data, depth)}
-    for unseen in (False, True):
-        for name in ("bm25", "dense"):
-            method = f"lis-{name}" + ("-unseen" if unseen else "")
-            rankings[method] = ranking.last_item_search(histories, indexes[name], data, depth, unseen)
-    return rankings
-
-
 def ablate(ranker: Ranker, split: str, seed: int) -> list[dict]:
     """The first 1…num_beams queries of each user, by the paper's rule under both retrievers and by the run's own."""
     queries = ranker.queries
@@ -170,10 +159,13 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
     if split != "next":
         queries, _ = query_files.read(folder.queries, run["num_beams"], 0)
         ranker, targets = retrieve.ranker(run, queries, data), targets_of(queries)
-        for method, ranked in baselines(run["ranking_depth"], data, queries, ranker.indexes).items():
+        rivals = baselines.rank(queries, data, ranker.indexes, ranker.settings, run["ranking_depth"])
+        if run["sasrec_epochs"]:
+            rivals[SASREC] = sasrec.rank(sasrec.prepare(run, data, queries), queries, data, run["ranking_depth"])
+        for method, ranked in rivals.items():
             ranking.write_trec(folder.ranking(method), ranked, method)
             run.outputs.append(folder.ranking(method))
-        evaluation.per_user = measure(run, data, queries)
+        evaluation.per_user = measure(run, data, queries, (*rivals, GLOSS_PAPER, GLOSS))
         inputs = folder.stages()[RETRIEVE]["inputs"]
         fitted = {GLOSS: retrieve.in_sample(inputs, ranker) is not None}
         evaluation.rows = [
@@ -188,8 +180,8 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
     return evaluation
 
 
-def measure(run: Run, data: Dataset, queries: pd.DataFrame) -> pd.DataFrame:
-    """`per_user` of an `Evaluation`, from the TREC files of all methods in the run folder."""
+def measure(run: Run, data: Dataset, queries: pd.DataFrame, methods: tuple[str, ...]) -> pd.DataFrame:
+    """`per_user` of an `Evaluation`, from the methods' TREC files in the run folder."""
     targets, interactions = targets_of(queries), interactions_of(data, queries, run["split"])
     about = pd.DataFrame(
         {
@@ -202,7 +194,7 @@ def measure(run: Run, data: Dataset, queries: pd.DataFrame) -> pd.DataFrame:
     )
     frames = [
         per_user_metrics(ranking.read_trec(run.folder.ranking(method)), targets).join(about).assign(method=method)
-        for method in METHODS
+        for method in methods
     ]
     return pd.concat([frame.rename_axis("user").reset_index() for frame in frames], ignore_index=True)[COLUMNS]
 

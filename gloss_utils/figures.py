@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
@@ -21,6 +22,8 @@ NAMES = {
     "lis-dense": "last item, dense",
     "lis-bm25-unseen": "last item, BM25, unseen",
     "lis-dense-unseen": "last item, dense, unseen",
+    "item-knn": "item-kNN",
+    "sasrec": "SASRec",
     "gloss-paper": "GLoSS, the paper's ranking",
     "gloss": "GLoSS, this run's ranking",
 }
@@ -144,9 +147,10 @@ def tie_orders(ties: list[float], rows: list[dict]) -> plt.Figure:
     ours = next(row["ndcg@5"] for row in rows if row["method"] == "gloss-paper" and row["segment"] == "all")
     figure, axis = plt.subplots(figsize=(5, 2.2), layout="constrained")
     axis.hist(ties, bins=20)
-    axis.axvline(ours, color="C1", label="this run's order (hash of seed, user, item)")
-    axis.set(xlabel="NDCG@5 of the paper's rule", ylabel=f"of {len(ties)} tie orders")
-    axis.legend(fontsize="small")
+    axis.axvline(ours, color="C1", label="this run's order")
+    axis.set(xlabel="NDCG@5 of the paper's rule", ylabel=f"orders, of {len(ties)}")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

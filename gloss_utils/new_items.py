@@ -12,7 +12,7 @@ from gloss_utils.explore_data import Dataset, cut_title
 from gloss_utils.generate import Catalogue, load_tokenizer
 from gloss_utils.index import BM25Index, DenseIndex
 from gloss_utils.prompts import item_text
-from gloss_utils.ranker import Ranker
+from gloss_utils.ranker import FUSED, Ranker
 from gloss_utils.run_folder import Run
 
 
@@ -64,16 +64,15 @@ def story(run: Run, before: Shop, after: Shop) -> pd.DataFrame:
     item, title = after.data.items.iloc[-1][["item", "title"]]
     text, place = item_text(title), len(after.data.items) - 1
     queries, _ = query_files.read(run.folder.queries, run["num_beams"], 0, targets=False)
-    ranked = Ranker(queries, after.data, after.indexes, run).rank()
     rows = {"item": title}
     for name, index in after.indexes.items():
         ids = index.search([text], 2)[0][0]
         others = [before.data.items["title"][other] for other in ids if other != place]
-        rows[f"searched for by its title, {name}"] = (
-            f"place {list(ids).index(place) + 1}" if place in ids else "not found"
-        )
+        rows[f"found by its title, {name}"] = "yes" if place in ids else "no"
         rows[f"nearest other item, {name}"] = others[0] if others else "none"
-    rows["users who are offered it"] = f"{(ranked['item'] == item).sum():,} of {len(queries):,}"
+    for rule in dict.fromkeys((run["ranking"], FUSED)):
+        ranked = Ranker(queries, after.data, after.indexes, run.parameters | {"ranking": rule}).rank()
+        rows[f"users who are offered it, ranking {rule}"] = f"{(ranked['item'] == item).sum():,} of {len(queries):,}"
     if after.catalogue:
         rows["the decoder may write it"] = "yes" if text in after.catalogue.text.values() else "no"
     return pd.DataFrame({"value": rows})

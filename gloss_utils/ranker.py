@@ -25,11 +25,10 @@ class Ranker:
         parameters: Mapping,
     ):
         """queries: user, history, target, texts. indexes: "dense" and "bm25". parameters: stage 4's; null ones take the
-        rule's own values. Raises `GlossError` where `ranking_weights` is needed and cannot be read."""
+        rule's own values."""
         self.queries, self.data, self.indexes, self.parameters = queries, data, indexes, parameters
         self.histories = dict(zip(queries["user"], queries["history"], strict=True))
         self.rule = parameters["ranking"]
-        self.settings = None if self.rule == PAPER else fusion.Settings.read(parameters["ranking_weights"])
         self._found: dict[str, pd.DataFrame] = {}
 
     def rank(self, texts: int | None = None) -> pd.DataFrame:
@@ -70,6 +69,11 @@ class Ranker:
             evidence = evidence.hearing({name: rows[rows["query"] <= texts] for name, rows in heard.items()})
         return fusion.rankings(evidence, weightings, exclude is not False, self.parameters["ranking_depth"])
 
+    @cached_property
+    def settings(self) -> fusion.Settings:
+        """What `ranking_weights` holds. Raises `GlossError` where it cannot be read."""
+        return fusion.Settings.read(self.parameters["ranking_weights"])
+
     @property
     def weights(self) -> dict[str, float]:
         """What each feature counts under the rule: `fused` hears the texts alone, by one retriever."""
@@ -85,7 +89,7 @@ class Ranker:
         if feature not in self._found:
             source, retriever = feature.split("_")
             texts = self.queries if source == "texts" else ranking.last_items(self.histories, self.data)
-            top_k = self.parameters["top_k"] or (self.settings.top_k if self.settings else PAPER_TOP_K)
+            top_k = self.parameters["top_k"] or (PAPER_TOP_K if self.rule == PAPER else self.settings.top_k)
             self._found[feature] = ranking.candidates(texts, self.indexes[retriever], self.data.items["item"], top_k)
         return self._found[feature]
 

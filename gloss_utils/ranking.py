@@ -1,4 +1,4 @@
-"""From queries to rankings: the paper's rule, the baselines, and the TREC files that metrics are computed from.
+"""From queries to rankings: the paper's rule, and the TREC files that metrics are computed from.
 
 A ranking is a frame with columns user, rank (from 1), item, score, sorted by user (in the order given) and rank.
 """
@@ -11,7 +11,6 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
-from gloss_utils import cooccurrence
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import BM25Index, DenseIndex
 from gloss_utils.prompts import item_text
@@ -67,51 +66,30 @@ def paper(
     """
     last = found.drop_duplicates(["user", "item"], keep="last")
     if exclude_seen:
-        last = _without(last, histories)
+        last = without(last, histories)
     order = {user: place for place, user in enumerate(histories)}
     last = last.assign(
         place=last["user"].map(order),
         tie=[_hash(seed, user, item) for user, item in zip(last["user"], last["item"], strict=True)],
     )
-    return _ranked(last.sort_values(["place", "score", "tie"], ascending=[True, False, True]), depth)
+    return ranked(last.sort_values(["place", "score", "tie"], ascending=[True, False, True]), depth)
 
 
 def _hash(seed: int, user: str, item: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{user}\0{item}".encode(), digest_size=8).digest())
 
 
-def _without(found: pd.DataFrame, histories: dict[str, Iterable[str]]) -> pd.DataFrame:
+def without(found: pd.DataFrame, histories: dict[str, Iterable[str]]) -> pd.DataFrame:
+    """The candidates that are not in their user's history."""
     seen = {user: set(history) for user, history in histories.items()}
     new = [item not in seen[user] for user, item in zip(found["user"], found["item"], strict=True)]
     return found[np.array(new, dtype=bool)]
 
 
-def _ranked(frame: pd.DataFrame, depth: int) -> pd.DataFrame:
+def ranked(frame: pd.DataFrame, depth: int) -> pd.DataFrame:
+    """The first `depth` rows of each user as a ranking, in the order given."""
     rank = frame.groupby("user", sort=False).cumcount() + 1
     return frame.assign(rank=rank)[rank <= depth][COLUMNS].reset_index(drop=True)
-
-
-def last_item_search(
-    histories: dict[str, list[str]], index: DenseIndex | BM25Index, data: Dataset, depth: int, unseen: bool = False
-) -> pd.DataFrame:
-    """Baseline: the last item's text is the query (the last one the catalogue knows), its nearest items the ranking.
-
-    The item itself is not removed, unless `unseen`, which leaves out all the user has.
-    """
-    queries = last_items(histories, data)
-    if queries.empty:
-        return pd.DataFrame(columns=COLUMNS)
-    if not unseen:
-        return _ranked(candidates(queries, index, data.items["item"], depth), depth)
-    # Look as deep as a history is long, users of like length together, so that one long history costs only itself.
-    length = queries["user"].map(lambda user: int(np.ceil(np.log2(len(set(histories[user])) + 1))))
-    parts = [
-        _without(candidates(some, index, data.items["item"], depth + 2**power), histories)
-        for power, some in queries.groupby(length)
-    ]
-    order = {user: place for place, user in enumerate(histories)}
-    found = pd.concat(parts)
-    return _ranked(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
 
 
 def last_items(histories: dict[str, list[str]], data: Dataset) -> pd.DataFrame:
@@ -120,27 +98,6 @@ def last_items(histories: dict[str, list[str]], data: Dataset) -> pd.DataFrame:
     known = ((user, [item for item in history if item in titles]) for user, history in histories.items())
     rows = [(user, [item_text(titles[history[-1]])]) for user, history in known if history]
     return pd.DataFrame(rows, columns=["user", "texts"])
-
-
-def popularity(
-    histories: dict[str, list[str]], learnable: dict[str, list[str]], data: Dataset, depth: int
-) -> pd.DataFrame:
-    """Baseline: the items that occur most often in `learnable` (see `splits.learnable_sequences`), for every user.
-
-    Equally popular items keep the metadata's order; items that do not occur are not ranked.
-    """
-    counts = cooccurrence.counts(learnable.values(), data.items["item"])
-    order = np.argsort(-counts, kind="stable")[: min(depth, int((counts > 0).sum()))]
-    top = data.items["item"].iloc[order].tolist()
-    users = list(histories)
-    return pd.DataFrame(
-        {
-            "user": np.repeat(np.array(users, dtype=object), len(top)),
-            "rank": np.tile(np.arange(1, len(top) + 1), len(users)),
-            "item": top * len(users),
-            "score": np.tile(counts[order].astype(float), len(users)),
-        }
-    )
 
 
 def falling(ranking: pd.DataFrame) -> pd.DataFrame:

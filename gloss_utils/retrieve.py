@@ -13,7 +13,7 @@ from gloss_utils import ranking, splits
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import BM25Index, DenseIndex
-from gloss_utils.parameters import EXPLORE, FINE_TUNE
+from gloss_utils.parameters import EVALUATE, EXPLORE, FINE_TUNE
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.run_folder import Run, identity, write_whole
@@ -51,7 +51,7 @@ def load_indexes(run: Run) -> dict[str, DenseIndex | BM25Index]:
 
 def ranker(run: Run, queries: pd.DataFrame, data: Dataset) -> Ranker:
     """What ranks for the users of these queries, on the run's indexes."""
-    if run["ranking"] != PAPER:
+    if run["ranking"] != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
         run.read_from_outside(run["ranking_weights"])
     return Ranker(queries, data, load_indexes(run), run)
 

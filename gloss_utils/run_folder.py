@@ -153,6 +153,7 @@ class RunFolder:
         self.adapter = self.root / "model/adapter"
         self.tracking = self.root / "model/tracking"
         self.training = self.root / "model/training.json"
+        self.sasrec = self.root / "model/sasrec"
         self.dense_index = self.root / "index/dense"
         self.bm25_index = self.root / "index/bm25"
         self.parts = self.root / "parts"

@@ -4,9 +4,10 @@ import sys
 
 import pandas as pd
 
-from gloss_utils import evaluate, explore_data, ranking, sources, splits
+from gloss_utils import baselines, evaluate, explore_data, fusion, ranking, sources, splits
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
+from gloss_utils.parameters import ROOT
 from gloss_utils.prompts import item_text
 
 DEPTH, SEED = 10, 3407
@@ -26,9 +27,13 @@ def measure(data: Dataset) -> list[dict]:
     indexes = {"dense": DenseIndex.build(texts, DEFAULT_ENCODER), "bm25": BM25Index.build(texts)}
     examples = splits.evaluation_examples(data, "test")
     targets = dict(zip(examples["user"], examples["target"], strict=True))
+    settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
     frames = [
-        evaluate.per_user_metrics(ranking.as_run(ranked), targets).assign(method=method, segment="")
-        for method, ranked in evaluate.baselines(DEPTH, data, examples, indexes).items()
+        evaluate.per_user_metrics(ranking.as_run(ranked), targets)
+        .rename_axis("user")
+        .reset_index()
+        .assign(method=method, segment="", new_item=False)
+        for method, ranked in baselines.rank(examples, data, indexes, settings, DEPTH).items()
     ]
     return [row for row in evaluate.summarise(pd.concat(frames), "test", SEED) if row["segment"] == "all"]
 

@@ -18,6 +18,8 @@ SMALL = {
     "tiny_vocabulary": 600,
     "tiny_steps": 10,
     "epochs": 1,
+    "sasrec_epochs": 1,
+    "sasrec_width": 16,
     "warmup_steps": 2,
     "num_beams": 3,
     "max_new_tokens": 24,

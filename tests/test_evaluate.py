@@ -1,13 +1,14 @@
 """Metrics, segments and intervals."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import dataset
 
-from gloss_utils import evaluate, ranking, segments
+from gloss_utils import evaluate, ranking, retrieve, segments
 
 
 def trec(tmp_path, **rankings: list[str]) -> pd.DataFrame:
@@ -132,3 +133,50 @@ def test_summary_by_method_and_segment():
                 assert low <= mean <= high
     assert by["gloss", "all"]["recall@5_low"] == 0 and by["gloss", "all"]["recall@5_high"] == 1
     assert found == evaluate.summarise(per_user, "test", 3)
+
+
+# ---- what is shown
+
+
+def test_tables_show_intervals_and_mark_what_is_in_sample():
+    row = {"segment": "all", "users": 1234, "in_sample": True, "method": "gloss"}
+    row |= {
+        f"{metric}{end}": value
+        for metric in evaluate.METRICS
+        for end, value in (("", 0.5), ("_low", 0.4), ("_high", 0.6))
+    }
+    shown = evaluate.table([row | {"in_sample": False, "method": "popularity"}, row, row | {"segment": "power"}])
+    assert shown.index.tolist() == ["popularity", "gloss (in-sample)"]
+    assert shown.loc["popularity"].tolist() == ["1,234"] + ["0.5000 [0.4000, 0.6000]"] * 4
+
+
+def test_tables_of_differences():
+    compared = [
+        {
+            "other": other,
+            "metric": metric,
+            "difference": 0.01,
+            "difference_low": -0.02,
+            "difference_high": 0.04,
+            "p_corrected": 0.5,
+        }
+        for metric in ("recall@5", "ndcg@5")
+        for other in ("popularity", "item-knn")
+    ]
+    shown = evaluate.comparisons_table(compared)
+    assert shown.index.tolist() == ["popularity", "item-knn"] and shown.columns.tolist() == ["recall@5", "ndcg@5"]
+    assert shown.loc["item-knn", "ndcg@5"] == "+0.0100 [-0.0200, +0.0400], p = 0.5000"
+    ends = {f"{name}{end}": 0.1 for name in ("recall@5", "recall@5_lost") for end in ("", "_low", "_high")}
+    shown = evaluate.parts_table([{"left_out": "none"} | ends], metrics=("recall@5",))
+    assert shown.loc["none"].to_dict() == {
+        "recall@5": "0.1000 [0.1000, 0.1000]",
+        "recall@5, lost": "+0.1000 [+0.1000, +0.1000]",
+    }
+
+
+def test_texts_that_the_weights_were_fitted_on_are_told(tmp_path):
+    settings = SimpleNamespace(fitted_on={"cafe": "released.json.gz"})
+    hybrid, paper = (SimpleNamespace(rule=rule, settings=settings) for rule in ("hybrid", "paper"))
+    assert retrieve.in_sample({"/some/file": "cafe", "/weights": "beef"}, hybrid) == "released.json.gz"
+    assert retrieve.in_sample({"/some/file": "beef"}, hybrid) is None
+    assert retrieve.in_sample({"/some/file": "cafe"}, paper) is None  # which has no weights

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense
 
-from gloss_utils import ranking
+from gloss_utils import baselines, ranking
 from gloss_utils.index import BM25Index
 
 ITEMS = pd.Series(list("abcd"))
@@ -125,7 +125,7 @@ def world():
 def test_last_item_search_keeps_the_query_item(world):
     data, index = world
     histories = {"v": ["d", "a"], "u": ["a", "b"]}
-    ranked = ranking.last_item_search(histories, index, data, 3)
+    ranked = baselines.last_item_search(histories, index, data, 3)
     assert list(shown(ranked).items()) == [("v", "abc"), ("u", "bca")]  # c before a: the metadata's order
     np.testing.assert_allclose(ranked["score"], [1, np.cos(0.4), np.cos(0.8), 1, np.cos(0.4), np.cos(0.4)], atol=1e-5)
 
@@ -133,9 +133,9 @@ def test_last_item_search_keeps_the_query_item(world):
 def test_last_item_search_unseen_leaves_out_all_the_user_has(world):
     data, index = world
     histories = {"v": ["d", "a"], "u": ["b"], "w": ["b", "a", "b", "d"], "x": list("abcd")}
-    ranked = ranking.last_item_search(histories, index, data, 3, unseen=True)
+    ranked = baselines.last_item_search(histories, index, data, 3, unseen=True)
     assert list(shown(ranked).items()) == [("v", "bc"), ("u", "cad"), ("w", "c")]
-    assert shown(ranking.last_item_search(histories, index, data, 1, unseen=True)) == {"v": "b", "u": "c", "w": "c"}
+    assert shown(baselines.last_item_search(histories, index, data, 1, unseen=True)) == {"v": "b", "u": "c", "w": "c"}
 
 
 def test_last_item_search_looks_past_a_long_history():
@@ -143,7 +143,7 @@ def test_last_item_search_looks_past_a_long_history():
     data = dataset({"u": "".join(letters)}, items="".join(letters))
     index = BM25Index.build(["Title: soap"] * 200)  # all alike: the metadata's order
     histories = {"long": letters[:150], "short": letters[:1], "last": letters[199:]}
-    ranked = shown(ranking.last_item_search(histories, index, data, 5, unseen=True))
+    ranked = shown(baselines.last_item_search(histories, index, data, 5, unseen=True))
     assert list(ranked.items()) == [
         ("long", "".join(letters[150:155])),
         ("short", "".join(letters[1:6])),
@@ -155,21 +155,21 @@ def test_last_item_search_takes_the_last_item_that_the_catalogue_knows(world):
     data, index = world
     histories = {"u": ["c", "a", "unknown"], "stranger": ["unknown"], "new": []}
     for unseen, expected in ((False, "ab"), (True, "bd")):
-        assert shown(ranking.last_item_search(histories, index, data, 2, unseen)) == {"u": expected}
+        assert shown(baselines.last_item_search(histories, index, data, 2, unseen)) == {"u": expected}
 
 
 @pytest.mark.parametrize("unseen", [False, True])
 def test_last_item_search_where_the_catalogue_knows_nobodys_items(world, unseen):
-    assert shown(ranking.last_item_search({"u": ["unknown"], "v": []}, world[1], world[0], 5, unseen)) == {}
+    assert shown(baselines.last_item_search({"u": ["unknown"], "v": []}, world[1], world[0], 5, unseen)) == {}
 
 
 def test_popularity():
     data = dataset({"u": "abcd"}, items="dcba")
     learnable = {"p": list("aab"), "q": list("b"), "r": list("c"), "s": []}
-    ranked = ranking.popularity({"v": ["a"], "u": []}, learnable, data, 3)
+    ranked = baselines.popularity({"v": ["a"], "u": []}, learnable, data, 3)
     assert list(shown(ranked).items()) == [("v", "bac"), ("u", "bac")]  # b before a, both 2: the metadata's order
     assert ranked["score"].tolist() == [2, 2, 1] * 2
-    assert shown(ranking.popularity({"v": []}, learnable, data, 99)) == {"v": "bac"}  # nothing was learnt of d
+    assert shown(baselines.popularity({"v": []}, learnable, data, 99)) == {"v": "bac"}  # nothing was learnt of d
 
 
 # ---- TREC files

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from helpers import SHARED, real
 
-from gloss_utils import evaluate, ranking, retrieve, runner, splits
+from gloss_utils import baselines, evaluate, ranking, runner, splits
 from gloss_utils import parameters as P
 from gloss_utils.index import BM25Index
 from gloss_utils.prompts import item_text
@@ -28,7 +28,7 @@ def test_last_item_search_on_test(published, name):
     data = real(name)
     examples = splits.evaluation_examples(data, "test")
     index = BM25Index.build([item_text(title) for title in data.items["title"]])
-    ranked = ranking.last_item_search(retrieve.histories(examples), index, data, 10)
+    ranked = baselines.last_item_search(dict(zip(examples["user"], examples["history"], strict=True)), index, data, 10)
     targets = dict(zip(examples["user"], examples["target"], strict=True))
     found = evaluate.per_user_metrics(ranking.as_run(ranked), targets)
     assert len(found) == published["dataset_statistics"][name]["users"]

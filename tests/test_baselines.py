@@ -1,0 +1,106 @@
+"""Rivals on a catalogue small enough to reason about: item-kNN and SASRec. Popularity and last-item search are in
+test_ranking."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import dataset
+
+from gloss_utils import baselines, fusion, sasrec, splits, training
+from gloss_utils import parameters as P
+from gloss_utils.run_folder import Run, RunFolder
+
+SETTINGS = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml")
+
+
+def shown(ranked: pd.DataFrame) -> dict[str, str]:
+    assert list(ranked.columns) == ["user", "rank", "item", "score"]
+    for _, rows in ranked.groupby("user"):
+        assert rows["rank"].tolist() == list(range(1, len(rows) + 1)) and rows["score"].is_monotonic_decreasing
+    return {user: "".join(rows["item"]) for user, rows in ranked.groupby("user", sort=False)}
+
+
+def test_item_knn_offers_what_follows():
+    data = dataset({"p": "abc", "q": "abd", "r": "abce"}, items="abcdef")
+    learnable = {"p": list("abc"), "q": list("abd"), "r": list("abc")}
+    histories = {"u": ["a"], "v": ["a", "b"], "w": ["x"], "z": list("abcd")}
+    found = shown(baselines.item_knn(histories, learnable, data, 3, SETTINGS))
+    assert found["u"] == "bcd"  # b follows a thrice, c twice, d once
+    assert found["v"] == "cd"  # what v has is left out, and e and f were not learnt
+    assert found["w"] == "abc"  # nothing follows an unknown item: by popularity
+    assert "z" not in found  # has all that was learnt
+    assert list(found) == ["u", "v", "w"]
+
+
+# Everybody goes round the ring abcdefgh, from wherever they begin; z is bought last, once.
+RING = "abcdefgh" * 3
+SEQUENCES = {f"u{n:02}": RING[n % 8 : n % 8 + 4 + n % 3] for n in range(48)} | {"v": "abcz"}
+
+
+@pytest.fixture
+def ring(tmp_path):
+    data = dataset(SEQUENCES, validation=["u05", "u06", "u07"], items="abcdefghz")
+    told = {"seed": 1, "sasrec_epochs": 12, "sasrec_width": 32, "split": "test"}
+    return data, Run(RunFolder(tmp_path), P.EVALUATE, {}, told)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(sasrec, "BATCH", 8)
+    monkeypatch.setattr(sasrec, "DROPOUT", 0.0)
+    monkeypatch.setattr(sasrec, "LEARNING_RATE", 0.02)
+
+
+def test_sasrec_learns_the_order(ring, quick, monkeypatch):
+    data, run = ring
+    evaluated = splits.evaluation_examples(data, "test")
+    model = sasrec.prepare(run, data, evaluated)
+    found = sasrec.rank(model, evaluated, data, 3)
+    first = found[found["rank"] == 1].set_index("user")["item"]
+    of_ring = evaluated[evaluated["user"] != "v"].set_index("user")["target"]
+    assert (first[of_ring.index] == of_ring).mean() > 0.9
+    histories = evaluated.set_index("user")["history"]
+    assert all(not set(items) & set(histories[user]) for user, items in shown(found).items())
+    assert "z" not in set(found["item"])  # only ever a target: no id-based method may rank it
+    strangers = pd.DataFrame([("s", ["x"], "a"), ("t", ["x", "d"], "e"), ("n", [], "a")], columns=splits.COLUMNS)
+    few = shown(sasrec.rank(model, strangers, data, 99))
+    assert list(few) == ["t"] and few["t"][0] == "e" and sorted(few["t"]) == list("abcefgh")
+
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = sasrec.rank(sasrec.prepare(run, data, evaluated), evaluated, data, 3)
+    pd.testing.assert_frame_equal(again, found)
+    run.parameters["sasrec_width"] = 16
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        sasrec.prepare(run, data, evaluated)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split):
+    data, run = ring
+    run.parameters["split"] = split
+    seen = {}
+
+    def train(model, padding, texts, validation, *_, **__):
+        seen.update(texts=texts, validation=validation)
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "train", train)
+    evaluated = splits.evaluation_examples(data, split)
+    with pytest.raises(InterruptedError):
+        sasrec.prepare(run, data, evaluated)
+    learnable = splits.learnable_sequences(data, evaluated)
+    assert seen["texts"] == [[ord(item) - ord("a") + 1 for item in s] for s in learnable.values() if len(s) > 1]
+    assert max(map(max, seen["texts"])) == 8  # z is never among them
+    # Validation users tell when to stop, unless it is they who are evaluated.
+    assert len(seen["validation"]) == (3 if split == "test" else 0)
+    targets = data.interactions.groupby("user")["item"].last()
+    for user, ids in zip(["u05", "u06", "u07"], seen["validation"], strict=False):
+        assert len(ids) == len(SEQUENCES[user]) - 1 and SEQUENCES[user][-1] == targets[user]
+
+
+def test_sasrec_reads_the_newest_items():
+    data = dataset({"u": "ab"}, items="ab")
+    long = ["a"] * 60 + ["b"]
+    found = sasrec.encode([long, [], ["b", "x", "a"]], data)
+    assert found == [[1] * (sasrec.LENGTH - 1) + [2], [], [2, 1]]
+    assert np.array(sasrec.encode([], data)).size == 0
