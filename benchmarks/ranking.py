@@ -1,6 +1,6 @@
 """How the weights of `hybrid` were fitted, and what the rankings give on users that they were not fitted on.
 
-    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--write]
+    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--write] [--results FILE]
 
 DATA_DIR holds raw Amazon files; FILE holds generated texts of validation users of the dataset NAME (beauty, toys or
 sports).
@@ -13,13 +13,15 @@ sports).
 3. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
    and hybrid fitted without each of its parts.
 
---write puts weights fitted on all users into params/ranking/weights.yaml. In-sample numbers are not printed.
+--write puts weights fitted on all users into params/ranking/weights.yaml; --results puts the table into a file for
+notebook 7. In-sample numbers are not printed.
 """
 
 import argparse
 import hashlib
 import itertools
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ import yaml
 from scipy.optimize import minimize
 from tqdm import tqdm
 
-from gloss_utils import evaluate, fusion, queries, ranking, significance, splits
+from gloss_utils import evaluate, fusion, queries, ranking, results, significance, splits
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 from gloss_utils.parameters import ROOT
@@ -223,15 +225,19 @@ def by_ranx(text: Texts, method: str, norm: str | None) -> np.ndarray:
     return evaluate.per_user_metrics(run, evaluate.targets_of(text.ranker.queries))[METRICS].to_numpy()
 
 
-def report(name: str, found: list[np.ndarray], base: list[np.ndarray]):
-    """Print a row: each file's metrics with intervals and the gain over the paper's rule, and the mean gain."""
-    cells, gains = [], []
-    for metrics, paper in zip(found, base, strict=True):
+def report(name: str, found: list[np.ndarray], base: list[np.ndarray], texts: list[Texts]) -> list[dict]:
+    """Print a row: each file's metrics with intervals and the gain over the paper's rule, and the mean gain. Returns a
+    row of `results` for each file."""
+    cells, gains, rows = [], [], []
+    for text, metrics, paper in zip(texts, found, base, strict=True):
         mean, low, high = evaluate.means(metrics, SEED)
+        about = {"method": name, "texts": Path(text.name).name, "dataset": text.dataset, "split": "validation"}
+        rows.append(about | {"users": len(metrics)} | evaluate.rounded(METRICS, mean, low, high))
         gains.append(mean / paper.mean(axis=0) - 1)
         cells += [f"{m:.4f} [{a:.4f}, {b:.4f}] {g:+.0%}" for m, a, b, g in zip(mean, low, high, gains[-1], strict=True)]
     cells += [f"{gain:+.0%}" for gain in np.mean(gains, axis=0)]
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return rows
 
 
 def main():
@@ -240,6 +246,7 @@ def main():
     parser.add_argument("data_dir")
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     files = [tuple(pair.split("=", 1)) for pair in options.files]
     datasets = {name: load(name, options.data_dir) for name in dict.fromkeys(name for name, _ in files)}
@@ -252,19 +259,24 @@ def main():
     for text in texts:
         print(f"{text.name}: {len(text.target):,} users; metrics are {', '.join(METRICS)}")
     base = [paper(text) for text in texts]
-    report("paper", base, base)
+    rows = report("paper", base, base, texts)
     for method, norm in RANX.items():
-        report(f"ranx {method}", [by_ranx(text, method, norm) for text in texts], base)
-    report("fused", [fused(text) for text in texts], base)
-    report("hybrid", out_of_fold(texts, list(fusion.FEATURES)), base)
+        rows += report(f"ranx {method}", [by_ranx(text, method, norm) for text in texts], base, texts)
+    rows += report("fused", [fused(text) for text in texts], base, texts)
+    rows += report("hybrid", out_of_fold(texts, list(fusion.FEATURES)), base, texts)
     for part, features in fusion.PARTS.items():
         kept = [feature for feature in fusion.FEATURES if feature not in features]
-        report(f"hybrid without {part}", out_of_fold(texts, kept), base)
+        rows += report(f"hybrid without {part}", out_of_fold(texts, kept), base, texts)
     weights = fit(texts, [np.ones(len(text.target), dtype=bool) for text in texts], list(fusion.FEATURES))
     weights = {feature: round(weight, 3) for feature, weight in weights.items()}
     print("weights fitted on all users:", weights)
+    fitted_on = {fingerprint(text.name): Path(text.name).name for text in texts}
+    if options.results:
+        command = "python -m benchmarks.ranking DATA_DIR " + " ".join(
+            f"{name}={Path(file).name}" for name, file in files
+        )
+        results.write(options.results, "replay", command, fitted_on, asdict(settings), rows)
     if options.write:
-        fitted_on = {fingerprint(text.name): text.name.split("/")[-1] for text in texts}
         values = asdict(replace(settings, weights=weights, fitted_on=fitted_on))
         with write_whole(WEIGHTS) as part:
             part.write_text(NOTE + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

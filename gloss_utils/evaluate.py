@@ -85,7 +85,7 @@ def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
         found = means(wide.to_numpy(), seed)
         for place, method in enumerate(methods):
             row = {"method": method, "split": split, "segment": segment, "users": len(wide)}
-            rows.append(row | _rounded(METRICS, *(values[place :: len(methods)] for values in found)))
+            rows.append(row | rounded(METRICS, *(values[place :: len(methods)] for values in found)))
     return sorted(rows, key=lambda row: methods.index(row["method"]))
 
 
@@ -95,7 +95,8 @@ def means(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return mean, *significance.intervals(values, seed)
 
 
-def _rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:
+def rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:
+    """Means and the ends of their intervals as a row of `metrics.json`: `<name>`, `<name>_low`, `<name>_high`."""
     keys = [f"{name}{end}" for end in ("", "_low", "_high") for name in names]
     values = np.concatenate([mean, low, high])
     return {key: None if np.isnan(value) else round(float(value), 6) for key, value in zip(keys, values, strict=True)}
@@ -112,7 +113,7 @@ def ablate(ranker: Ranker, split: str, seed: int) -> list[dict]:
         for count in range(1, int(queries["texts"].map(len).max()) + 1):
             values = per_user_metrics(ranking.as_run(rank(count)), targets).to_numpy()
             row = {"ranking": rule, "retriever": retriever, "queries": count, "split": split, "users": len(queries)}
-            rows.append(row | _rounded(METRICS, *means(values, seed)))
+            rows.append(row | rounded(METRICS, *means(values, seed)))
     return rows
 
 
@@ -132,8 +133,8 @@ def leave_parts_out(ranker: Ranker, seed: int) -> list[dict]:
     lost = [f"{metric}_lost" for metric in METRICS]
     return [
         {"left_out": part, "users": len(targets)}
-        | _rounded(METRICS, *means(values, seed))
-        | _rounded(lost, *means(found["none"] - values, seed))
+        | rounded(METRICS, *means(values, seed))
+        | rounded(lost, *means(found["none"] - values, seed))
         for part, values in found.items()
     ]
 

@@ -1,0 +1,67 @@
+"""Result tables that outlive their run: what was measured, on what, by which command, at which commit. Notebook 7 draws
+from them, and those in figures/results/ are committed."""
+
+import subprocess
+from pathlib import Path
+
+from gloss_utils.errors import GlossError
+from gloss_utils.parameters import EXPLORE, FINE_TUNE, ROOT, STAGES
+from gloss_utils.run_folder import RunFolder, read_json, write_json
+
+FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # all tables; those of a run have more
+
+
+def write(path: Path, name: str, command: str, inputs: dict[str, str], parameters: dict, rows: list[dict], **more):
+    """Write a table, whole or not at all. inputs: sha256 of the files that it was made from, and their names."""
+    about = {"name": name, "command": command, "commit": commit(), "inputs": inputs, "parameters": parameters}
+    write_json(path, about | {"rows": rows} | more)
+
+
+def commit() -> str:
+    """The repository's commit, with a + where files differ from it; "unknown" where git cannot tell."""
+    told = [_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", ":!figures")]
+    return "unknown" if None in told else told[0][:12] + "+" * bool(told[1])
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout.strip()
+
+
+def of_run(folder: RunFolder, command: str) -> dict:
+    """The table of a finished run: `metrics.json`, and what stage 2 and each stage's seconds say of the cost."""
+    stages = folder.stages()
+    if not set(STAGES[:5]) <= set(stages):
+        raise GlossError(f"{folder.root} holds no finished 05_evaluate; run notebooks 01 to 05 first")
+    parameters = {name: value for stage in stages.values() for name, value in stage["parameters"].items()}
+    inputs = {digest: Path(name).name for stage in stages.values() for name, digest in stage["inputs"].items()}
+    training = read_json(folder.training) if folder.training.exists() else None
+    return {
+        "name": folder.root.name,
+        "command": command,
+        "commit": commit(),
+        "inputs": inputs,
+        "parameters": {name: value for name, value in parameters.items() if name not in ("data_dir", "queries_file")},
+        "dataset": stages[EXPLORE]["parameters"]["dataset"],
+        "seconds": {stage: entry["seconds"] for stage, entry in stages.items()},
+        "training": training and {name: value for name, value in training.items() if name != "history"},
+        "versions": stages[FINE_TUNE]["versions"],
+        **read_json(folder.metrics),
+    }
+
+
+def read(path: str | Path) -> dict:
+    """A table from its file, or from a run folder. Raises `GlossError` where it is neither."""
+    path = Path(path)
+    if path.is_dir():
+        return of_run(RunFolder(path), "")
+    if not path.is_file():
+        raise GlossError(f"{path} is neither a run folder nor a file of results")
+    table = read_json(path)
+    missing = [name for name in FIELDS if not isinstance(table, dict) or name not in table]
+    if missing:
+        raise GlossError(f"{path} is not a file of results: it has no {', '.join(missing)}")
+    return table
