@@ -1,5 +1,6 @@
 # GLoSS. `make run` and `make test` set up the environment on first use.
 #   make run PARAMS="beauty llama-1b"   runs params/beauty.yaml and params/llama-1b.yaml into runs/beauty-llama-1b/
+#   make figures                        draws figures/ again from the tables in figures/results/
 #   make run TORCH_INDEX=<address>      takes PyTorch from there (its CPU index spares gigabytes of CUDA)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PARAMS ?= demo
@@ -18,7 +19,7 @@ PY := $(ENV)/bin/python
 comma := ,
 READY := $(ENV)/.gloss-ready-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: run test test-slow lint lab setup
+.PHONY: run test test-slow lint lab figures setup
 
 run: $(READY)
 	$(PY) -m gloss_utils run $(PARAMS:%=params/%.yaml)
@@ -34,6 +35,10 @@ lint: $(READY)
 
 lab: $(READY)
 	$(PY) -m jupyter lab notebooks
+
+figures: $(READY)
+	mkdir -p runs
+	$(PY) -m papermill --cwd notebooks notebooks/07_paper_figures.ipynb runs/07_paper_figures.ipynb
 
 setup: $(READY)
 

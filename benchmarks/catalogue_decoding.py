@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import timing
+from benchmarks.baselines import load
 from gloss_utils import generate, index, models, prompts, ranking, runner, splits, tiny
 from gloss_utils import parameters as P
 from gloss_utils.explore_data import Dataset
 from gloss_utils.run_folder import Run, RunFolder
-from tests.baselines import load
 
 
 class Contest:

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import generation, timing
+from benchmarks.baselines import load
 from gloss_utils import finetune, runner, splits, tiny, training
 from gloss_utils import parameters as P
 from gloss_utils.models import TINY, compute_dtype
 from gloss_utils.run_folder import Run, RunFolder
-from tests.baselines import load
 
 RIVALS = {"ours": "batch_rebalance", "padded": "sequential"}
 SEED = 3407

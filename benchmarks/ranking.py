@@ -29,6 +29,7 @@ import yaml
 from scipy.optimize import minimize
 from tqdm import tqdm
 
+from benchmarks.baselines import load
 from gloss_utils import evaluate, fusion, queries, ranking, results, significance, splits
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
@@ -36,7 +37,6 @@ from gloss_utils.parameters import ROOT
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import FUSED, HYBRID, Ranker
 from gloss_utils.run_folder import fingerprint, write_whole
-from tests.baselines import load
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
 NOTE = (

@@ -1,6 +1,7 @@
 """Every picture, in one style. Each function takes data, returns a matplotlib figure; `save` writes PNG and PDF."""
 
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,14 +34,20 @@ MAP_GROUPS = 8
 
 
 def save(run: Run, figure: plt.Figure, name: str) -> plt.Figure:
-    """Write a figure to the run's `figures/` as PNG and PDF, and note it as an output of the stage."""
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        path = run.folder.figures / f"{name}.{kind}"
-        with write_whole(path) as part:
-            figure.savefig(part, format=kind, dpi=200, bbox_inches="tight", metadata=metadata)
-        run.outputs.append(path)
-    plt.close(figure)
+    """Write a figure to the run's `figures/`, and note it as an output of the stage."""
+    run.outputs += write(figure, run.folder.figures, name, dpi=200, bbox_inches="tight")
     return figure
+
+
+def write(figure: plt.Figure, folder: Path, name: str, **options) -> list[Path]:
+    """Write a figure as PNG and PDF, the same bytes for the same figure; returns the paths."""
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        paths.append(folder / f"{name}.{kind}")
+        with write_whole(paths[-1]) as part:
+            figure.savefig(part, format=kind, metadata=metadata, **options)
+    plt.close(figure)
+    return paths
 
 
 def dataset_overview(data: Dataset) -> plt.Figure:
@@ -96,7 +103,7 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5"))
     colours = [{"gloss": "C1", "gloss-paper": "C4"}.get(method, "C0") for method in frame["method"]]
     for axis, metric in zip(axes[0], metrics, strict=True):
         names = [NAMES[method] for method in frame["method"]]
-        axis.barh(names, frame[metric].astype(float), xerr=_spread(frame, metric), error_kw=WHISKERS, color=colours)
+        axis.barh(names, frame[metric].astype(float), xerr=spread(frame, metric), error_kw=WHISKERS, color=colours)
         axis.set(xlabel=metric)
         axis.grid(visible=False, axis="y")
     axes[0, 0].invert_yaxis()
@@ -104,7 +111,7 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5"))
     return figure
 
 
-def _spread(frame: pd.DataFrame, metric: str) -> np.ndarray:
+def spread(frame: pd.DataFrame, metric: str) -> np.ndarray:
     """How far a metric's interval reaches below and above its mean, [2, rows], as matplotlib's bars take it."""
     mean, low, high = (frame[name].astype(float) for name in (metric, f"{metric}_low", f"{metric}_high"))
     return np.abs(np.stack([mean - low, high - mean]))
@@ -134,7 +141,7 @@ def parts(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5")) -
     figure, axes = plt.subplots(1, len(metrics), figsize=(8, 2), sharey=True, layout="constrained", squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         lost = f"{metric}_lost"
-        axis.errorbar(frame[lost], frame["left_out"], xerr=_spread(frame, lost), fmt="o", **WHISKERS)
+        axis.errorbar(frame[lost], frame["left_out"], xerr=spread(frame, lost), fmt="o", **WHISKERS)
         axis.axvline(0, color="0.4", linewidth=0.8)
         axis.set(xlabel=f"{metric} lost without it")
         axis.margins(y=0.2)
@@ -166,7 +173,7 @@ def user_segments(rows: list[dict], metric: str = "recall@5") -> plt.Figure:
         axis.bar(
             places,
             part[metric].astype(float),
-            yerr=_spread(part, metric),
+            yerr=spread(part, metric),
             error_kw=WHISKERS,
             width=width,
             label=NAMES[method],

@@ -4,6 +4,8 @@ from them, and those in figures/results/ are committed."""
 import subprocess
 from pathlib import Path
 
+import pandas as pd
+
 from gloss_utils.errors import GlossError
 from gloss_utils.parameters import EXPLORE, FINE_TUNE, ROOT, STAGES
 from gloss_utils.run_folder import RunFolder, read_json, write_json
@@ -51,6 +53,18 @@ def of_run(folder: RunFolder, command: str) -> dict:
         "versions": stages[FINE_TUNE]["versions"],
         **read_json(folder.metrics),
     }
+
+
+def read_all(paths: list[Path], folder: Path) -> list[dict]:
+    """The tables of these run folders and files, or, where none is named, of all files in `folder`."""
+    return [read(path) for path in paths or sorted(folder.glob("*.json"))]
+
+
+def provenance(tables: list[dict]) -> pd.DataFrame:
+    """Where each table's numbers come from, for looking at."""
+    columns = {"table": "name", "command": "command", "commit": "commit"}
+    shown = pd.DataFrame([{column: table[key] for column, key in columns.items()} for table in tables])
+    return shown.assign(made_from=[", ".join(table["inputs"].values()) for table in tables]).set_index("table")
 
 
 def read(path: str | Path) -> dict:

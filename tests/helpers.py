@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from baselines import load
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.baselines import load
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DenseIndex

@@ -1,0 +1,83 @@
+"""Every rival on all test users of Beauty and Toys, by the code that notebook 5 runs.
+
+    python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 60] [--work DIR] [--results DIR]
+
+DATA_DIR holds the raw Amazon files. SASRec is trained in DIR/NAME, where a training that was cut off goes on; 0 epochs
+leave it out. Prints README's table; --results writes DIR/NAME-baselines.json for notebook 7.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from gloss_utils import baselines, evaluate, explore_data, fusion, ranking, results, sasrec, sources, splits
+from gloss_utils.explore_data import Dataset
+from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
+from gloss_utils.parameters import EVALUATE, ROOT
+from gloss_utils.prompts import item_text
+from gloss_utils.run_folder import Run, RunFolder, fingerprint
+
+DEPTH, SEED, WIDTH = 10, 3407, 128
+
+
+def load(name: str, data_dir) -> Dataset:
+    """Read a dataset from its raw files."""
+    review_file, metadata_file = sources.locate(name, data_dir)
+    reviews, _ = sources.read_reviews(review_file, 0)
+    metadata, _ = sources.read_metadata(metadata_file, set(reviews["item"]), 0)
+    return explore_data.build(reviews, metadata, None, SEED)
+
+
+def measure(data: Dataset, run: Run) -> tuple[list[dict], dict[str, float]]:
+    """Rows of metrics of every baseline, for all test users; and the seconds that ranking, or training, took."""
+    texts = [item_text(title) for title in data.items["title"]]
+    indexes = {"dense": DenseIndex.build(texts, DEFAULT_ENCODER), "bm25": BM25Index.build(texts)}
+    examples, begun = splits.evaluation_examples(data, "test"), time.time()
+    settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
+    rankings = baselines.rank(examples, data, indexes, settings, DEPTH)
+    seconds = {"all but SASRec": time.time() - begun}
+    if run["sasrec_epochs"]:
+        model = sasrec.prepare(run, data, examples)
+        rankings[evaluate.SASREC] = sasrec.rank(model, examples, data, DEPTH)
+        seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
+    frames = [
+        evaluate.per_user_metrics(ranking.as_run(ranked), evaluate.targets_of(examples))
+        .rename_axis("user")
+        .reset_index()
+        .assign(method=method, segment="", new_item=False)
+        for method, ranked in rankings.items()
+    ]
+    rows = evaluate.summarise(pd.concat(frames), "test", SEED)
+    return [row for row in rows if row["segment"] == "all"], {name: round(value, 1) for name, value in seconds.items()}
+
+
+def main():
+    """Print one Markdown row a dataset and method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("--datasets", nargs="+", default=["beauty", "toys"])
+    parser.add_argument("--sasrec-epochs", type=int, default=60)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/baselines")
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args()
+    for name in options.datasets:
+        told = {"seed": SEED, "sasrec_epochs": options.sasrec_epochs, "sasrec_width": WIDTH, "split": "test"}
+        run = Run(RunFolder(options.work / name), EVALUATE, {}, told)
+        rows, seconds = measure(load(name, options.data_dir), run)
+        for row in rows:
+            cells = (f"{row[m]:.4f} [{row[f'{m}_low']:.4f}, {row[f'{m}_high']:.4f}]" for m in ("recall@5", "ndcg@5"))
+            print(f"| {name} | {row['users']:,} | {row['method']} | {' | '.join(cells)} |", flush=True)
+        print(f"seconds: {seconds}", flush=True)
+        if options.results:
+            inputs = {fingerprint(path): path.name for path in sources.locate(name, options.data_dir)}
+            command = (
+                f"python -m benchmarks.baselines DATA_DIR --datasets {name} --sasrec-epochs {run['sasrec_epochs']}"
+            )
+            file = options.results / f"{name}-baselines.json"
+            results.write(file, f"{name}, baselines", command, inputs, told, rows, dataset=name, seconds=seconds)
+
+
+if __name__ == "__main__":
+    main()

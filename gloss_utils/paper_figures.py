@@ -1,0 +1,166 @@
+"""Notebook 7's figures and tables, from result tables (see `results`): sized for a two-column page, readable in grey.
+
+Measured values are filled and have their 95 % intervals; published ones are hollow and stand apart.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from gloss_utils import published
+from gloss_utils.evaluate import with_interval
+from gloss_utils.figures import NAMES, spread
+from gloss_utils.run_folder import write_whole
+
+COLUMN, PAGE = 3.35, 6.9  # inches: one column, both
+STYLE = {
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "axes.axisbelow": True,
+}
+# Of falling lightness, so that grey tells them apart, too; markers and hatches do besides.
+SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#222222")
+METRICS = ("recall@5", "ndcg@5")
+LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
+RANKINGS = {
+    "paper": "paper's rule",
+    "fused": "fused",
+    "hybrid": "hybrid",
+    "hybrid without generated texts": "… without texts",
+}
+
+
+def rankings(table: dict) -> plt.Figure:
+    """The same generated texts under each ranking (rows of `benchmarks.ranking`), one group of bars a file of texts."""
+    frame = pd.DataFrame(table["rows"])
+    frame = frame[frame["method"].isin(RANKINGS)]
+    files = list(frame["texts"].unique())
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.1), layout="constrained")
+        for axis, metric in zip(axes, METRICS, strict=True):
+            for place, (method, name) in enumerate(RANKINGS.items()):
+                some = frame[frame["method"] == method].set_index("texts").loc[files]
+                axis.bar(
+                    np.arange(len(files)) + 0.2 * (place - 1.5),
+                    some[metric],
+                    width=0.19,
+                    yerr=spread(some, metric),
+                    error_kw={"elinewidth": 0.7, "capsize": 1.5},
+                    color=SHADES[place],
+                    hatch=("", "//", "", "..")[place],
+                    edgecolor="white",
+                    linewidth=0.4,
+                    label=name,
+                )
+            users = frame.drop_duplicates("texts").set_index("texts")["users"]
+            axis.set_xticks(range(len(files)), [f"{_texts(file)}\n{users[file]:,} users" for file in files])
+            axis.set_ylabel(f"{LABELS[metric]}, validation")
+            axis.grid(visible=False, axis="x")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(RANKINGS))
+    return figure
+
+
+def _texts(file: str) -> str:
+    dataset, model, size = file.split(".")[0].split("-")
+    return f"{dataset.title()}, {model.title()} {size.upper()}"
+
+
+def comparison(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
+    """A metric of all methods on test users: measured with intervals, and below a line what others published."""
+    measured = _all_users(tables, "test")
+    datasets = list(measured["dataset"].unique())
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(datasets), figsize=(PAGE, 3.4), layout="constrained", squeeze=False, sharex=True
+        )
+        for axis, dataset in zip(axes[0], datasets, strict=True):
+            ours = measured[measured["dataset"] == dataset].iloc[::-1]
+            theirs = published.results(dataset, "test")
+            theirs = (theirs if theirs is not None else pd.DataFrame({metric: []}))[metric].dropna().iloc[::-1]
+            axis.errorbar(
+                ours[metric],
+                np.arange(len(ours)) + len(theirs) + 1,
+                xerr=spread(ours, metric),
+                fmt="o",
+                markersize=3,
+                elinewidth=0.8,
+                capsize=1.5,
+                color=SHADES[2],
+            )
+            axis.plot(theirs, np.arange(len(theirs)), "D", markersize=3, markerfacecolor="white", color="0.4")
+            axis.axhline(len(theirs), color="0.4", linewidth=0.6)
+            names = [*theirs.index, "", *(NAMES.get(method, method) for method in ours["method"])]
+            axis.set_yticks(range(len(names)), names)
+            axis.set(xlabel=LABELS[metric], title=f"{dataset.title()}, test, {ours['users'].iloc[0]:,} users")
+        marks = {"linestyle": "", "markersize": 3}
+        handles = [
+            Line2D([], [], marker="o", color=SHADES[2], label="measured here, 95 % interval", **marks),
+            Line2D([], [], marker="D", markerfacecolor="white", color="0.4", label="published", **marks),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
+
+
+def _all_users(tables: list[dict], split: str) -> pd.DataFrame:
+    rows = [
+        row | {"dataset": table["dataset"], "table": table["name"]}
+        for table in tables
+        for row in table["rows"]
+        if row.get("segment") == "all" and row["split"] == split
+    ]
+    return pd.DataFrame(rows).drop_duplicates(["dataset", "method"], keep="last")
+
+
+def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
+    """A metric against the number of generated texts used, by ranking and retriever, one panel a run."""
+    tables = [table for table in tables if table.get("ablation")]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(tables), figsize=(PAGE, 2.1), layout="constrained", squeeze=False, sharey=True
+        )
+        for axis, table in zip(axes[0], tables, strict=True):
+            groups = pd.DataFrame(table["ablation"]).groupby(["ranking", "retriever"], sort=False)
+            for (names, some), marker, shade in zip(groups, "os^", SHADES, strict=False):
+                look = {"marker": marker, "markersize": 3, "linewidth": 1, "color": shade, "label": ", ".join(names)}
+                low, high = some[f"{metric}_low"], some[f"{metric}_high"]
+                axis.plot(some["queries"], some[metric], **look)
+                axis.fill_between(some["queries"], low, high, alpha=0.15, color=shade)
+            split = table["ablation"][0]["split"]
+            axis.set(xlabel="generated texts used", title=f"{table['name']}, {split}", ylim=(0, None))
+            axis.set_xticks(sorted({row["queries"] for row in table["ablation"]}))
+        axes[0, 0].set_ylabel(LABELS[metric])
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def methods_table(tables: list[dict]) -> pd.DataFrame:
+    """Every measured row of all users: dataset, split, method, users, metrics with intervals, from which table."""
+    rows = []
+    for table in tables:
+        for row in table["rows"]:
+            if row.get("segment", "all") == "all":
+                dataset = row.get("dataset") or table["dataset"]
+                rows.append({"texts": row.get("texts", ""), "from": table["name"]} | row | {"dataset": dataset})
+    frame = pd.DataFrame(rows)
+    shown = frame[["dataset", "split", "method", "texts", "users", "from"]].copy()
+    for metric in METRICS:
+        shown[LABELS[metric]] = with_interval(frame, metric)
+    return shown
+
+
+def save_table(frame: pd.DataFrame, folder: Path, name: str) -> pd.DataFrame:
+    """Write a table as CSV and as LaTeX (booktabs)."""
+    with write_whole(folder / f"{name}.csv") as part:
+        frame.to_csv(part, index=False)
+    with write_whole(folder / f"{name}.tex") as part:
+        frame.style.hide(axis="index").format(escape="latex").to_latex(part, hrules=True)
+    return frame

@@ -1,0 +1,160 @@
+"""Result tables and what is drawn from them: the right bars, labels and files."""
+
+import json
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from helpers import one_line_error
+
+from gloss_utils import figures, paper_figures, published, results
+from gloss_utils.parameters import ROOT
+
+COMMITTED = sorted((ROOT / "figures/results").glob("*.json"))
+
+
+def row(method: str, recall: float, **about) -> dict:
+    values = {"recall@5": recall, "ndcg@5": recall / 2}
+    ends = {f"{name}_{end}": v * f for name, v in values.items() for end, f in (("low", 0.9), ("high", 1.2))}
+    return {"method": method, "split": "test", "users": 1234} | values | ends | about
+
+
+@pytest.fixture
+def replay() -> dict:
+    rows = [
+        row(method, 0.01 * place, texts=f"beauty-llama-{size}.validation.json.gz", dataset="beauty", split="validation")
+        for place, method in enumerate([*paper_figures.RANKINGS, "ranx rrf"], 1)
+        for size in ("1b", "3b")
+    ]
+    return {"name": "replay", "command": "c", "commit": "d", "inputs": {"e": "f"}, "parameters": {}, "rows": rows}
+
+
+@pytest.fixture
+def measured() -> dict:
+    rows = [row(m, 0.05, segment=s, in_sample=False) for m in ("popularity", "gloss") for s in ("all", "power")]
+    ablation = [
+        row("", 0.01 * count, ranking=rule, retriever="dense", queries=count)
+        for rule in ("paper", "hybrid")
+        for count in (1, 2, 3)
+    ]
+    about = {"name": "run", "command": "c", "commit": "d", "inputs": {}, "parameters": {}, "dataset": "beauty"}
+    return about | {"rows": rows, "ablation": ablation}
+
+
+def test_bars_of_rankings(replay):
+    figure = paper_figures.rankings(replay)
+    for axis, factor in zip(figure.axes, (1, 0.5), strict=True):
+        assert [round(bar.get_height(), 6) for bars in axis.containers[1::2] for bar in bars] == [
+            pytest.approx(0.01 * place * factor) for place in (1, 2, 3, 4) for _ in range(2)
+        ]
+        labels = [tick.get_text() for tick in axis.get_xticklabels()]
+        assert labels == ["Beauty, Llama 1B\n1,234 users", "Beauty, Llama 3B\n1,234 users"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["Recall@5, validation", "NDCG@5, validation"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(paper_figures.RANKINGS.values())
+    assert figure.get_size_inches()[0] == paper_figures.PAGE
+    plt.close(figure)
+
+
+def test_published_values_stand_apart_from_measured_ones(measured):
+    figure = paper_figures.comparison([measured])
+    [axis] = figure.axes
+    theirs = published.results("beauty", "test")["recall@5"].dropna()
+    [line] = [line for line in axis.lines if line.get_marker() == "D"]
+    assert sorted(line.get_xdata()) == sorted(theirs) and line.get_markerfacecolor() == "white"
+    labels = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert labels == [*theirs.index[::-1], "", figures.NAMES["gloss"], "popularity"]
+    assert axis.get_xlabel() == "Recall@5" and axis.get_title() == "Beauty, test, 1,234 users"
+    plt.close(figure)
+
+
+def test_lines_of_the_number_of_texts(measured):
+    figure = paper_figures.number_of_queries([measured, {"rows": []}])
+    [axis] = figure.axes
+    assert [line.get_label() for line in axis.lines] == ["paper, dense", "hybrid, dense"]
+    assert list(axis.lines[0].get_xdata()) == [1, 2, 3] and axis.get_title() == "run, test"
+    plt.close(figure)
+
+
+def test_the_table_of_methods_as_csv_and_latex(replay, measured, tmp_path):
+    shown = paper_figures.methods_table([replay, measured])
+    assert len(shown) == 10 + 2  # segments aside
+    assert shown.iloc[-1].tolist() == [
+        "beauty", "test", "gloss", "", 1234, "run", "0.0500 [0.0450, 0.0600]", "0.0250 [0.0225, 0.0300]",
+    ]  # fmt: skip
+    paper_figures.save_table(shown.assign(method="a_b & c"), tmp_path, "methods")
+    assert len(pd.read_csv(tmp_path / "methods.csv")) == 12
+    latex = (tmp_path / "methods.tex").read_text()
+    assert "\\toprule" in latex and "a\\_b \\& c" in latex
+
+
+def test_a_figure_has_the_same_bytes_each_time(replay, tmp_path):
+    for folder in ("one", "two"):
+        figures.write(paper_figures.rankings(replay), tmp_path / folder, "rankings", dpi=50)
+    for name in ("rankings.png", "rankings.pdf"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_notebook_draws_what_it_is_given(replay, measured, tmp_path):
+    (tmp_path / "results").mkdir()
+    for table in (replay, measured):
+        (tmp_path / f"results/{table['name']}.json").write_text(json.dumps(table))
+    parameters = {"figures_dir": str(tmp_path)}
+    notebook = ROOT / "notebooks/07_paper_figures.ipynb"
+    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", parameters=parameters, progress_bar=False)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "out.ipynb",
+        "methods.csv",
+        "methods.tex",
+        *(f"{name}.{kind}" for name in ("rankings", "comparison", "number_of_queries") for kind in ("png", "pdf")),
+    }
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)
+
+
+def test_a_run_is_a_table(small_run):
+    folder, _ = small_run
+    table = results.read(folder.root)
+    assert table["dataset"] == "demo" and set(table["seconds"]) >= {"02_fine_tune", "05_evaluate"}
+    assert table["training"]["trainable_parameters"] > 0 and table["rows"] and table["ablation"]
+    assert table["commit"] == results.commit() and set(results.FIELDS) <= set(table)
+    assert not paper_figures.methods_table([table]).empty
+
+
+def test_what_is_no_table_is_told(tmp_path):
+    with one_line_error("neither a run folder nor a file of results"):
+        results.read(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with one_line_error("not a file of results", "name, command"):
+        results.read(tmp_path / "list.json")
+    with one_line_error("holds no finished 05_evaluate"):
+        results.read(tmp_path)
+
+
+def test_the_commit_is_unknown_without_git(monkeypatch):
+    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=128, stdout=""))
+    assert results.commit() == "unknown"
+
+
+# ---- the committed ones
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_committed_tables_say_where_they_come_from(file):
+    table = results.read(file)
+    assert table["command"].startswith("python -m ") and table["commit"] != "unknown" and "/" not in table["command"]
+    assert table["rows"] and all(len(digest) == 64 for digest in table["inputs"])
+    assert all(
+        {"method", "split", "users", "recall@5", "recall@5_low", "recall@5_high"} <= set(row) for row in table["rows"]
+    )
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_readme_shows_the_committed_tables(file):
+    readme, table = (ROOT / "README.md").read_text(), results.read(file)
+    shown = [row for row in table["rows"] if not row["method"].startswith("ranx")]
+    for row in shown:
+        assert f"{row['recall@5']:.4f} [{row['recall@5_low']:.4f}, {row['recall@5_high']:.4f}]" in readme, row
+        assert f"{row['ndcg@5']:.4f} [{row['ndcg@5_low']:.4f}, {row['ndcg@5_high']:.4f}]" in readme, row
