@@ -27,15 +27,15 @@ STYLE = {
     "grid.linewidth": 0.4,
     "axes.axisbelow": True,
 }
-# Of falling lightness, so that grey tells them apart, too; markers and hatches do besides.
-SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#222222")
+# Of different lightness, so that grey tells most apart; markers and hatches do besides.
+SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#999999")
 METRICS = ("recall@5", "ndcg@5")
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
 RANKINGS = {
     "paper": "paper's rule",
     "fused": "fused",
     "hybrid": "hybrid",
-    "hybrid without generated texts": "… without texts",
+    "hybrid without generated texts": "hybrid without the texts",
 }
 
 
