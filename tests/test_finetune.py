@@ -23,7 +23,7 @@ def test_base_is_trained_on_titles_alone_and_saved_as_a_model_folder(small_run):
     text = prompts.item_text("Alder &amp; Vale Café — 3.4 oz")
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     before = (run.folder.base / "model.safetensors").stat().st_mtime_ns
-    tiny.prepare(run, Dataset.load(run.folder).items["title"].tolist())
+    tiny.prepare(run, Dataset.load(run.folder).trained_titles())
     assert (run.folder.base / "model.safetensors").stat().st_mtime_ns == before  # once
 
 

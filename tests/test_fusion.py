@@ -224,13 +224,14 @@ def test_hybrid_finds_what_follows_though_no_text_names_it(shop):
 def test_hybrid_ranks_a_new_item_that_a_text_names(shop):
     data, indexes = shop
     data.items["new"] = data.items["item"] == "e"
-    data.items["title"] = ["rose soap", "oak comb", "soap dish", "soap box", "paper bag"]
+    data.items["title"] = ["rose soap", "oak comb", "silk scarf", "soap box", "paper bag"]
     texts = [item_text(title) for title in data.items["title"]]
     indexes = {"dense": dense(texts, indexes["dense"].vectors()), "bm25": BM25Index.build(texts)}
-    rows = queries(("u", "ab", "d", [texts[4]]))
+    rows = queries(("named", "", "d", [texts[4]]), ("not named", "", "d", [texts[3]]))
     evidence = Ranker(rows, data, indexes, TOLD).evidence
     assert evidence.counts[4] == 0 and evidence.following[:, [4]].nnz == 0
-    assert "e" in ranked((data, indexes), rows, ranking_depth=2)["u"]
+    found = ranked((data, indexes), rows)
+    assert found["named"][0] == "e" and found["not named"][-1] == "e"
 
 
 @pytest.mark.parametrize("rule", ["fused", "hybrid"])
