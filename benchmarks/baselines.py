@@ -1,6 +1,6 @@
 """Every rival on all test users of Beauty and Toys, by the code that notebook 5 runs.
 
-    python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 60] [--work DIR] [--results DIR]
+    python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 24] [--work DIR] [--results DIR]
 
 DATA_DIR holds the raw Amazon files. SASRec is trained in DIR/NAME, where a training that was cut off goes on; 0 epochs
 leave it out. Prints README's table; --results writes DIR/NAME-baselines.json for notebook 7.
@@ -58,7 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--datasets", nargs="+", default=["beauty", "toys"])
-    parser.add_argument("--sasrec-epochs", type=int, default=60)
+    parser.add_argument("--sasrec-epochs", type=int, default=24)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/baselines")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, writ
 
 PAD = 0  # item number i is token i + 1
 LENGTH = 50  # the last so many items of a history are read
-LAYERS, HEADS, DROPOUT = 2, 2, 0.3
+LAYERS, HEADS, DROPOUT = 2, 2, 0.5
 BATCH, LEARNING_RATE, WEIGHT_DECAY, PATIENCE = 128, 1e-3, 0.01, 5
 USERS_AT_A_TIME = 256
 
