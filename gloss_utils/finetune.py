@@ -134,6 +134,7 @@ def settings(run: Run) -> training.Settings:
         report_to=run["report_to"],
         logs=str(run.folder.tracking),
         gradient_checkpointing=run["gradient_checkpointing"] and not UNSLOTH,
+        bf16_on_cpu=run["bf16_on_cpu"],
     )
 
 

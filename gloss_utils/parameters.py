@@ -87,6 +87,7 @@ PARAMETERS: dict[str, Parameter] = {
     "gradient_checkpointing": _p(FINE_TUNE, kind=bool),
     "epochs": _p(FINE_TUNE, kind=int, minimum=1),
     "patience": _p(FINE_TUNE, kind=int, minimum=1),
+    "bf16_on_cpu": _p(FINE_TUNE, kind=bool),
     "report_to": _p(FINE_TUNE, kind=str, choices=("none", "tensorboard", "wandb")),
     "encoder": _p(INDEX, kind="model"),
     "split": _p(RETRIEVE, kind=str, choices=("test", "validation", "next")),

@@ -1,8 +1,8 @@
 """`base_model: tiny`: a small Llama that has read nothing but the catalogue, for machines without a GPU or a network.
 
 Its tokenizer is a byte-level BPE trained on the catalogue's titles; the model is trained on prompts filled with titles
-in random order, never on anyone's history. It is saved as an ordinary model folder, and QLoRA starts from it as from
-any other base model.
+that share words, never on anyone's history: so it learns the titles, and to look back at what a list is about. It is
+saved as an ordinary model folder, and QLoRA starts from it as from any other base model.
 """
 
 import random
@@ -12,9 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gloss_utils import prompts, training
+from gloss_utils.index import BM25Index
 from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, write_whole
 
 TITLES_A_LIST = 8
+RELATED = 12  # titles that are near enough to stand beside a title in a list
+STAY, LATEST = 0.85, 0.7  # how often the next title is near one before, and how often that one is the latest
 TEXTS_A_STEP = 16
 
 
@@ -63,17 +66,36 @@ def _multiple(size: float, of: int) -> int:
     return round(size / of) * of
 
 
-def random_lists(titles: list[str], count: int, seed: int) -> tuple[list[list[str]], list[str]]:
-    """`count` lists of titles in random order, and a random title to end each with."""
-    rng = random.Random(seed)
-    lists = [rng.sample(titles, k=min(len(titles), rng.randint(2, TITLES_A_LIST))) for _ in range(count)]
+def related_lists(titles: list[str], count: int, seed: int) -> tuple[list[list[str]], list[str]]:
+    """`count` lists of titles, and a title to end each with: walks among titles that share words (by BM25), with leaps.
+
+    No title is in a list twice.
+    """
+    rng, titles = random.Random(seed), sorted(set(titles))
+    places, scores = BM25Index.build(titles).search(titles, RELATED + 1)
+    near = [
+        [place for place, score in zip(*row, strict=True) if score > 0 and place != own]
+        for own, row in enumerate(zip(places.tolist(), scores.tolist(), strict=True))
+    ]
+    walks = [_walk(near, min(len(titles), rng.randint(2, TITLES_A_LIST)), rng) for _ in range(count)]
+    lists = [[titles[place] for place in walk] for walk in walks]
     return [titles[:-1] for titles in lists], [titles[-1] for titles in lists]
+
+
+def _walk(near: list[list[int]], length: int, rng: random.Random) -> list[int]:
+    walk = [rng.randrange(len(near))]
+    while len(walk) < length:
+        beside = near[walk[-1] if rng.random() < LATEST else rng.choice(walk)]
+        place = rng.choice(beside) if beside and rng.random() < STAY else rng.randrange(len(near))
+        if place not in walk:
+            walk.append(place)
+    return walk
 
 
 def prepare(run: Run, titles: list[str]) -> Path:
     """Train the base model once and save it in the run folder; later calls with the same settings find it there."""
     folder = run.folder.base
-    names = ("seed", "tiny_layers", "tiny_width", "tiny_vocabulary", "tiny_steps", "tiny_learning_rate", "max_length")
+    names = ("seed", "tiny_layers", "tiny_width", "tiny_vocabulary", "tiny_steps", "tiny_learning_rate", "max_length", "bf16_on_cpu")
     made_from = {name: run[name] for name in names} | {"titles": titles}
     record, weights = folder / "made_from.json", folder / "model.safetensors"
     if weights.exists() and record.exists() and read_json(record) == made_from | {"weights": fingerprint(weights)}:
@@ -82,7 +104,7 @@ def prepare(run: Run, titles: list[str]) -> Path:
     tokenizer = train_tokenizer(titles, run["tiny_vocabulary"])
     model = new_model(tokenizer, run["tiny_layers"], run["tiny_width"])
     texts = prompts.encode_training(
-        tokenizer, *random_lists(titles, run["tiny_steps"] * TEXTS_A_STEP, run["seed"]), run["max_length"]
+        tokenizer, *related_lists(titles, run["tiny_steps"] * TEXTS_A_STEP, run["seed"]), run["max_length"]
     )
     settings = training.Settings(
         learning_rate=run["tiny_learning_rate"],
@@ -94,6 +116,7 @@ def prepare(run: Run, titles: list[str]) -> Path:
         gradient_accumulation=4,
         epochs=1,
         seed=run["seed"],
+        bf16_on_cpu=run["bf16_on_cpu"],
     )
     training.train(model, tokenizer, texts, [], settings, run.folder.checkpoints / "base", made_from, name="base model")
     with write_whole(folder) as part:

@@ -35,7 +35,8 @@ class Settings:
 
     An optimiser step takes batch_size x gradient_accumulation texts, of all processes together. patience: epochs
     without a lower validation loss before it stops (null: never). sampling: how steps are cut into batches,
-    "batch_rebalance" (by length) or "sequential" (as the texts come, equally many a batch).
+    "batch_rebalance" (by length) or "sequential" (as the texts come, equally many a batch). bf16_on_cpu: multiply in
+    bfloat16 on a processor that can; a GPU that can does so anyway.
     """
 
     learning_rate: float
@@ -52,6 +53,7 @@ class Settings:
     report_to: str = "none"
     logs: str = ""
     sampling: str = "batch_rebalance"
+    bf16_on_cpu: bool = False
 
 
 def processes() -> PartialState:
@@ -151,9 +153,15 @@ class _Padding:
         return {"input_ids": rows, "attention_mask": mask, "labels": rows.masked_fill(mask == 0, -100)}
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16 faster than in float32."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    in_bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    in_bf16 = torch.cuda.is_bf16_supported() if on_gpu else settings.bf16_on_cpu and cpu_has_bf16()
     batch_size, accumulation = share(settings.batch_size, settings.gradient_accumulation, processes().num_processes)
     arguments = TrainingArguments(
         output_dir=str(folder),

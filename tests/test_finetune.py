@@ -27,10 +27,20 @@ def test_base_is_trained_on_titles_alone_and_saved_as_a_model_folder(small_run):
     assert (run.folder.base / "model.safetensors").stat().st_mtime_ns == before  # once
 
 
-def test_random_lists_are_seeded_and_of_the_catalogue():
-    lists, ends = tiny.random_lists(TITLES, 50, seed=1)
-    assert (lists, ends) == tiny.random_lists(TITLES, 50, seed=1) != tiny.random_lists(TITLES, 50, seed=2)
+def test_lists_are_seeded_and_hold_each_title_once():
+    lists, ends = tiny.related_lists(TITLES, 50, seed=1)
+    assert (lists, ends) == tiny.related_lists(TITLES, 50, seed=1) != tiny.related_lists(TITLES, 50, seed=2)
     assert {title for titles in lists for title in titles} | set(ends) == set(TITLES)
+    assert all(len({*titles, end}) == len(titles) + 1 for titles, end in zip(lists, ends, strict=True))
+
+
+def test_titles_of_a_list_share_words():
+    brands = ("Brightwater", "Elmroot", "Cassia", "Dovehollow")
+    titles = [f"{brand} {word}" for brand in brands for word in ("toner", "cream", "lotion", "powder")]
+    lists, ends = tiny.related_lists([*titles, *titles], 200, seed=1)
+    pairs = [(before[-1].split(), end.split()) for before, end in zip(lists, ends, strict=True)]
+    share = sum(bool(set(one) & set(other)) for one, other in pairs) / len(pairs)
+    assert share > 0.75  # 0.4 by chance
 
 
 def test_demo_base_has_about_two_million_parameters():
@@ -109,7 +119,7 @@ def train_small(folder, epochs=3, patience=3):
     training.seed_everything(1)
     tokenizer = tiny.train_tokenizer(TITLES, 400)
     model = tiny.new_model(tokenizer, layers=1, width=64)
-    texts = prompts.encode_training(tokenizer, *tiny.random_lists(TITLES, 16, seed=1), 256)
+    texts = prompts.encode_training(tokenizer, *tiny.related_lists(TITLES, 16, seed=1), 256)
     result = training.train(
         model,
         tokenizer,
