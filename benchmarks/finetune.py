@@ -18,9 +18,8 @@ import torch
 
 from benchmarks import generation, timing
 from benchmarks.baselines import load
-from gloss_utils import finetune, runner, splits, tiny, training
+from gloss_utils import finetune, models, runner, splits, tiny, training
 from gloss_utils import parameters as P
-from gloss_utils.models import TINY, compute_dtype
 from gloss_utils.run_folder import Run, RunFolder
 
 RIVALS = {"ours": "batch_rebalance", "padded": "sequential"}
@@ -75,7 +74,7 @@ class Contest:
 
 
 def _run(base_model: str, folder: Path) -> Run:
-    files = ["demo.yaml"] if base_model == TINY else ["demo.yaml", "llama-1b.yaml"]
+    files = ["demo.yaml"] if base_model == models.TINY else ["demo.yaml", "llama-1b.yaml"]
     values = runner.given([str(P.ROOT / "params" / file) for file in files], [])
     # The paper's batches; no warm-up, so that a short training changes the weights.
     values |= {"batch_size": 4, "gradient_accumulation": 4, "warmup_steps": 0, "epochs": 1}
@@ -83,14 +82,14 @@ def _run(base_model: str, folder: Path) -> Run:
 
 
 def _base(run: Run, base_model: str, titles: list[str]) -> str | Path:
-    if base_model != TINY and base_model not in generation.SHAPES:
+    if base_model != models.TINY and base_model not in generation.SHAPES:
         return base_model
     training.seed_everything(SEED)
     tokenizer = tiny.train_tokenizer(titles, run["tiny_vocabulary"])
-    if base_model == TINY:
+    if base_model == models.TINY:
         model = tiny.new_model(tokenizer, run["tiny_layers"], run["tiny_width"])
     else:
-        model = generation.new_model(base_model, compute_dtype())
+        model = generation.new_model(base_model, models.compute_dtype())
     model.save_pretrained(run.folder.base)
     tokenizer.save_pretrained(run.folder.base)
     return run.folder.base
@@ -124,7 +123,7 @@ def _forget_peak():
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", default=TINY)
+    parser.add_argument("--base-model", default=models.TINY)
     parser.add_argument("--data-dir", help="folder of raw files; by default the demo's are made")
     parser.add_argument("--dataset", choices=("beauty", "toys", "sports"), default="beauty", help="of --data-dir")
     parser.add_argument("--texts", type=int, default=192, help="to train on in each run, a multiple of 16")
@@ -135,9 +134,9 @@ def main():
         contest = Contest(options, Path(folder))
         if options.memory:
             _forget_peak()
-            before = timing.peak_memory()
+            before = models.peak_memory()
             contest.train(options.memory)
-            print(json.dumps({"before": before, "peak": timing.peak_memory()}))
+            print(json.dumps({"before": before, "peak": models.peak_memory()}))
             return
         result = compare(contest, options.runs)
         parameters = contest.model.get_nb_trainable_parameters()[1]

@@ -194,7 +194,7 @@ def memory(shape: str, dtype: torch.dtype, rival: str, length: int) -> dict:
     if rival == "ours":
         model = models.pack(model)
     {"ours": ours, "theirs": theirs}[rival](model, new_prompts(model, length, 1))
-    return {"peak": timing.peak_memory()}
+    return {"peak": models.peak_memory()}
 
 
 def main():

@@ -1,16 +1,15 @@
 """How the benchmarks measure: rivals take turns in one process; memory is that of a fresh process for each."""
 
 import json
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+
+from gloss_utils.models import peak_memory
 
 
 def alternate(rivals: dict[str, Callable[[int], object]], runs: int) -> tuple[dict[str, list[float]], list[dict]]:
@@ -33,17 +32,6 @@ def alternate(rivals: dict[str, Callable[[int], object]], runs: int) -> tuple[di
 def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
     """How many times as fast the first is, by medians."""
     return statistics.median(seconds[theirs]) / statistics.median(seconds[ours])
-
-
-def peak_memory() -> float:
-    """The most memory that this process has held, in MiB: on the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:  # Linux: getrusage would count what the parent held when it forked
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def in_fresh_process(module: str, *arguments: str) -> dict:

@@ -1,5 +1,8 @@
 """Loading base models and their tokenizers, in 4 bits or not, with one line to read where that fails."""
 
+import re
+import resource
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,16 @@ def compute_dtype() -> torch.dtype:
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB: on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:  # Linux: getrusage would count what the parent held when it forked
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 def only_local(name: str | Path) -> bool:

@@ -13,7 +13,9 @@ from matplotlib.lines import Line2D
 from gloss_utils import published
 from gloss_utils.evaluate import with_interval
 from gloss_utils.figures import NAMES, spread
+from gloss_utils.parameters import FINE_TUNE, INDEX, RETRIEVE
 from gloss_utils.run_folder import write_whole
+from gloss_utils.segments import COLD_START
 
 COLUMN, PAGE = 3.35, 6.9  # inches: one column, both
 STYLE = {
@@ -30,6 +32,9 @@ STYLE = {
 # Of different lightness, so that grey tells most apart; markers and hatches do besides.
 SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#999999")
 METRICS = ("recall@5", "ndcg@5")
+POINTS = {"markersize": 3, "elinewidth": 0.8, "capsize": 1.5, "linestyle": ""}
+TOLD = ("lis-dense-unseen", "item-knn", "sasrec", "gloss-paper", "gloss")  # the methods that figures of segments show
+BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` counts together
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
 RANKINGS = {
     "paper": "paper's rule",
@@ -135,11 +140,110 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
                 axis.plot(some["queries"], some[metric], **look)
                 axis.fill_between(some["queries"], low, high, alpha=0.15, color=shade)
             split = table["ablation"][0]["split"]
-            axis.set(xlabel="generated texts used", title=f"{table['name']}, {split}", ylim=(0, None))
+            axis.set(xlabel="generated texts used", title=_panel(table, split), ylim=(0, None))
             axis.set_xticks(sorted({row["queries"] for row in table["ablation"]}))
         axes[0, 0].set_ylabel(LABELS[metric])
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
+
+
+def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
+    """A metric of all generated texts by ranking, retriever and encoder, one row of points a run."""
+    points, runs = [], [table for table in tables if table.get("ablation")]
+    for place, table in enumerate(runs):
+        frame = pd.DataFrame(table["ablation"])
+        frame = frame[frame["queries"] == frame["queries"].max()].assign(place=place)
+        encoder = table["parameters"]["encoder"]
+        with_encoder = {"dense": f"dense ({encoder})", "both": f"both ({encoder})", "bm25": "BM25"}
+        points.append(frame.assign(label=frame["ranking"] + ", " + frame["retriever"].map(with_encoder)))
+    frame = pd.concat(points)
+    labels = list(frame["label"].unique())
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(COLUMN, 0.9 + 0.45 * len(runs)), layout="constrained")
+        for number, label in enumerate(labels):
+            some = frame[frame["label"] == label]
+            shift = 0.6 * ((number + 0.5) / len(labels) - 0.5)
+            look = {"fmt": "os^Dv<>"[number % 7], "color": SHADES[number % 4], **POINTS}
+            axis.errorbar(some[metric], some["place"] + shift, xerr=spread(some, metric), label=label, **look)
+        axis.set(xlabel=f"{LABELS[metric]}, 95 % intervals", xlim=(0, None))
+        axis.set_yticks(range(len(runs)), [_panel(table, table["ablation"][0]["split"]) for table in runs])
+        axis.set_ylim(len(runs) - 0.5, -0.5)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=1)
+    return figure
+
+
+def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] = TOLD) -> plt.Figure:
+    """A metric by user segment and method, one panel a run; new items, where some were held out, are the last group."""
+    runs = [table for table in tables if any(row.get("segment") == COLD_START for row in table["rows"])]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(runs), 1, figsize=(PAGE, 0.5 + 1.6 * len(runs)), layout="constrained", squeeze=False
+        )
+        for axis, table in zip(axes[:, 0], runs, strict=True):
+            frame = pd.DataFrame(table["rows"])
+            frame = frame[frame["users"] > 0]
+            groups = list(frame["segment"].unique())
+            methods = [method for method in of if method in set(frame["method"])]
+            for number, method in enumerate(methods):
+                some = frame[frame["method"] == method].set_index("segment").loc[groups]
+                look = {"fmt": "os^Dv<>"[number % 7], "color": SHADES[number % 4], **POINTS}
+                places = np.arange(len(groups)) + 0.7 * ((number + 0.5) / len(methods) - 0.5)
+                axis.errorbar(places, some[metric], yerr=spread(some, metric), label=NAMES[method], **look)
+            users = frame.drop_duplicates("segment").set_index("segment")["users"]
+            axis.set_xticks(range(len(groups)), [f"{group}\n{users[group]:,} users" for group in groups])
+            axis.set(ylabel=LABELS[metric], title=_panel(table, frame["split"].iloc[0]), ylim=(0, None))
+            axis.grid(visible=False, axis="x")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
+    """A metric against the seconds that it took, training included, one panel a dataset.
+
+    Of a run, the seconds are those of fine-tuning, indexing and retrieving; of the baselines other than SASRec, which
+    are measured together, those of all of them.
+    """
+    frame = pd.DataFrame([row for table in tables if "seconds" in table for row in _costs(table)])
+    datasets = list(frame["dataset"].unique())
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(datasets), figsize=(PAGE, 2.3), layout="constrained", squeeze=False, sharey=True
+        )
+        for axis, dataset in zip(axes[0], datasets, strict=True):
+            for number, row in enumerate(frame[frame["dataset"] == dataset].to_dict("records")):
+                look = {"fmt": "os^Dv<>"[number % 7], "color": SHADES[number % 4], **POINTS}
+                some = pd.DataFrame([row])
+                axis.errorbar(row["minutes"], row[metric], yerr=spread(some, metric), label=row["label"], **look)
+            axis.set(
+                xlabel="minutes, training included", title=f"{dataset.title()}, test", xscale="log", ylim=(0, None)
+            )
+            axis.legend(fontsize=5.5)
+        axes[0, 0].set_ylabel(LABELS[metric])
+    return figure
+
+
+def _costs(table: dict) -> list[dict]:
+    seconds, rows = table["seconds"], {row["method"]: row for row in table["rows"] if row["segment"] == "all"}
+    if "SASRec" in seconds or BASELINES in seconds:
+        taken = {"sasrec": seconds.get("SASRec"), "item-knn": seconds[BASELINES]}
+        named = {method: NAMES[method] for method in taken}
+    else:
+        taken = dict.fromkeys(("gloss-paper", "gloss"), sum(seconds[stage] for stage in (FINE_TUNE, INDEX, RETRIEVE)))
+        told = table["parameters"]
+        named = {
+            "gloss-paper": f"GLoSS, {told['decoding']}, paper",
+            "gloss": f"GLoSS, {told['decoding']}, {told['ranking']}",
+        }
+    return [
+        rows[method] | {"dataset": table["dataset"], "minutes": value / 60, "label": named[method]}
+        for method, value in taken.items()
+        if value and method in rows
+    ]
+
+
+def _panel(table: dict, split: str) -> str:
+    told = table["parameters"]
+    return f"{table['dataset'].title()}, {told['base_model'].split('/')[-1]}, {told['decoding']} decoding, {split}"
 
 
 def methods_table(tables: list[dict]) -> pd.DataFrame:

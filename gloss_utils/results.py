@@ -1,7 +1,12 @@
 """Result tables that outlive their run: what was measured, on what, by which command, at which commit. Notebook 7 draws
-from them, and those in figures/results/ are committed."""
+from them, and those in figures/results/ are committed. That of a finished run is written by
 
+    python -m gloss_utils.results RUN_DIR "the command that made the run" [--to figures/results/NAME.json]
+"""
+
+import argparse
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -71,7 +76,7 @@ def read(path: str | Path) -> dict:
     """A table from its file, or from a run folder. Raises `GlossError` where it is neither."""
     path = Path(path)
     if path.is_dir():
-        return of_run(RunFolder(path), "")
+        return of_run(RunFolder(path.resolve()), "")
     if not path.is_file():
         raise GlossError(f"{path} is neither a run folder nor a file of results")
     table = read_json(path)
@@ -79,3 +84,27 @@ def read(path: str | Path) -> dict:
     if missing:
         raise GlossError(f"{path} is not a file of results: it has no {', '.join(missing)}")
     return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a finished run's table; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gloss_utils.results", description="Write a finished run's table of results to a file."
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("command", help="what made the run, for whoever wants to make it again")
+    parser.add_argument("--to", type=Path, help="default: figures/results/, named like the run folder")
+    options = parser.parse_args(arguments)
+    try:
+        table = of_run(RunFolder(options.run_dir.resolve()), options.command)
+        path = options.to or ROOT / "figures/results" / f"{table['name']}.json"
+        write_json(path, table | {"name": path.stem})
+    except GlossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

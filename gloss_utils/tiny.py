@@ -95,7 +95,16 @@ def _walk(near: list[list[int]], length: int, rng: random.Random) -> list[int]:
 def prepare(run: Run, titles: list[str]) -> Path:
     """Train the base model once and save it in the run folder; later calls with the same settings find it there."""
     folder = run.folder.base
-    names = ("seed", "tiny_layers", "tiny_width", "tiny_vocabulary", "tiny_steps", "tiny_learning_rate", "max_length", "bf16_on_cpu")
+    names = (
+        "seed",
+        "tiny_layers",
+        "tiny_width",
+        "tiny_vocabulary",
+        "tiny_steps",
+        "tiny_learning_rate",
+        "max_length",
+        "bf16_on_cpu",
+    )
     made_from = {name: run[name] for name in names} | {"titles": titles}
     record, weights = folder / "made_from.json", folder / "model.safetensors"
     if weights.exists() and record.exists() and read_json(record) == made_from | {"weights": fingerprint(weights)}:

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from gloss_utils.errors import GlossError
+from gloss_utils.models import peak_memory
 from gloss_utils.run_folder import full_disk_in_one_line, read_json, write_json
 
 seed_everything = set_seed
@@ -247,7 +247,7 @@ def train(
         "steps": trainer.state.global_step,
         "processes": together.num_processes,
         "tokens_per_second": round(progress.tokens / progress.seconds, 1) if progress.seconds else None,
-        "peak_memory_gb": round(_peak_memory(on_gpu) / 2**30, 2),
+        "peak_memory_gb": round(peak_memory() / 2**10, 2),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
 
@@ -285,12 +285,6 @@ def _last_whole(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return None
-
-
-def _peak_memory(on_gpu: bool) -> int:
-    if on_gpu:
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def check_reporter(name: str):

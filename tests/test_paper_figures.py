@@ -13,6 +13,7 @@ from helpers import one_line_error
 from gloss_utils import figures, paper_figures, published, results
 from gloss_utils.parameters import ROOT
 
+DRAWN = ("rankings", "comparison", "number_of_queries", "retrievers", "segments", "cost")
 COMMITTED = sorted((ROOT / "figures/results").glob("*.json"))
 
 
@@ -34,14 +35,24 @@ def replay() -> dict:
 
 @pytest.fixture
 def measured() -> dict:
-    rows = [row(m, 0.05, segment=s, in_sample=False) for m in ("popularity", "gloss") for s in ("all", "power")]
+    groups = ("all", "cold-start", "power", "new-items")
+    rows = [row(m, 0.05, segment=s, in_sample=False) for m in ("popularity", "gloss") for s in groups]
     ablation = [
         row("", 0.01 * count, ranking=rule, retriever="dense", queries=count)
         for rule in ("paper", "hybrid")
         for count in (1, 2, 3)
     ]
-    about = {"name": "run", "command": "c", "commit": "d", "inputs": {}, "parameters": {}, "dataset": "beauty"}
-    return about | {"rows": rows, "ablation": ablation}
+    told = {"base_model": "tiny", "decoding": "free", "ranking": "hybrid", "encoder": "small"}
+    about = {"name": "run", "command": "c", "commit": "d", "inputs": {}, "parameters": told, "dataset": "beauty"}
+    seconds = {"02_fine_tune": 60, "03_build_index": 20, "04_retrieve": 40, "05_evaluate": 1000}
+    return about | {"rows": rows, "ablation": ablation, "seconds": seconds}
+
+
+@pytest.fixture
+def rivals() -> dict:
+    rows = [row(method, 0.03, segment="all") for method in ("popularity", "item-knn", "sasrec")]
+    about = {"name": "beauty, baselines", "command": "c", "commit": "d", "inputs": {}, "parameters": {"seed": 1}}
+    return about | {"dataset": "beauty", "rows": rows, "seconds": {"all but SASRec": 30, "SASRec": 600}}
 
 
 def test_bars_of_rankings(replay):
@@ -74,7 +85,37 @@ def test_lines_of_the_number_of_texts(measured):
     figure = paper_figures.number_of_queries([measured, {"rows": []}])
     [axis] = figure.axes
     assert [line.get_label() for line in axis.lines] == ["paper, dense", "hybrid, dense"]
-    assert list(axis.lines[0].get_xdata()) == [1, 2, 3] and axis.get_title() == "run, test"
+    assert list(axis.lines[0].get_xdata()) == [1, 2, 3]
+    assert axis.get_title() == "Beauty, tiny, free decoding, test"
+    plt.close(figure)
+
+
+def test_points_of_the_retrievers(measured):
+    figure = paper_figures.retrievers([measured, {"rows": []}])
+    [axis] = figure.axes
+    found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
+    assert found == {"paper, dense (small)": [0.03], "hybrid, dense (small)": [0.03]}  # all three texts
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["Beauty, tiny, free decoding, test"]
+    plt.close(figure)
+
+
+def test_points_of_the_segments(measured, rivals):
+    figure = paper_figures.segments([rivals, measured], of=("sasrec", "popularity", "gloss"))
+    [axis] = figure.axes  # the rivals were measured on all users alone
+    assert [bars.get_label() for bars in axis.containers] == ["popularity", figures.NAMES["gloss"]]
+    assert axis.containers[0].lines[0].get_ydata().tolist() == [0.05] * 4
+    labels = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert labels == [f"{group}\n1,234 users" for group in ("all", "cold-start", "power", "new-items")]
+    assert axis.get_ylabel() == "Recall@5"
+    plt.close(figure)
+
+
+def test_points_of_the_cost(measured, rivals):
+    figure = paper_figures.cost([rivals, measured, {"name": "without seconds"}])
+    [axis] = figure.axes
+    found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
+    assert found == {"SASRec": [10.0], "item-kNN": [0.5], "GLoSS, free, hybrid": [2.0]}  # evaluating costs nothing
+    assert axis.get_xlabel() == "minutes, training included" and axis.get_title() == "Beauty, test"
     plt.close(figure)
 
 
@@ -97,9 +138,9 @@ def test_a_figure_has_the_same_bytes_each_time(replay, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_the_notebook_draws_what_it_is_given(replay, measured, tmp_path):
+def test_the_notebook_draws_what_it_is_given(replay, measured, rivals, tmp_path):
     (tmp_path / "results").mkdir()
-    for table in (replay, measured):
+    for table in (replay, measured, rivals):
         (tmp_path / f"results/{table['name']}.json").write_text(json.dumps(table))
     parameters = {"figures_dir": str(tmp_path)}
     notebook = ROOT / "notebooks/07_paper_figures.ipynb"
@@ -108,7 +149,7 @@ def test_the_notebook_draws_what_it_is_given(replay, measured, tmp_path):
         "out.ipynb",
         "methods.csv",
         "methods.tex",
-        *(f"{name}.{kind}" for name in ("rankings", "comparison", "number_of_queries") for kind in ("png", "pdf")),
+        *(f"{name}.{kind}" for name in DRAWN for kind in ("png", "pdf")),
     }
     for cell in nbformat.read(notebook, as_version=4).cells:
         assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)
@@ -121,6 +162,16 @@ def test_a_run_is_a_table(small_run):
     assert table["training"]["trainable_parameters"] > 0 and table["rows"] and table["ablation"]
     assert table["commit"] == results.commit() and set(results.FIELDS) <= set(table)
     assert not paper_figures.methods_table([table]).empty
+
+
+def test_a_run_writes_its_table(small_run, tmp_path, capsys):
+    folder, _ = small_run
+    assert results.main([str(folder.root), "make run", "--to", str(tmp_path / "mine.json")]) == 0
+    table = results.read(tmp_path / "mine.json")
+    assert table["name"] == "mine" and table["command"] == "make run"
+    assert table["rows"] == results.read(folder.root)["rows"]
+    assert results.main([str(tmp_path), "make run", "--to", str(tmp_path / "none.json")]) == 1
+    assert "holds no finished 05_evaluate" in capsys.readouterr().err and not (tmp_path / "none.json").exists()
 
 
 def test_what_is_no_table_is_told(tmp_path):
@@ -144,7 +195,8 @@ def test_the_commit_is_unknown_without_git(monkeypatch):
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_committed_tables_say_where_they_come_from(file):
     table = results.read(file)
-    assert table["command"].startswith("python -m ") and table["commit"] != "unknown" and "/" not in table["command"]
+    assert table["command"].startswith("python -m ") and table["commit"] != "unknown"
+    assert " /" not in table["command"] and ".." not in table["command"]  # others do not have these folders
     assert table["rows"] and all(len(digest) == 64 for digest in table["inputs"])
     assert all(
         {"method", "split", "users", "recall@5", "recall@5_low", "recall@5_high"} <= set(row) for row in table["rows"]
@@ -154,7 +206,8 @@ def test_committed_tables_say_where_they_come_from(file):
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_readme_shows_the_committed_tables(file):
     readme, table = (ROOT / "README.md").read_text(), results.read(file)
-    shown = [row for row in table["rows"] if not row["method"].startswith("ranx")]
+    rows = [row for row in table["rows"] if row.get("segment", "all") == "all"]  # segments are in a figure
+    shown = [row for row in rows if not row["method"].startswith("ranx")]
     for row in shown:
         assert f"{row['recall@5']:.4f} [{row['recall@5_low']:.4f}, {row['recall@5_high']:.4f}]" in readme, row
         assert f"{row['ndcg@5']:.4f} [{row['ndcg@5_low']:.4f}, {row['ndcg@5_high']:.4f}]" in readme, row
