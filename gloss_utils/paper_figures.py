@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from gloss_utils import published
-from gloss_utils.evaluate import with_interval
+from gloss_utils.evaluate import GLOSS, GLOSS_PAPER, SASREC, with_interval
 from gloss_utils.figures import NAMES, spread
 from gloss_utils.parameters import FINE_TUNE, INDEX, RETRIEVE
 from gloss_utils.run_folder import write_whole
@@ -33,7 +33,7 @@ STYLE = {
 SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#999999")
 METRICS = ("recall@5", "ndcg@5")
 POINTS = {"markersize": 3, "elinewidth": 0.8, "capsize": 1.5, "linestyle": ""}
-TOLD = ("lis-dense-unseen", "item-knn", "sasrec", "gloss-paper", "gloss")  # the methods that figures of segments show
+TOLD = ("lis-dense-unseen", "item-knn", SASREC, GLOSS_PAPER, GLOSS)  # the methods that figures of segments show
 BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` counts together
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
 RANKINGS = {
@@ -103,7 +103,7 @@ def comparison(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
             )
             axis.plot(theirs, np.arange(len(theirs)), "D", markersize=3, markerfacecolor="white", color="0.4")
             axis.axhline(len(theirs), color="0.4", linewidth=0.6)
-            names = [*theirs.index, "", *(NAMES.get(method, method) for method in ours["method"])]
+            names = [*theirs.index, "", *ours["name"]]
             axis.set_yticks(range(len(names)), names)
             axis.set(xlabel=LABELS[metric], title=f"{dataset.title()}, test, {ours['users'].iloc[0]:,} users")
         marks = {"linestyle": "", "markersize": 3}
@@ -117,12 +117,12 @@ def comparison(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
 
 def _all_users(tables: list[dict], split: str) -> pd.DataFrame:
     rows = [
-        row | {"dataset": table["dataset"], "table": table["name"]}
+        row | {"dataset": table["dataset"], "name": _name(row["method"], table["parameters"])}
         for table in tables
         for row in table["rows"]
         if row.get("segment") == "all" and row["split"] == split
     ]
-    return pd.DataFrame(rows).drop_duplicates(["dataset", "method"], keep="last")
+    return pd.DataFrame(rows).drop_duplicates(["dataset", "name"], keep="last")
 
 
 def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
@@ -163,8 +163,8 @@ def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
         for number, label in enumerate(labels):
             some = frame[frame["label"] == label]
             shift = 0.6 * ((number + 0.5) / len(labels) - 0.5)
-            look = {"fmt": "os^Dv<>"[number % 7], "color": SHADES[number % 4], **POINTS}
-            axis.errorbar(some[metric], some["place"] + shift, xerr=spread(some, metric), label=label, **look)
+            xerr = spread(some, metric)
+            axis.errorbar(some[metric], some["place"] + shift, xerr=xerr, label=label, **_look(number))
         axis.set(xlabel=f"{LABELS[metric]}, 95 % intervals", xlim=(0, None))
         axis.set_yticks(range(len(runs)), [_panel(table, table["ablation"][0]["split"]) for table in runs])
         axis.set_ylim(len(runs) - 0.5, -0.5)
@@ -186,9 +186,11 @@ def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] =
             methods = [method for method in of if method in set(frame["method"])]
             for number, method in enumerate(methods):
                 some = frame[frame["method"] == method].set_index("segment").loc[groups]
-                look = {"fmt": "os^Dv<>"[number % 7], "color": SHADES[number % 4], **POINTS}
-                places = np.arange(len(groups)) + 0.7 * ((number + 0.5) / len(methods) - 0.5)
-                axis.errorbar(places, some[metric], yerr=spread(some, metric), label=NAMES[method], **look)
+                places, yerr = (
+                    np.arange(len(groups)) + 0.7 * ((number + 0.5) / len(methods) - 0.5),
+                    spread(some, metric),
+                )
+                axis.errorbar(places, some[metric], yerr=yerr, label=NAMES[method], **_look(number))
             users = frame.drop_duplicates("segment").set_index("segment")["users"]
             axis.set_xticks(range(len(groups)), [f"{group}\n{users[group]:,} users" for group in groups])
             axis.set(ylabel=LABELS[metric], title=_panel(table, frame["split"].iloc[0]), ylim=(0, None))
@@ -198,52 +200,60 @@ def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] =
 
 
 def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
-    """A metric against the seconds that it took, training included, one panel a dataset.
+    """A metric of all test users against the minutes that it took, training included, one panel a dataset.
 
-    Of a run, the seconds are those of fine-tuning, indexing and retrieving; of the baselines other than SASRec, which
+    Of a run, the minutes are those of fine-tuning, indexing and retrieving; of the baselines other than SASRec, which
     are measured together, those of all of them.
     """
     frame = pd.DataFrame([row for table in tables if "seconds" in table for row in _costs(table)])
-    datasets = list(frame["dataset"].unique())
+    datasets, names = list(frame["dataset"].unique()), list(frame["name"].unique())
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(datasets), figsize=(PAGE, 2.3), layout="constrained", squeeze=False, sharey=True
+            1, len(datasets), figsize=(PAGE, 2.4), layout="constrained", squeeze=False, sharex=True, sharey=True
         )
         for axis, dataset in zip(axes[0], datasets, strict=True):
-            for number, row in enumerate(frame[frame["dataset"] == dataset].to_dict("records")):
-                look = {"fmt": "os^Dv<>"[number % 7], "color": SHADES[number % 4], **POINTS}
-                some = pd.DataFrame([row])
-                axis.errorbar(row["minutes"], row[metric], yerr=spread(some, metric), label=row["label"], **look)
-            axis.set(
-                xlabel="minutes, training included", title=f"{dataset.title()}, test", xscale="log", ylim=(0, None)
-            )
-            axis.legend(fontsize=5.5)
-        axes[0, 0].set_ylabel(LABELS[metric])
+            for number, name in enumerate(names):
+                some = frame[(frame["dataset"] == dataset) & (frame["name"] == name)]
+                if len(some):
+                    yerr = spread(some, metric)
+                    axis.errorbar(some["minutes"], some[metric], yerr=yerr, label=name, **_look(number))
+            axis.set(xlabel="minutes, training included", title=f"{dataset.title()}, test", xscale="log")
+            axis.xaxis.set_major_formatter("{x:g}")
+        axes[0, 0].set(ylabel=LABELS[metric], ylim=(0, 1.05 * frame[f"{metric}_high"].max()))
+        shown = {label: mark for axis in axes[0] for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(shown.values(), shown, loc="outside upper center", ncols=3)
     return figure
 
 
 def _costs(table: dict) -> list[dict]:
-    seconds, rows = table["seconds"], {row["method"]: row for row in table["rows"] if row["segment"] == "all"}
-    if "SASRec" in seconds or BASELINES in seconds:
-        taken = {"sasrec": seconds.get("SASRec"), "item-knn": seconds[BASELINES]}
-        named = {method: NAMES[method] for method in taken}
+    seconds = table["seconds"]
+    if BASELINES in seconds:
+        taken = {"item-knn": seconds[BASELINES], SASREC: seconds.get("SASRec")}
     else:
-        taken = dict.fromkeys(("gloss-paper", "gloss"), sum(seconds[stage] for stage in (FINE_TUNE, INDEX, RETRIEVE)))
-        told = table["parameters"]
-        named = {
-            "gloss-paper": f"GLoSS, {told['decoding']}, paper",
-            "gloss": f"GLoSS, {told['decoding']}, {told['ranking']}",
-        }
-    return [
-        rows[method] | {"dataset": table["dataset"], "minutes": value / 60, "label": named[method]}
-        for method, value in taken.items()
-        if value and method in rows
-    ]
+        taken = dict.fromkeys((GLOSS_PAPER, GLOSS), sum(seconds[stage] for stage in (FINE_TUNE, INDEX, RETRIEVE)))
+    rows = _all_users([table], "test").to_dict("records")
+    return [row | {"minutes": taken[row["method"]] / 60} for row in rows if taken.get(row["method"])]
+
+
+def _look(number: int) -> dict:
+    return {"fmt": "os^Dv<>"[number % 7], "color": SHADES[number % len(SHADES)], **POINTS}
+
+
+def _name(method: str, told: dict) -> str:
+    """What a method is called beside those of other runs."""
+    if method not in (GLOSS, GLOSS_PAPER):
+        return NAMES.get(method, method)
+    ranking = told["ranking"] if method == GLOSS else "paper's rule"
+    return f"GLoSS {_model(told)}, {told['decoding']}, {ranking}"
+
+
+def _model(told: dict) -> str:
+    return told["base_model"].split("/")[-1]
 
 
 def _panel(table: dict, split: str) -> str:
     told = table["parameters"]
-    return f"{table['dataset'].title()}, {told['base_model'].split('/')[-1]}, {told['decoding']} decoding, {split}"
+    return f"{table['dataset'].title()}, {_model(told)}, {told['decoding']} decoding, {split}"
 
 
 def methods_table(tables: list[dict]) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def settings(**values) -> training.Settings:
     )
 
 
-def train_small(folder, epochs=3, patience=3):
+def train_small(folder, epochs=3, patience=3, **more):
     training.seed_everything(1)
     tokenizer = tiny.train_tokenizer(TITLES, 400)
     model = tiny.new_model(tokenizer, layers=1, width=64)
@@ -125,12 +125,27 @@ def train_small(folder, epochs=3, patience=3):
         tokenizer,
         texts,
         texts[:4],
-        settings(epochs=epochs, patience=patience),
+        settings(epochs=epochs, patience=patience, **more),
         folder,
         {"epochs": epochs},
         "test",
     )
     return model, result
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about training on a CPU")
+def test_bf16_on_a_cpu_learns_as_float32_does_where_the_cpu_has_it(tmp_path, monkeypatch):
+    def losses(result):
+        return [log["eval_loss"] for log in result["history"] if "eval_loss" in log]
+
+    plain, found = losses(train_small(tmp_path / "plain")[1]), {}
+    for has in (True, False):  # in bf16 every processor can multiply, if slowly
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has, "avx2": True})
+        assert training.cpu_has_bf16() is has
+        model, result = train_small(tmp_path / str(has), bf16_on_cpu=True)
+        assert next(model.parameters()).dtype == torch.float32  # the weights themselves stay whole
+        found[has] = losses(result)
+    assert found[False] == plain != found[True] == pytest.approx(plain, rel=0.01)
 
 
 def test_training_resumes_after_a_kill(tmp_path, monkeypatch):

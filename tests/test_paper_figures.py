@@ -76,7 +76,7 @@ def test_published_values_stand_apart_from_measured_ones(measured):
     [line] = [line for line in axis.lines if line.get_marker() == "D"]
     assert sorted(line.get_xdata()) == sorted(theirs) and line.get_markerfacecolor() == "white"
     labels = [tick.get_text() for tick in axis.get_yticklabels()]
-    assert labels == [*theirs.index[::-1], "", figures.NAMES["gloss"], "popularity"]
+    assert labels == [*theirs.index[::-1], "", "GLoSS tiny, free, hybrid", "popularity"]
     assert axis.get_xlabel() == "Recall@5" and axis.get_title() == "Beauty, test, 1,234 users"
     plt.close(figure)
 
@@ -114,7 +114,8 @@ def test_points_of_the_cost(measured, rivals):
     figure = paper_figures.cost([rivals, measured, {"name": "without seconds"}])
     [axis] = figure.axes
     found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
-    assert found == {"SASRec": [10.0], "item-kNN": [0.5], "GLoSS, free, hybrid": [2.0]}  # evaluating costs nothing
+    assert found == {"SASRec": [10.0], "item-kNN": [0.5], "GLoSS tiny, free, hybrid": [2.0]}  # evaluating costs nothing
+    assert axis.get_ylim() == (0, pytest.approx(1.05 * 0.06))
     assert axis.get_xlabel() == "minutes, training included" and axis.get_title() == "Beauty, test"
     plt.close(figure)
 
