@@ -51,13 +51,21 @@ def of_run(folder: RunFolder, command: str) -> dict:
         "command": command,
         "commit": commit(),
         "inputs": inputs,
-        "parameters": {name: value for name, value in parameters.items() if name not in ("data_dir", "queries_file")},
+        "parameters": {name: _without_folder(value) for name, value in parameters.items()},
         "dataset": stages[EXPLORE]["parameters"]["dataset"],
         "seconds": {stage: entry["seconds"] for stage, entry in stages.items()},
         "training": training and {name: value for name, value in training.items() if name != "history"},
         "versions": stages[FINE_TUNE]["versions"],
         **read_json(folder.metrics),
     }
+
+
+def _without_folder(value):
+    # What lies outside the repository lies elsewhere on other machines; its name and hash are what matters.
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        return value
+    path = Path(value)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def read_all(paths: list[Path], folder: Path) -> list[dict]:

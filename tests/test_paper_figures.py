@@ -171,6 +171,8 @@ def test_a_run_writes_its_table(small_run, tmp_path, capsys):
     table = results.read(tmp_path / "mine.json")
     assert table["name"] == "mine" and table["command"] == "make run"
     assert table["rows"] == results.read(folder.root)["rows"]
+    assert table["parameters"]["ranking_weights"] == "params/ranking/weights.yaml"
+    assert str(tmp_path.parent) not in (tmp_path / "mine.json").read_text()
     assert results.main([str(tmp_path), "make run", "--to", str(tmp_path / "none.json")]) == 1
     assert "holds no finished 05_evaluate" in capsys.readouterr().err and not (tmp_path / "none.json").exists()
 
