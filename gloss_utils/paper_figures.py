@@ -122,7 +122,7 @@ def _all_users(tables: list[dict], split: str) -> pd.DataFrame:
         for row in table["rows"]
         if row.get("segment") == "all" and row["split"] == split
     ]
-    return pd.DataFrame(rows).drop_duplicates(["dataset", "name"], keep="last")
+    return pd.DataFrame(rows).drop_duplicates(["dataset", "name"])
 
 
 def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
