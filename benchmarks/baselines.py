@@ -17,6 +17,7 @@ from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 from gloss_utils.parameters import EVALUATE, ROOT
 from gloss_utils.prompts import item_text
+from gloss_utils.rejects import Rejects
 from gloss_utils.run_folder import Run, RunFolder, fingerprint
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
@@ -24,10 +25,8 @@ DEPTH, SEED, WIDTH = 10, 3407, 128
 
 def load(name: str, data_dir) -> Dataset:
     """Read a dataset from its raw files."""
-    review_file, metadata_file = sources.locate(name, data_dir)
-    reviews, _ = sources.read_reviews(review_file, 0)
-    metadata, _ = sources.read_metadata(metadata_file, set(reviews["item"]), 0)
-    return explore_data.build(reviews, metadata, None, SEED)
+    paths = sources.locate(name, data_dir)
+    return explore_data.build(*sources.read(paths, sources.describe(name), None, Rejects(), 0), None, SEED)
 
 
 def measure(data: Dataset, run: Run) -> tuple[list[dict], dict[str, float]]:

@@ -110,7 +110,7 @@ def _predicts(settings: fusion.Settings, histories: dict, known: dict, targets: 
 
 def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: fusion.Settings) -> Texts:
     """A file's candidates under these settings."""
-    read, _ = queries.read(file, 5, 0)
+    read = queries.read(file, 5, 0)
     told = {
         "ranking": HYBRID,
         "ranking_weights": WEIGHTS,

@@ -158,7 +158,7 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
     folder, split, seed = run.folder, run["split"], run["seed"]
     evaluation = Evaluation(split, pd.DataFrame(columns=COLUMNS))
     if split != "next":
-        queries, _ = query_files.read(folder.queries, run["num_beams"], 0)
+        queries = query_files.read(folder.queries, run["num_beams"], 0)
         ranker, targets = retrieve.ranker(run, queries, data), targets_of(queries)
         rivals = baselines.rank(queries, data, ranker.indexes, ranker.settings, run["ranking_depth"])
         if run["sasrec_epochs"]:

@@ -1,6 +1,6 @@
 """Stage 1: from raw files to the tables that every later stage reads, by the method's data rules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +8,13 @@ import pandas as pd
 
 from gloss_utils import sources
 from gloss_utils.errors import GlossError
+from gloss_utils.rejects import Rejects
 from gloss_utils.run_folder import Run, RunFolder, read_json, write_json, write_whole
 
 MAX_TITLE_WORDS = 25
 MIN_INTERACTIONS = 3
 VALIDATION_SHARE = 0.05
+LEAVE_ONE_OUT, TIME = "leave_one_out", "time"
 
 
 @dataclass
@@ -23,7 +25,8 @@ class Dataset:
     breaks ties between equally similar items.
     interactions: user, item, time; by user, then time; users with fewer than 3 interactions left out.
     users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`), sorted by user.
-    statistics: counts of the whole dataset, and of what was rejected on the way.
+    statistics: counts of the whole dataset, of what was dropped and rejected on the way, and the `periods` of a time
+    split: when validation and test begin (null: leave-one-out).
     """
 
     items: pd.DataFrame
@@ -55,9 +58,32 @@ class Dataset:
         return [title for title in self.items["title"] if title not in new]
 
 
-def apply_rules(reviews: pd.DataFrame, metadata: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+@dataclass(frozen=True)
+class Rules:
+    """What a user may choose of the data rules; the defaults are the paper's.
+
+    k_core: users and items with fewer interactions are left out until none is left that has (0: all stay).
+    max_history: each user's latest so many interactions stay (null: all). holdout: "leave_one_out", or "time": the
+    last `holdout_share` of all interactions are the test period, and as many before them the validation period.
+    new_item_fraction: share of items held out of all training.
+    """
+
+    k_core: int = 0
+    max_history: int | None = None
+    holdout: str = LEAVE_ONE_OUT
+    holdout_share: float = 0.1
+    new_item_fraction: float = 0.0
+
+
+PAPER = Rules()
+
+
+def apply_rules(
+    reviews: pd.DataFrame, metadata: pd.DataFrame, rules: Rules = PAPER
+) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """Apply the data rules (METHOD: "Data rules") to what was read.
 
+    reviews: user, item, time, rating; users and items as texts or as categories, which take less memory.
     Returns items (item, title), interactions (user, item, time) of all users, and what was dropped, by reason.
     """
     once = metadata.drop_duplicates()
@@ -66,9 +92,15 @@ def apply_rules(reviews: pd.DataFrame, metadata: pd.DataFrame) -> tuple[pd.DataF
     items["title"] = items["title"].map(cut_title)
 
     unique = reviews.drop_duplicates(["user", "item", "time", "rating"])
-    known = unique[unique["item"].isin(items["item"])]
+    known = unique[unique["item"].isin(items["item"])][["user", "item", "time"]]
+    known = known.assign(user=_in_order(known["user"]), item=_in_order(known["item"]))
+    core = k_core(known, rules.k_core)
     # Stable: interactions at the same time keep the file's order.
-    interactions = known.sort_values(["user", "time"], kind="stable")[["user", "item", "time"]]
+    interactions = core.sort_values(["user", "time"], kind="stable")
+    if rules.max_history is not None:
+        before_the_last = interactions.groupby("user", observed=True).cumcount(ascending=False)
+        interactions = interactions[before_the_last < rules.max_history]
+    interactions = interactions.astype({"user": str, "item": str})
     items = items[items["item"].isin(interactions["item"])].reset_index(drop=True)
     dropped = {
         "duplicate_reviews": len(reviews) - len(unique),
@@ -76,7 +108,29 @@ def apply_rules(reviews: pd.DataFrame, metadata: pd.DataFrame) -> tuple[pd.DataF
         "items_without_title": len(set(reviews["item"]) - set(titled["item"])),
         "items_listed_again_with_other_values": len(titled) - titled["item"].nunique(),
     }
+    if rules.k_core:
+        dropped["interactions_outside_the_k_core"] = len(known) - len(core)
+    if rules.max_history is not None:
+        dropped["interactions_before_max_history"] = len(core) - len(interactions)
     return items, interactions.reset_index(drop=True), dropped
+
+
+def _in_order(ids: pd.Series) -> pd.Series:
+    """Ids as categories that sort as the texts do."""
+    ids = ids.astype("category")
+    return ids.cat.reorder_categories(sorted(ids.cat.categories))
+
+
+def k_core(interactions: pd.DataFrame, k: int) -> pd.DataFrame:
+    """The largest part of the interactions (user, item: categories) in which no user and no item has fewer than k."""
+    while True:
+        fewer = interactions
+        for column in ("user", "item"):
+            codes = fewer[column].cat.codes.to_numpy()
+            fewer = fewer[np.bincount(codes)[codes] >= k] if len(codes) else fewer
+        if len(fewer) == len(interactions):
+            return interactions
+        interactions = fewer
 
 
 def cut_title(title: str) -> str:
@@ -108,19 +162,41 @@ def draw_new_items(items: pd.DataFrame, fraction: float, seed: int) -> np.ndarra
     return np.isin(np.arange(len(items)), drawn)
 
 
+def periods(times: pd.Series, share: float) -> list[int]:
+    """When validation and test begin: the last `share` of interactions are the test's, as many before validation's.
+
+    Raises `GlossError` where times do not tell them apart.
+    """
+    ordered = np.sort(times.to_numpy())
+    begin = [int(ordered[len(ordered) - max(1, round(part * share * len(ordered)))]) for part in (2, 1)]
+    if not ordered[0] < begin[0] < begin[1]:
+        raise GlossError(
+            f"the interactions cannot be split by time: with holdout_share = {share:g}, validation would begin at "
+            f"{begin[0]} and test at {begin[1]}, and the first interaction is at {ordered[0]}; "
+            "change holdout_share, or set holdout to leave_one_out"
+        )
+    return begin
+
+
 def build(
-    reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None, seed: int, new_item_fraction: float = 0.0
+    reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None, seed: int, rules: Rules = PAPER
 ) -> Dataset:
-    """Turn what was read into a `Dataset`. Raises `GlossError` where nothing is left of it."""
-    items, interactions, dropped = apply_rules(reviews, metadata)
+    """Turn what was read into a `Dataset`. Raises `GlossError` where nothing is left of it.
+
+    Under a time split, all users are validation users, and items that nobody had before validation began are new.
+    """
+    items, interactions, dropped = apply_rules(reviews, metadata, rules)
     counts = interactions["user"].value_counts()
     kept = counts[counts >= MIN_INTERACTIONS]
     if kept.empty:
         raise GlossError(
-            "no user with at least 3 interactions with titled items is left; "
-            "do the review and the metadata file belong together?"
+            "no user with at least 3 interactions with titled items is left; do the file of interactions and the file "
+            f"of items belong together{', and is k_core low enough' if rules.k_core else ''}?"
         )
-    items["new"] = draw_new_items(items, new_item_fraction, seed)
+    begin = periods(interactions["time"], rules.holdout_share) if rules.holdout == TIME else None
+    items["new"] = draw_new_items(items, rules.new_item_fraction, seed)
+    if begin:
+        items["new"] |= ~items["item"].isin(interactions.loc[interactions["time"] < begin[0], "item"])
     statistics = {
         "users": len(kept),
         "users_with_any": len(counts),
@@ -130,22 +206,27 @@ def build(
         "mean_history": round(float(counts.mean()), 2),
         "std_history": round(float(counts.std()), 2),
         "dropped": dropped,
+        "periods": begin,
     }
     interactions = interactions[interactions["user"].isin(kept.index)].reset_index(drop=True)
-    return Dataset(items, interactions, draw_users(kept, max_users, seed), statistics)
+    users = draw_users(kept, max_users, seed)
+    return Dataset(items, interactions, users.assign(validation=True) if begin else users, statistics)
 
 
 def prepare(run: Run) -> Dataset:
     """Stage 1's work: find or get the raw files, read them, write `data/`."""
-    paths = sources.locate(run["dataset"], run["data_dir"])
+    folder, paths, source = run.folder, *find(run.parameters)
     for path in paths:
         run.read_from_outside(path)
     _same_raw_files(run)
-    reviews, bad_reviews = sources.read_reviews(paths[0], run["max_rejected"])
-    metadata, bad_metadata = sources.read_metadata(paths[1], set(reviews["item"]), run["max_rejected"])
-    data = build(reviews, metadata, run["max_users"], run["seed"], run["new_item_fraction"])
-    data.statistics["rejected"] = {"review_lines": bad_reviews, "metadata_lines": bad_metadata}
-    folder = run.folder
+    rejects = Rejects(folder.rejected_data)
+    reviews, metadata = sources.read(paths, source, run["item_text"], rejects, run["max_rejected"])
+    rejects.write()
+    rules = Rules(**{rule.name: run[rule.name] for rule in fields(Rules)})
+    data = build(reviews, metadata, run["max_users"], run["seed"], rules)
+    data.statistics["rejected"] = {
+        kind: dict(rejects.reasons(path)) for kind, path in zip(("interactions", "items"), paths, strict=True)
+    }
     for path, frame in (
         (folder.items, data.items),
         (folder.interactions, data.interactions),
@@ -154,8 +235,25 @@ def prepare(run: Run) -> Dataset:
         with write_whole(path) as part:
             frame.to_parquet(part, index=False)
     write_json(folder.statistics, data.statistics)
-    run.outputs += [folder.items, folder.interactions, folder.users, folder.statistics]
+    run.outputs += [folder.items, folder.interactions, folder.users, folder.statistics, folder.rejected_data]
     return data
+
+
+def left_out(data: Dataset) -> pd.DataFrame:
+    """What is not in the tables, and why: columns count, and what was counted as index."""
+    counts = {name.replace("_", " "): count for name, count in data.statistics["dropped"].items()}
+    for kind, reasons in data.statistics["rejected"].items():
+        counts |= {f"rejected {kind}: {reason}": count for reason, count in reasons.items()}
+    return pd.DataFrame({"count": counts})
+
+
+def find(values: dict) -> tuple[tuple[Path, Path], sources.Source]:
+    """The files of interactions and of items that these parameters mean, and their layout."""
+    if values["dataset"] == sources.TABLE:
+        return sources.tables(values)
+    return sources.locate(values["dataset"], values["data_dir"], values["data_address"]), sources.describe(
+        values["dataset"]
+    )
 
 
 def _same_raw_files(run: Run):

@@ -63,7 +63,7 @@ def story(run: Run, before: Shop, after: Shop) -> pd.DataFrame:
     """What happens to the last item that was added: where each index finds it, who is offered it, can it be written."""
     item, title = after.data.items.iloc[-1][["item", "title"]]
     text, place = item_text(title), len(after.data.items) - 1
-    queries, _ = query_files.read(run.folder.queries, run["num_beams"], 0, targets=False)
+    queries = query_files.read(run.folder.queries, run["num_beams"], 0, targets=False)
     rows = {"item": title}
     for name, index in after.indexes.items():
         ids = index.search([text], 2)[0][0]

@@ -5,6 +5,7 @@ import ast
 import importlib.util
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,16 @@ STAGES = ("01_explore_data", "02_fine_tune", "03_build_index", "04_retrieve", "0
 EXPLORE, FINE_TUNE, INDEX, RETRIEVE, EVALUATE, SEGMENTS = STAGES
 
 
+DATASET = re.compile(r"demo|beauty|toys|sports|movielens-100k|movielens-1m|table|amazon(2018|2023)-(\w+)", re.ASCII)
+DATASETS = (
+    "demo, beauty, toys, sports, amazon2018-CATEGORY or amazon2023-CATEGORY (as All_Beauty), movielens-100k, "
+    "movielens-1m, or table"
+)
+
+
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: `kind` is a type, or "path" (a file or folder) or "model" (a folder or a hub name)."""
+    """One parameter: `kind` is a type, or "path" (a file or folder), "model" (a folder or a hub name) or "dataset"."""
 
     stages: tuple[str, ...]
     kind: object
@@ -43,6 +51,7 @@ class Parameter:
                 list: "a list of texts",
                 "path": "a path",
                 "model": "a folder or a model name",
+                "dataset": DATASETS,
             }
             text = names[self.kind]
             if self.minimum is not None:
@@ -58,8 +67,20 @@ def _p(*stages, kind, **limits):
 
 PARAMETERS: dict[str, Parameter] = {
     "run_dir": _p(*STAGES, kind="path"),
-    "dataset": _p(EXPLORE, kind=str, choices=("demo", "beauty", "toys", "sports")),
+    "dataset": _p(EXPLORE, kind="dataset"),
     "data_dir": _p(EXPLORE, kind="path"),
+    "data_address": _p(EXPLORE, kind=str, nullable=True),
+    "interactions_file": _p(EXPLORE, kind="path", nullable=True),
+    "items_file": _p(EXPLORE, kind="path", nullable=True),
+    "user_column": _p(EXPLORE, kind=str),
+    "item_column": _p(EXPLORE, kind=str),
+    "time_column": _p(EXPLORE, kind=str),
+    "item_id_column": _p(EXPLORE, kind=str),
+    "item_text": _p(EXPLORE, kind=str, nullable=True),
+    "k_core": _p(EXPLORE, kind=int, minimum=0),
+    "max_history": _p(EXPLORE, kind=int, minimum=3, nullable=True),
+    "holdout": _p(EXPLORE, kind=str, choices=("leave_one_out", "time")),
+    "holdout_share": _p(EXPLORE, kind=float, minimum=0.001, maximum=0.4),
     "max_users": _p(EXPLORE, kind=int, minimum=1, nullable=True),
     "max_rejected": _p(EXPLORE, RETRIEVE, kind=float, minimum=0, maximum=1),
     "new_item_fraction": _p(EXPLORE, kind=float, minimum=0, maximum=0.5),
@@ -142,10 +163,12 @@ def check(name: str, value):
     elif kind is list:
         if not (isinstance(value, list) and value and all(isinstance(part, str) for part in value)):
             raise wrong
-    elif kind in ("path", "model", str):
+    elif kind in ("path", "model", "dataset", str):
         if name == "show_user" and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)  # a user id may be all digits
         if not isinstance(value, str) or not value.strip():
+            raise wrong
+        if kind == "dataset" and not DATASET.fullmatch(value):
             raise wrong
         value = _from_root(value, kind)
     elif not isinstance(value, kind):
@@ -197,6 +220,13 @@ def check_files(values: dict):
             f"parameter queries_file is {path!r}, and there is no such file; give the path of a file of "
             "queries, or null to generate them"
         )
+    if values.get("dataset") == "table":
+        for name in ("interactions_file", "items_file"):
+            if values.get(name) is None or not Path(values[name]).is_file():
+                raise GlossError(
+                    f"parameter {name} is {values.get(name)!r}, which is no file; dataset 'table' reads a .csv, .jsonl "
+                    "or .parquet file of your own, see params/my_data.yaml"
+                )
     weights = values.get("ranking_weights")
     if weights is not None and values.get("ranking") != "paper" and not Path(weights).is_file():
         raise GlossError(

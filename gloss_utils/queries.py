@@ -13,25 +13,29 @@ from pathlib import Path
 import pandas as pd
 
 from gloss_utils.errors import GlossError
+from gloss_utils.readers import is_id, whole_characters
+from gloss_utils.rejects import Rejects
 from gloss_utils.run_folder import write_whole
-from gloss_utils.sources import is_id, whole_characters
 
 COLUMNS = ["user", "history", "target", "texts", "logprobs", "lengths"]
 
 
-def read(path: str | Path, num_beams: int, max_rejected: float, targets: bool = True) -> tuple[pd.DataFrame, list[str]]:
+def read(
+    path: str | Path, num_beams: int, max_rejected: float, targets: bool = True, rejects: Rejects | None = None
+) -> pd.DataFrame:
     """Read a file of queries: a JSON list or JSON lines, gzipped or not.
 
-    Returns a frame (user, history, target, texts, logprobs, lengths; one row a user, texts beyond `num_beams` left
-    out) and, for each record that cannot be used, a line that says why. targets: whether a record must name one.
+    Returns a frame: user, history, target, texts, logprobs, lengths; one row a user, texts beyond `num_beams` left
+    out. targets: whether a record must name one. rejects: where those that cannot be used are noted.
     Raises `GlossError` where the file is missing or not in this format, or rejects are a larger share than
     `max_rejected`.
     """
-    rows, rejected, users = [], [], set()
-    for place, record in _records(Path(path)):
+    path, rejects = Path(path), rejects or Rejects()
+    rows, users = [], set()
+    for place, record in _records(path):
         reason = _unusable(record, targets) or ("its user came before" if record["reviewer_id"] in users else None)
         if reason:
-            rejected.append(f"{place}: {reason}")
+            rejects.add(path, place, reason, record)
             continue
         users.add(record["reviewer_id"])
         texts = [whole_characters(text) for text in record["generated_sequences"]]
@@ -44,19 +48,8 @@ def read(path: str | Path, num_beams: int, max_rejected: float, targets: bool = 
                 *(part[:num_beams] for part in (texts, *scores)),
             )
         )
-    total = len(rows) + len(rejected)
-    if not rows:
-        reason = f"{total} records, {rejected[0]}" if rejected else "it is empty"
-        raise GlossError(
-            f"queries_file {path} holds no usable record ({reason}); each needs "
-            "reviewer_id, asin, seen_asins and generated_sequences"
-        )
-    if len(rejected) > max_rejected * total:
-        raise GlossError(
-            f"queries_file {path}: {len(rejected)} of {total} records cannot be used ({rejected[0]}), more "
-            f"than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected"
-        )
-    return pd.DataFrame(rows, columns=COLUMNS, dtype=object), rejected
+    rejects.stop_above(max_rejected, path, len(rows), "reviewer_id, asin, seen_asins and generated_sequences")
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
 def write(path: Path, queries: pd.DataFrame):

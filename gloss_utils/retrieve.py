@@ -16,6 +16,7 @@ from gloss_utils.index import BM25Index, DenseIndex
 from gloss_utils.parameters import EVALUATE, EXPLORE, FINE_TUNE
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import HYBRID, PAPER, Ranker
+from gloss_utils.rejects import Rejects
 from gloss_utils.run_folder import Run, identity, write_whole
 
 # What the texts depend on, besides the model and the split's users.
@@ -61,11 +62,14 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     folder, notes, upcoming = run.folder, [], run["split"] == "next"
     if run["queries_file"]:
         run.read_from_outside(run["queries_file"])
-        queries, rejected = query_files.read(run["queries_file"], run["num_beams"], run["max_rejected"], not upcoming)
-        notes += [
-            f"{len(queries):,} users are read from {run['queries_file']}; {len(rejected)} records cannot be used",
-            *rejected[:5],
-        ]
+        rejects = Rejects(folder.rejected_queries)
+        queries = query_files.read(run["queries_file"], run["num_beams"], run["max_rejected"], not upcoming, rejects)
+        rejects.write()
+        run.outputs.append(folder.rejected_queries)
+        notes.append(
+            f"{len(queries):,} users are read from {run['queries_file']}; {len(rejects.records)} records cannot be used"
+        )
+        notes += [f"{kept['place']}: {kept['reason']}" for kept in rejects.records[:5]]
         if upcoming:
             queries["target"] = None
     else:
@@ -114,7 +118,7 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
             "The texts are those of the last run: nothing that they depend on has changed. "
             "To generate them again, delete queries.jsonl."
         )
-        return query_files.read(folder.queries, run["num_beams"], 0, run["split"] != "next")[0]
+        return query_files.read(folder.queries, run["num_beams"], 0, run["split"] != "next")
     from gloss_utils import generate  # loads torch and peft, which replaying a file does not need
 
     examples = splits.evaluation_examples(data, run["split"])

@@ -148,6 +148,8 @@ class RunFolder:
         self.interactions = self.root / "data/interactions.parquet"
         self.users = self.root / "data/users.parquet"
         self.statistics = self.root / "data/statistics.json"
+        self.rejected_data = self.root / "data/rejected.jsonl"
+        self.rejected_queries = self.root / "rejected.jsonl"
         self.base = self.root / "model/base"
         self.checkpoints = self.root / "model/checkpoints"
         self.adapter = self.root / "model/adapter"

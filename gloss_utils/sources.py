@@ -1,175 +1,167 @@
-"""Raw files: where they are, where they come from, and reading them line by line.
+"""Which data sets there are: where their files lie, how they are laid out, and the tables of the user's own.
 
-Layout: Amazon 2014 (McAuley), `reviews_<Category>_5.json.gz` as JSON lines and `meta_<Category>.json.gz` as Python
-literals. A literal is parsed, never executed.
+Addresses and layouts as published by McAuley (Amazon 2014, 2018, 2023) and GroupLens (MovieLens).
 """
 
-import ast
-import gzip
-import json
-import re
-import warnings
-import zlib
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import pooch
-from tqdm import tqdm
 
-from gloss_utils import demo
+from gloss_utils import demo, downloads, readers
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import fingerprint, write_whole
+from gloss_utils.parameters import DATASET
+from gloss_utils.readers import Layout
+from gloss_utils.rejects import Rejects
 
-ADDRESS = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
-CATEGORIES = {"demo": "Demo", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
+NAMED = {"demo": "Demo", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
+TABLE = "table"
+FORMS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
-_ASIN = re.compile(r"\s*\{'asin': '([^'\\]*)'")
-pooch.get_logger().setLevel("WARNING")
+AMAZON_2014 = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "rating": "overall"}
+AMAZON_2023 = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
+MOVIELENS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
+RATINGS = ("user", "item", "rating", "time")
 
 
-def locate(dataset: str, data_dir: str | Path) -> tuple[Path, Path]:
-    """The review and metadata files of a dataset in `data_dir`, made (demo) or downloaded where they are lacking.
+@dataclass(frozen=True)
+class Source:
+    """A data set's two files. address: where they are published; folder: of `data_dir`, that keeps them.
 
-    Raises `GlossError` where a file can neither be found nor downloaded, or is not what was downloaded once.
+    interactions, items: their paths under the address, of which only the names are kept in the folder.
     """
-    category, data_dir = CATEGORIES[dataset], Path(data_dir)
-    names = f"reviews_{category}_5.json.gz", f"meta_{category}.json.gz"
-    if dataset == "demo" and not all(_present(data_dir, name) for name in names):
-        demo.write(*(data_dir / name for name in names))
-    reviews, metadata = (_present(data_dir, name) or _download(data_dir, name) for name in names)
-    return reviews, metadata
+
+    address: str
+    folder: str
+    interactions: str
+    items: str
+    interactions_layout: Layout
+    items_layout: Layout
 
 
-def _present(data_dir: Path, name: str) -> Path | None:
-    for path in (data_dir / name, data_dir / name.removesuffix(".gz")):
-        if path.is_file():
-            kept = path.with_name(path.name + ".sha256")
-            if kept.exists() and kept.read_text().strip() != fingerprint(path):
-                raise GlossError(
-                    f"{path} is not what was downloaded ({kept.name} differs); delete both to download it again"
-                )
-            return path
+def describe(dataset: str) -> Source:
+    """The files of a data set by its name, `table` excepted."""
+    if dataset in NAMED:
+        name = NAMED[dataset]
+        return Source(
+            "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
+            "",
+            f"reviews_{name}_5.json.gz",
+            f"meta_{name}.json.gz",
+            Layout("json", AMAZON_2014),
+            Layout("literal", {"item": "asin"}),
+        )
+    if dataset == "movielens-100k":
+        return Source(
+            "https://files.grouplens.org/datasets/movielens/",
+            "",
+            "ml-100k.zip",
+            "ml-100k.zip",
+            Layout("delimited", MOVIELENS, member="ml-100k/u.data", columns=RATINGS),
+            Layout(
+                "delimited",
+                {"item": "item"},
+                member="ml-100k/u.item",
+                separator="|",
+                columns=("item", "title"),
+                encoding="latin-1",
+            ),
+        )
+    if dataset == "movielens-1m":
+        return Source(
+            "https://files.grouplens.org/datasets/movielens/",
+            "",
+            "ml-1m.zip",
+            "ml-1m.zip",
+            Layout("delimited", MOVIELENS, member="ml-1m/ratings.dat", separator="::", columns=RATINGS),
+            Layout(
+                "delimited",
+                {"item": "item"},
+                member="ml-1m/movies.dat",
+                separator="::",
+                columns=("item", "title", "genres"),
+                encoding="latin-1",
+            ),
+        )
+    year, category = DATASET.fullmatch(dataset).groups()
+    if year == "2018":
+        return Source(
+            "https://jmcauley.ucsd.edu/data/amazon_v2/",
+            "amazon2018",
+            f"categoryFilesSmall/{category}_5.json.gz",
+            f"metaFiles2/meta_{category}.json.gz",
+            Layout("json", AMAZON_2014),
+            Layout("json", {"item": "asin"}),
+        )
+    return Source(
+        "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/",
+        "amazon2023",
+        f"raw/review_categories/{category}.jsonl.gz",
+        f"raw/meta_categories/meta_{category}.jsonl.gz",
+        Layout("json", AMAZON_2023),
+        Layout("json", {"item": "parent_asin"}),
+    )
+
+
+def locate(dataset: str, data_dir: str | Path, address: str | None = None) -> tuple[Path, Path]:
+    """The files of interactions and of items in `data_dir`, made (demo) or downloaded where they are lacking.
+
+    address: takes the place of the published one. Raises `GlossError` where a file can neither be found nor
+    downloaded, or is not what was downloaded once.
+    """
+    source = describe(dataset)
+    folder = Path(data_dir) / source.folder
+    paths = [folder / Path(name).name for name in (source.interactions, source.items)]
+    if dataset == "demo" and not all(_present(path) for path in paths):
+        demo.write(*paths)
+    found = []
+    for path, name in zip(paths, (source.interactions, source.items), strict=True):
+        if not _present(path):
+            downloads.fetch((address or source.address).rstrip("/") + "/" + name, path)
+        found.append(_present(path))
+    return tuple(found)
+
+
+def _present(path: Path) -> Path | None:
+    for candidate in (path, path.with_suffix("") if path.suffix == ".gz" else path):
+        if candidate.is_file():
+            return downloads.checked(candidate)
     return None
 
 
-def _download(data_dir: Path, name: str) -> Path:
-    # pooch writes beside its place and renames; its checksum is kept so that later damage is seen.
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        path = Path(
-            pooch.retrieve(
-                ADDRESS + name,
-                known_hash=None,
-                fname=name,
-                path=data_dir,
-                downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
-            )
-        )
-    except Exception as error:
-        reason = type(error).__name__ + (f": {error.strerror}" if getattr(error, "strerror", None) else "")
-        raise GlossError(
-            f"{data_dir} holds no {name}, and it could not be downloaded from {ADDRESS} ({reason}); "
-            "put the file there, or set data_dir to the folder that has it"
-        ) from error
-    with write_whole(path.with_name(name + ".sha256")) as part:
-        part.write_text(fingerprint(path) + "\n")
-    return path
+def tables(values: dict) -> tuple[tuple[Path, Path], Source]:
+    """The user's own two files, and their layout, from the parameters that name files and columns.
 
-
-def is_id(value) -> bool:
-    """Whether a value can name a user or an item: a text without spaces, which separate the columns of TREC files."""
-    return isinstance(value, str) and value != "" and value.isprintable() and " " not in value
-
-
-def whole_characters(text: str) -> str:
-    """The text with what no file can hold (half of a surrogate pair, as escapes may spell it) replaced."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not blank, and their numbers; gzipped or not, with a progress bar over bytes.
-
-    Bytes that are not UTF-8 are replaced. Raises `GlossError` where a gzip file is cut or damaged.
+    Raises `GlossError` where a file is of no known kind, or a column is not in it.
     """
-    with (
-        open(path, "rb") as raw,
-        tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=name, mininterval=1) as bar,
-    ):
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        source = gzip.GzipFile(fileobj=raw) if zipped else raw
-        try:
-            for number, line in enumerate(source, 1):
-                bar.update(raw.tell() - bar.n)
-                if line.strip():
-                    yield number, line.decode("utf-8", errors="replace")
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            raise GlossError(
-                f"{path} is cut or damaged in the middle of its gzip data; delete it and get it again"
-            ) from None
+    fields = {"user": values["user_column"], "item": values["item_column"], "time": values["time_column"]}
+    text = values["item_text"] or "{title}"
+    paths, layouts = [], []
+    for name, own in (("interactions_file", fields), ("items_file", {"item": values["item_id_column"]})):
+        path = Path(values[name])
+        form = FORMS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
+        if form is None or (form == "parquet" and path.suffix == ".gz"):
+            raise GlossError(f"{name} is {path}; give a .csv, .jsonl or .parquet file, the first two gzipped or not")
+        needed = [*own.values(), *(readers.template_columns(text) if name == "items_file" else ())]
+        there = readers.columns_of(path, form)
+        # A line of JSON may leave out what is null: there, the ids at least have to be named in the first.
+        missing = [column for column in (own.values() if form == "json" else needed) if column not in there]
+        if missing:
+            raise GlossError(f"{path} has no column {missing[0]!r}; it has {', '.join(there)}: name it as a parameter")
+        paths.append(path)
+        layouts.append(Layout(form, own, typed=False, text=text))
+    return tuple(paths), Source("", "", "", "", *layouts)
 
 
-def _stop_above(path: Path, bad: list[int], good: int, max_rejected: float):
-    total = good + len(bad)
-    if not good:
-        raise GlossError(f"{path} holds no usable line ({total} read); get the file again, in its published layout")
-    if len(bad) > max_rejected * total:
-        raise GlossError(
-            f"{path}: {len(bad)} of {total} lines cannot be used (the first is line {bad[0]}), "
-            f"more than max_rejected = {max_rejected:g} allows; mend the file or raise max_rejected"
-        )
+def read(
+    paths: tuple[Path, Path], source: Source, item_text: str | None, rejects: Rejects, max_rejected: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read both files of a data set: interactions (user, item, time, rating), and the items they name (item, title).
 
-
-def read_reviews(path: Path, max_rejected: float) -> tuple[pd.DataFrame, int]:
-    """Read reviews, in the file's order: columns user, item, time (seconds), rating (null where absent).
-
-    Returns the frame and the number of malformed lines; above `max_rejected` (a share of the lines) it raises.
+    item_text: a template over the item file's columns, in the place of the layout's own. Raises `GlossError` where
+    more than `max_rejected` of a file's records cannot be used.
     """
-    rows, bad = [], []
-    for number, line in lines(path, "reviews"):
-        try:
-            record = json.loads(line)
-            row = (record["reviewerID"], record["asin"], record["unixReviewTime"], record.get("overall"))
-            good = (
-                is_id(row[0])
-                and is_id(row[1])
-                and type(row[2]) is int
-                and abs(row[2]) < 2**62
-                and (row[3] is None or type(row[3]) in (int, float))
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            good = False
-        if good:
-            rows.append(row)
-        else:
-            bad.append(number)
-    _stop_above(path, bad, len(rows), max_rejected)
-    return pd.DataFrame(rows, columns=["user", "item", "time", "rating"]), len(bad)
-
-
-def read_metadata(path: Path, wanted: set[str], max_rejected: float) -> tuple[pd.DataFrame, int]:
-    """Read the titles of the `wanted` items, in the file's order: columns item, title (null where there is none).
-
-    The file describes a whole category, twenty times what is kept: the other lines are not parsed.
-    Returns the frame and the number of malformed lines; above `max_rejected` (a share of the lines parsed) it raises.
-    """
-    rows, bad = [], []
-    for number, line in lines(path, "metadata"):
-        match = _ASIN.match(line)
-        if match and match[1] not in wanted:
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)  # a lone backslash in a title
-                record = ast.literal_eval(line.strip())
-            item, title = record["asin"], record.get("title")
-            good = isinstance(item, str) and (title is None or isinstance(title, str))
-        except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, MemoryError, RecursionError):
-            good = False
-        if not good:
-            bad.append(number)
-        elif item in wanted:
-            rows.append((item, title and whole_characters(title)))
-    _stop_above(path, bad, len(rows), max_rejected)
-    return pd.DataFrame(rows, columns=["item", "title"]), len(bad)
+    interactions = readers.read_interactions(paths[0], source.interactions_layout, rejects, max_rejected)
+    layout = replace(source.items_layout, text=item_text) if item_text else source.items_layout
+    wanted = set(interactions["item"].cat.categories)
+    return interactions, readers.read_items(paths[1], layout, wanted, rejects, max_rejected)

@@ -1,5 +1,8 @@
-"""Leave-one-out splits (METHOD, "Data rules"): who is predicted from what, and what a method may learn from."""
+"""The splits (METHOD, "Data rules"; or by time): who is predicted from what, and what a method may learn from."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
 
 from gloss_utils.errors import GlossError
@@ -8,10 +11,43 @@ from gloss_utils.explore_data import Dataset
 COLUMNS = ["user", "history", "target"]
 
 
-def trained(data: Dataset) -> dict[str, list[str]]:
-    """What stands before each user's test target, new items (see `explore_data.draw_new_items`) left out."""
-    new = data.new_items()
-    return {user: _without(sequence[:-1], new) for user, sequence in data.sequences().items()}
+@dataclass(frozen=True)
+class Cut:
+    """Where a user's sequence is cut. train: how many of its first items training may read; validation, test: the
+    places of the targets, null where there is none."""
+
+    train: int
+    validation: int | None
+    test: int | None
+
+
+def cuts(data: Dataset) -> dict[str, Cut]:
+    """Each user's cut: leave-one-out, or by the periods of a time split (see `explore_data.Rules`).
+
+    Leave-one-out: the last item is the test target; of validation users, the last before it that is not new is the
+    validation target, and training ends before it. Time: training ends where the validation period begins, and a
+    target is a user's first item in its period; new items are no validation targets.
+    """
+    new, found = data.new_items(), {}
+    validation = dict(zip(data.users["user"], data.users["validation"], strict=True))
+    begin = data.statistics.get("periods")
+    times = data.interactions.groupby("user", sort=True)["time"].agg(list).to_dict() if begin else {}
+    for user, sequence in data.sequences().items():
+        if begin:
+            train, test = np.searchsorted(times[user], begin)
+            seen = [place for place in range(train, test) if sequence[place] not in new]
+            found[user] = Cut(int(train), min(seen, default=None), int(test) if test < len(sequence) else None)
+            continue
+        test = len(sequence) - 1
+        seen = [place for place in range(test) if sequence[place] not in new] if validation[user] else []
+        found[user] = Cut(max(seen, default=0) if validation[user] else test, max(seen, default=None), test)
+    return found
+
+
+def _known(data: Dataset) -> dict[str, list[str]]:
+    """What training may read of each user's sequence: new items (see `explore_data.draw_new_items`) left out."""
+    new, at = data.new_items(), cuts(data)
+    return {user: _without(sequence[: at[user].train], new) for user, sequence in data.sequences().items()}
 
 
 def _without(sequence: list[str], new: set[str]) -> list[str]:
@@ -21,14 +57,10 @@ def _without(sequence: list[str], new: set[str]) -> list[str]:
 def training_examples(data: Dataset) -> pd.DataFrame:
     """Training examples of the drawn users: columns user, history (list of items), target (item).
 
-    Item n-1 from 1…n-2; of validation users item n-2 from 1…n-3, none where that history is empty. New items are left
-    out before this is cut.
+    The last item that training may read from those before it, of users of whom it may read two at least.
     """
-    rows, sequences = [], trained(data)
-    for user, validation in _drawn(data)[["user", "validation"]].itertuples(index=False):
-        known = sequences[user][: -1 if validation else None]
-        if len(known) >= 2:
-            rows.append((user, known[:-1], known[-1]))
+    known = _known(data)
+    rows = [(user, known[user][:-1], known[user][-1]) for user in _drawn(data) if len(known[user]) >= 2]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -43,19 +75,20 @@ def evaluation_examples(data: Dataset, split: str) -> pd.DataFrame:
 def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
     """Evaluation examples of the drawn users: columns user, history, target.
 
-    test: item n from 1…n-1; validation: item n-1 from 1…n-2, validation users only, new items left out before this is
-    cut, and users of whom less than two items are left; next: no target (null), the history is whole.
+    test, validation: the target from all that came before it, new items left out of validation histories, and users
+    with nothing before it; next: no target (null), the history is whole.
     """
-    users = _drawn(data)
-    if split == "validation":
-        users = users[users["validation"]]
-    sequences, rows = trained(data) if split == "validation" else data.sequences(), []
-    for user in users["user"]:
+    new, at, sequences, rows = data.new_items(), cuts(data), data.sequences(), []
+    for user in _drawn(data):
         sequence = sequences[user]
         if split == "next":
             rows.append((user, sequence, None))
-        elif len(sequence) >= 2:
-            rows.append((user, sequence[:-1], sequence[-1]))
+            continue
+        place = at[user].test if split == "test" else at[user].validation
+        history = sequence[: place or 0]
+        history = _without(history, new) if split == "validation" else history
+        if history:
+            rows.append((user, history, sequence[place]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -68,18 +101,16 @@ def learnable_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, lis
     learnt, whatever the target; else the target's first occurrence does; where that is not in it either, nothing of
     that user may.
     """
-    validation, new = dict(zip(data.users["user"], data.users["validation"], strict=True)), data.new_items()
-    whole, before, sequences = data.sequences(), trained(data), {}
-    for user, sequence in before.items():
-        known = sequence[: -1 if validation[user] else None]
-        sequences[user] = known if len(known) >= 2 else []
+    whole, new, at = data.sequences(), data.new_items(), cuts(data)
+    sequences = {user: known if len(known) >= 2 else [] for user, known in _known(data).items()}
     for user, history, target in evaluated[COLUMNS].itertuples(index=False):
         if target is None or user not in sequences:
             continue
         sequence, history = whole[user], list(history)
+        before = _without(sequence[: at[user].test], new)
         if sequence[: len(history)] == history:
             end = len(_without(history, new))
-        elif before[user][: len(history)] == history:
+        elif before[: len(history)] == history:
             end = len(history)
         else:
             end = len(_without(sequence[: sequence.index(target)], new)) if target in sequence else 0
@@ -87,5 +118,5 @@ def learnable_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, lis
     return sequences
 
 
-def _drawn(data: Dataset) -> pd.DataFrame:
-    return data.users[data.users["drawn"]]
+def _drawn(data: Dataset) -> pd.Series:
+    return data.users.loc[data.users["drawn"], "user"]

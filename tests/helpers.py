@@ -39,12 +39,12 @@ def write_lines(path: Path, lines: list[str], zipped: bool = False) -> Path:
 
 
 def reviews(*rows: tuple) -> pd.DataFrame:
-    """What `sources.read_reviews` returns, from (user, item, time[, rating])."""
+    """What `readers.read_interactions` returns, with texts for categories, from (user, item, time[, rating])."""
     return pd.DataFrame([(*row, 5.0)[:4] for row in rows], columns=["user", "item", "time", "rating"])
 
 
 def metadata(*rows: tuple) -> pd.DataFrame:
-    """What `sources.read_metadata` returns, from (item, title)."""
+    """What `readers.read_items` returns, from (item, title)."""
     return pd.DataFrame(list(rows), columns=["item", "title"])
 
 

@@ -10,6 +10,7 @@ import pytest
 from helpers import SHARED, metadata, one_line_error, real, reviews
 
 from gloss_utils import demo, explore_data, sources
+from gloss_utils.explore_data import Rules
 
 
 def rows(interactions: pd.DataFrame) -> list[str]:
@@ -90,7 +91,7 @@ def test_users_with_fewer_than_3_are_counted_and_then_left_out():
     assert data.users["interactions"].tolist() == [4, 3]
     assert set(data.interactions["user"]) == {"long", "three"}
     assert data.items["item"].tolist() == ["a", "b", "c", "d", "only"]
-    counted = {name: value for name, value in data.statistics.items() if name != "dropped"}
+    counted = {name: value for name, value in data.statistics.items() if name not in ("dropped", "periods")}
     assert counted == {
         "users": 2,
         "users_with_any": 4,
@@ -101,6 +102,52 @@ def test_users_with_fewer_than_3_are_counted_and_then_left_out():
         "std_history": 0.96,  # of 4, 3, 2, 2 about 2.75: sqrt(2.75 / 3)
     }
     assert data.sequences() == {"long": list("abcd"), "three": list("aba")}
+
+
+def test_the_k_core_leaves_nobody_and_nothing_below_k():
+    # u4 has two, one of them c, which only u4 and u3 have: without u4, c goes too, and then u3 is below 2.
+    read = reviews(
+        *((user, item, 1) for user, items in (("u1", "ab"), ("u2", "ab"), ("u3", "ac"), ("u4", "cd")) for item in items)
+    )
+    titles = metadata(*((item, item) for item in "abcd"))
+    for k, left in ((0, 8), (1, 8), (2, 4), (3, 0)):
+        _, interactions, dropped = explore_data.apply_rules(read, titles, Rules(k_core=k))
+        assert len(interactions) == left
+        assert dropped.get("interactions_outside_the_k_core", 0) == 8 - left
+    _, interactions, _ = explore_data.apply_rules(read, titles, Rules(k_core=2))
+    assert rows(interactions) == ["u1a1", "u1b1", "u2a1", "u2b1"]
+
+
+def test_of_a_long_history_the_latest_stay():
+    read = reviews(*(("u", item, time) for time, item in enumerate("abcde")), ("v", "a", 9))
+    titles = metadata(*((item, item) for item in "abcde"))
+    items, interactions, dropped = explore_data.apply_rules(read, titles, Rules(max_history=3))
+    assert rows(interactions) == ["uc2", "ud3", "ue4", "va9"]
+    assert items["item"].tolist() == ["a", "c", "d", "e"]
+    assert dropped["interactions_before_max_history"] == 2
+
+
+def test_users_and_items_as_categories_give_the_same_tables():
+    read = reviews(*((f"u{user % 7}", f"i{user * time % 11}", time % 3) for user in range(30) for time in range(5)))
+    titles = metadata(*((f"i{item}", f"T{item}") for item in range(10, -1, -1)))
+    as_read = read.astype({"user": "category", "item": "category"})
+    for column in ("user", "item"):  # categories in the order in which they came, as the readers give them
+        as_read[column] = as_read[column].cat.reorder_categories(read[column].unique())
+    for rules in (Rules(), Rules(k_core=3, max_history=10)):
+        one, other = (explore_data.build(frame, titles, None, 1, rules) for frame in (read, as_read))
+        for left, right in ((one.items, other.items), (one.interactions, other.interactions), (one.users, other.users)):
+            pd.testing.assert_frame_equal(left, right)
+        assert one.statistics == other.statistics
+
+
+def test_a_time_split_takes_shares_of_all_interactions():
+    times = pd.Series(range(100)).sample(frac=1, random_state=0)
+    assert explore_data.periods(times, 0.1) == [80, 90]
+    assert explore_data.periods(times, 0.4) == [20, 60]
+    with one_line_error("holdout_share = 0.1", "leave_one_out"):
+        explore_data.periods(pd.Series([5] * 100), 0.1)
+    with one_line_error("cannot be split by time"):
+        explore_data.periods(pd.Series([1] * 50 + [2] * 50), 0.1)
 
 
 def test_nothing_left_is_an_error():

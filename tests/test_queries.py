@@ -8,6 +8,14 @@ import pytest
 from helpers import SHARED, one_line_error
 
 from gloss_utils import queries
+from gloss_utils.rejects import Rejects
+
+
+def read(path, num_beams, max_rejected, targets=True):
+    """The frame, and a line for each record that cannot be used."""
+    rejects = Rejects()
+    frame = queries.read(path, num_beams, max_rejected, targets, rejects)
+    return frame, [f"{kept['place']}: {kept['reason']}" for kept in rejects.records]
 
 
 def record(user="u", **others) -> dict:
@@ -29,7 +37,7 @@ def saved(tmp_path, *records, layout="list", zipped=False):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_reading_what_the_papers_code_writes(tmp_path, layout, zipped):
     path = saved(tmp_path, record("v"), record("u", seen_asins=[], asin="s"), layout=layout, zipped=zipped)
-    frame, rejected = queries.read(path, 5, 0)
+    frame, rejected = read(path, 5, 0)
     assert rejected == []
     assert list(frame.columns) == ["user", "history", "target", "texts", "logprobs", "lengths"]
     assert frame.values.tolist() == [
@@ -48,7 +56,7 @@ def test_our_own_format_comes_back_as_it_was(tmp_path):
     )
     path = tmp_path / "queries.jsonl"
     queries.write(path, frame)
-    back, rejected = queries.read(path, 5, 0)
+    back, rejected = read(path, 5, 0)
     assert rejected == [] and back.values.tolist() == frame.values.tolist()
     first = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
     assert first["reviewer_id"] == "u" and first["asin"] == "t" and first["seen_asins"] == ["a", "b"]
@@ -57,9 +65,9 @@ def test_our_own_format_comes_back_as_it_was(tmp_path):
 
 def test_texts_beyond_num_beams_are_left_out_with_their_scores(tmp_path):
     long = record(generated_sequences=list("wxyz"), logprobs=[-1.0, -2.0, -3.0, -4.0], lengths=[4, 3, 2, 1])
-    (row,) = queries.read(saved(tmp_path, long), 2, 0)[0].itertuples()
+    (row,) = read(saved(tmp_path, long), 2, 0)[0].itertuples()
     assert (row.texts, row.logprobs, row.lengths) == (["w", "x"], [-1.0, -2.0], [4, 3])
-    (row,) = queries.read(saved(tmp_path, long), 9, 0)[0].itertuples()
+    (row,) = read(saved(tmp_path, long), 9, 0)[0].itertuples()
     assert (row.texts, row.lengths) == (list("wxyz"), [4, 3, 2, 1])
 
 
@@ -93,7 +101,7 @@ UNUSABLE = {
 @pytest.mark.parametrize("why", UNUSABLE)
 def test_a_record_that_cannot_be_used_is_named_and_left_out(tmp_path, why, layout):
     path = saved(tmp_path, record("first"), UNUSABLE[why], record("last"), layout=layout)
-    frame, rejected = queries.read(path, 5, 1)
+    frame, rejected = read(path, 5, 1)
     assert frame["user"].tolist() == ["first", "last"]
     assert len(rejected) == 1 and rejected[0].startswith("record 2: " if layout == "list" else "line 2: ")
 
@@ -101,34 +109,34 @@ def test_a_record_that_cannot_be_used_is_named_and_left_out(tmp_path, why, layou
 def test_a_line_that_is_not_json_and_a_blank_one(tmp_path):
     path = tmp_path / "queries"
     path.write_text(json.dumps(record("u")) + "\n\n{broken\n" + json.dumps(record("v")) + "\n")
-    frame, rejected = queries.read(path, 5, 0.34)
+    frame, rejected = read(path, 5, 0.34)
     assert frame["user"].tolist() == ["u", "v"] and len(rejected) == 1 and rejected[0].startswith("line 3: ")
 
 
 def test_half_a_character_does_not_stop_the_writing(tmp_path):
     # JSON may hold half of a surrogate pair: a text that was cut inside an emoji.
     path = saved(tmp_path, record("u"), record("v", generated_sequences=["Title: \ud83d", "y"]))
-    frame, rejected = queries.read(path, 5, 1)
+    frame, rejected = read(path, 5, 1)
     queries.write(tmp_path / "again", frame)
-    assert len(queries.read(tmp_path / "again", 5, 1)[0]) == len(frame) == 2 - len(rejected)
+    assert len(read(tmp_path / "again", 5, 1)[0]) == len(frame) == 2 - len(rejected)
 
 
 def test_the_first_record_of_a_user_counts(tmp_path):
-    frame, rejected = queries.read(saved(tmp_path, record("u", asin="1"), record("v"), record("u", asin="2")), 5, 0.4)
+    frame, rejected = read(saved(tmp_path, record("u", asin="1"), record("v"), record("u", asin="2")), 5, 0.4)
     assert frame["user"].tolist() == ["u", "v"] and frame["target"].tolist() == ["1", "t"]
     assert len(rejected) == 1 and rejected[0].startswith("record 3: ")
 
 
 def test_max_rejected_is_the_largest_share_allowed(tmp_path):
     path = saved(tmp_path, *map(record, "abc"), record(asin=None))
-    assert len(queries.read(path, 5, 0.25)[0]) == 3
+    assert len(read(path, 5, 0.25)[0]) == 3
     with one_line_error(str(path), "1 of 4", "record 4: asin", "max_rejected"):
-        queries.read(path, 5, 0.2499)
+        read(path, 5, 0.2499)
 
 
 def test_where_nothing_is_held_out_no_target_is_needed(tmp_path):
     path = saved(tmp_path, record("u"), without("asin") | {"reviewer_id": "v"}, record("w", asin=None))
-    frame, rejected = queries.read(path, 5, 0, targets=False)
+    frame, rejected = read(path, 5, 0, targets=False)
     assert frame["user"].tolist() == ["u", "v", "w"] and rejected == []
     assert frame["target"].astype(object).tolist() == ["t", None, None]
     queries.write(tmp_path / "again", frame)
@@ -141,7 +149,7 @@ def test_a_file_without_one_usable_record(tmp_path, content):
     path = tmp_path / "queries"
     path.write_bytes(content)
     with one_line_error(str(path), "no usable record"):
-        queries.read(path, 5, 1)
+        read(path, 5, 1)
 
 
 @pytest.mark.parametrize("layout", ["list", "lines"])
@@ -151,23 +159,23 @@ def test_a_cut_gzip_file(tmp_path, layout):
     for damaged in (whole[: len(whole) // 2], whole[:-4], whole[:-8] + b"\0" * 8, whole[:20] + b"\xff" * 20):
         path.write_bytes(damaged)
         with one_line_error(str(path)):
-            queries.read(path, 5, 1)
+            read(path, 5, 1)
 
 
 def test_a_cut_list_and_bytes_that_are_no_text(tmp_path):
     path = saved(tmp_path, record("u"), record("v"))
     path.write_bytes(path.read_bytes()[:-10])
     with one_line_error(str(path), "not a JSON list"):
-        queries.read(path, 5, 1)
+        read(path, 5, 1)
     path.write_bytes(b"\xff\xfe\x00")
     with one_line_error(str(path), "cut or damaged"):
-        queries.read(path, 5, 1)
+        read(path, 5, 1)
 
 
 def test_a_missing_file_or_a_folder(tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
         with one_line_error(str(path), "cannot be read"):
-            queries.read(path, 5, 1)
+            read(path, 5, 1)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +185,7 @@ def test_the_published_files(name, users):
     path = SHARED / f"data/generations/{name}.validation.json.gz"
     if not path.is_file():
         pytest.skip(f"{path} is absent")
-    frame, rejected = queries.read(path, 5, 0)
+    frame, rejected = read(path, 5, 0)
     assert rejected == [] and len(frame) == users == frame["user"].nunique()
     assert (frame["texts"].map(len) == 5).all() and (frame["history"].map(len) > 0).all()
     assert frame["texts"].explode().str.startswith("Title: ").mean() > 0.9

@@ -1,202 +1,69 @@
-"""Raw files: reading them line by line, and getting them over HTTP."""
+"""Raw files: which there are, getting them from a server that fails in many ways, and the user's own tables."""
 
-import ast
 import gzip
 import hashlib
-import json
+import random
 import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import sources
-
-
-def review(user="u", item="i", time=1, **others) -> str:
-    return json.dumps({"reviewerID": user, "asin": item, "unixReviewTime": time, "overall": 4.0} | others)
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_reviews_in_the_files_order(tmp_path, zipped):
-    second = '{"reviewerID": "a", "asin": "é", "unixReviewTime": 0, "reviewText": "more"}'
-    path = write_lines(tmp_path / "reviews", [review("b", "x", 7), "", second], zipped)
-    frame, bad = sources.read_reviews(path, 0)
-    assert list(frame.columns) == ["user", "item", "time", "rating"]
-    assert frame[["user", "item", "time"]].values.tolist() == [["b", "x", 7], ["a", "é", 0]]
-    assert frame["rating"][0] == 4.0 and frame["rating"].isna()[1]
-    assert bad == 0
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{'reviewerID': 'u', 'asin': 'i', 'unixReviewTime': 1}",  # a literal, not JSON
-        review()[:-5],
-        "[]",
-        "null",
-        '"text"',
-        "7",
-        '{"asin": "i", "unixReviewTime": 1}',
-        '{"reviewerID": "u", "unixReviewTime": 1}',
-        '{"reviewerID": "u", "asin": "i"}',
-        review(user=""),
-        review(user=3),
-        review(item=None),
-        review(item=""),
-        review(user="A 1"),  # a TREC file separates its columns by spaces
-        review(item="B\t1"),
-        review(time="2014"),
-        review(time=1.5),
-        review(time=True),
-        review(time=10**30),
-        review(overall="good"),
-        review(overall=[5]),
-        pytest.param("[" * 100_000, id="deep"),
-    ],
-)
-def test_a_malformed_review_is_counted_and_left_out(tmp_path, line):
-    path = write_lines(tmp_path / "reviews", [review("first"), line, review("last")])
-    frame, bad = sources.read_reviews(path, 1 / 3)
-    assert frame["user"].tolist() == ["first", "last"]
-    assert bad == 1
-
-
-@pytest.mark.parametrize("kind", ["reviews", "metadata"])
-def test_max_rejected_is_the_largest_share_allowed(tmp_path, kind):
-    good = {"reviews": review(), "metadata": "{'asin': 'i', 'title': 'Soap'}"}[kind]
-    path = write_lines(tmp_path / kind, [good] * 3 + ["broken"])
-
-    def read(share):
-        return sources.read_reviews(path, share) if kind == "reviews" else sources.read_metadata(path, {"i"}, share)
-
-    assert read(0.25)[1] == 1
-    with one_line_error(str(path), "1 of 4", "line 4", "max_rejected"):
-        read(0.2499)
-
-
-def test_a_file_without_one_good_line_is_refused_whatever_is_allowed(tmp_path):
-    broken = write_lines(tmp_path / "broken", ["x", "y"])
-    empty = write_lines(tmp_path / "empty", [])
-    for path in (broken, empty):
-        with one_line_error(str(path), "no usable line"):
-            sources.read_reviews(path, 1)
-        with one_line_error(str(path), "no usable line"):
-            sources.read_metadata(path, {"i"}, 1)
-
-
-@pytest.mark.parametrize("damage", ["cut", "garbled", "sum"])
-def test_a_damaged_gzip_file_is_refused(tmp_path, damage):
-    # Reviews that compress badly, so that good lines come before the damage.
-    lines = [review(user=hashlib.sha256(bytes([i % 256, i // 256])).hexdigest()) for i in range(3000)]
-    whole = gzip.compress("\n".join(lines).encode())
-    middle = len(whole) // 2
-    path = tmp_path / "reviews.gz"
-    path.write_bytes(
-        {
-            "cut": whole[:middle],
-            "garbled": whole[:10] + b"\xff" * 64 + whole[74:],
-            "sum": whole[:-8] + b"\0" * 8,
-        }[damage]
-    )
-    with one_line_error(str(path), "cut or damaged"):
-        sources.read_reviews(path, 1)
-
-
-def test_bytes_that_are_not_utf8_do_not_stop_the_reading(tmp_path):
-    path = tmp_path / "reviews"
-    path.write_bytes(review("u", reviewText="X").encode().replace(b"X", b"\xff") + b"\n")
-    assert sources.read_reviews(path, 0)[0]["user"].tolist() == ["u"]
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_metadata_titles_of_wanted_items(tmp_path, zipped):
-    lines = [
-        "{'asin': 'c', 'title': \"Nobody's &amp; Soap\", 'price': 9.99, 'related': {'also_bought': ['a']}}",
-        "{'asin': 'x', 'title': 'not wanted'}",
-        "{'asin': 'a', 'price': 1.0}",
-        "{'asin': 'a', 'title': 'listed again'}",
-    ]
-    frame, bad = sources.read_metadata(write_lines(tmp_path / "meta", lines, zipped), {"a", "c"}, 0)
-    assert list(frame.columns) == ["item", "title"]
-    assert frame["item"].tolist() == ["c", "a", "a"]
-    assert frame["title"][0] == "Nobody's &amp; Soap" and frame["title"][2] == "listed again"
-    assert frame["title"].isna().tolist() == [False, True, False]
-    assert bad == 0
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{'asin': 'a'",
-        "{'title': 'no asin'}",
-        "{'asin': 'a', 'title': ['x']}",
-        "[1]",
-        "a b",
-        pytest.param("(" * 100_000, id="deep"),
-    ],
-)
-def test_a_malformed_metadata_line_is_counted_and_left_out(tmp_path, line):
-    path = write_lines(tmp_path / "meta", ["{'asin': 'a', 'title': 'A'}", line])
-    frame, bad = sources.read_metadata(path, {"a"}, 0.5)
-    assert frame["title"].tolist() == ["A"] and bad == 1
-
-
-def test_metadata_of_unwanted_items_is_not_parsed(tmp_path, monkeypatch):
-    parsed, literal_eval = [], ast.literal_eval
-    monkeypatch.setattr(ast, "literal_eval", lambda text: parsed.append(text) or literal_eval(text))
-    lines = ["{'asin': 'x', 'title': 'broken", "{'asin': 'a', 'title': 'A'}", "{'asin': 'y', 'title': 'Y'}"]
-    _, bad = sources.read_metadata(write_lines(tmp_path / "meta", lines), {"a"}, 0)
-    assert parsed == ["{'asin': 'a', 'title': 'A'}"]
-    assert bad == 0
-
-
-def test_nothing_in_a_line_is_executed(tmp_path):
-    mark = tmp_path / "executed"
-    calls = [
-        f"__import__('os').system('touch {mark}')",
-        f"{{'asin': 'a', 'title': __import__('os').system('touch {mark}')}}",
-        f"{{'asin': 'a', 'title': str(open('{mark}', 'w'))}}",
-    ]
-    path = write_lines(tmp_path / "meta", ["{'asin': 'a', 'title': 'A'}", *calls])
-    frame, bad = sources.read_metadata(path, {"a"}, 1)
-    assert frame["title"].tolist() == ["A"] and bad == 3
-    path = write_lines(tmp_path / "reviews", [review(), *calls])
-    assert sources.read_reviews(path, 1)[1] == 3
-    assert not mark.exists()
-
-
-# ---- getting the files
+from gloss_utils import downloads, explore_data, sources
+from gloss_utils.parameters import DATASET
+from gloss_utils.rejects import Rejects
 
 NAMES = ("reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")
+BODY = gzip.compress(random.Random(0).randbytes(200_000))
 
 
-class Handler(SimpleHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.files` (path: bytes), with ranges, and does what `server.faults` says, one a request."""
+
     def do_GET(self):
-        self.server.asked.append(self.path.removeprefix("/"))
-        super().do_GET()
-
-    def send_header(self, keyword, value):
-        if keyword == "Content-Length":
-            value = int(value) + self.server.promised_too_much
-        super().send_header(keyword, str(value))
+        path = self.path.removeprefix("/")
+        fault = self.server.faults.pop(0) if self.server.faults else ""
+        self.server.asked.append((path, self.headers.get("Range")))
+        body = self.server.files.get(path)
+        if body is None or fault.isdigit():
+            self.send_error(int(fault or 404))
+            return
+        tag, start = f'"{hashlib.md5(body).hexdigest()}"', 0
+        if self.headers.get("Range") and self.headers.get("If-Range") == tag and fault != "ignores ranges":
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        if start >= len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            shown = 0 if fault == "another range" else start
+            self.send_header("Content-Range", f"bytes {shown}-{len(body) - 1}/{len(body)}")
+        self.send_header("ETag", f"W/{tag}" if fault == "weak tag" else tag)
+        length = len(body) - start + {"announces more": 100, "announces less": -100}.get(fault, 0)
+        self.send_header("Content-Length", str(length))
+        if fault == "labels it packed":
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        rest = body[start:]
+        if fault == "wrong bytes":
+            rest = bytes(len(rest))
+        self.wfile.write(rest[: len(rest) // 2] if fault in ("cuts", "weak tag") else rest)
+        self.close_connection = True
 
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(monkeypatch):
     """An HTTP server on this machine that stands in for SNAP, with Beauty's two files."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    write_lines(folder / NAMES[0], [review()], zipped=True)
-    write_lines(folder / NAMES[1], ["{'asin': 'i', 'title': 'Soap'}"], zipped=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
-    server.asked, server.promised_too_much, server.folder = [], 0, folder
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.faults, server.files = [], [], {NAMES[0]: BODY, NAMES[1]: gzip.compress(b"{}\n")}
+    server.address = f"http://127.0.0.1:{server.server_port}/"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(sources, "ADDRESS", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(downloads, "PAUSE", 0.001)
     yield server
     server.shutdown()
     server.server_close()
@@ -204,48 +71,294 @@ def server(tmp_path, monkeypatch):
 
 def test_files_are_downloaded_once_and_their_sum_is_kept(tmp_path, server):
     data_dir = tmp_path / "new/data"
-    paths = sources.locate("beauty", data_dir)
+    paths = sources.locate("beauty", data_dir, server.address)
     assert paths == tuple(data_dir / name for name in NAMES)
     for path in paths:
-        assert path.read_bytes() == (server.folder / path.name).read_bytes()
-        assert path.with_name(path.name + ".sha256").is_file()
+        assert path.read_bytes() == server.files[path.name]
+        assert path.with_name(path.name + ".sha256").read_text().split() == [
+            hashlib.sha256(path.read_bytes()).hexdigest()
+        ]
     assert sorted(path.name for path in data_dir.iterdir()) == sorted([*NAMES, *(f"{name}.sha256" for name in NAMES)])
-    assert sources.locate("beauty", data_dir) == paths
-    assert server.asked == list(NAMES)
-
-
-def test_the_kept_sum_is_the_files_sha256(tmp_path, server):
-    path, _ = sources.locate("beauty", tmp_path / "data")
-    kept = path.with_name(path.name + ".sha256").read_text().split()[0]
-    assert kept == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sources.locate("beauty", data_dir, server.address) == paths
+    assert [path for path, _ in server.asked] == list(NAMES)
 
 
 def test_an_altered_download_is_refused(tmp_path, server):
-    path, _ = sources.locate("beauty", tmp_path)
+    path, _ = sources.locate("beauty", tmp_path, server.address)
     path.write_bytes(path.read_bytes() + b"\0")
     with one_line_error(str(path), "is not what was downloaded"):
-        sources.locate("beauty", tmp_path)
+        sources.locate("beauty", tmp_path, server.address)
 
 
 def test_files_of_the_users_own_are_taken_as_they_are_gzipped_or_not(tmp_path, server):
-    own = write_lines(tmp_path / NAMES[0].removesuffix(".gz"), [review()])
+    own = write_lines(tmp_path / NAMES[0].removesuffix(".gz"), ["{}"])
     other = write_lines(tmp_path / NAMES[1], ["{'asin': 'i'}"], zipped=True)
-    assert sources.locate("beauty", tmp_path) == (own, other)
+    assert sources.locate("beauty", tmp_path, server.address) == (own, other)
     assert server.asked == []
 
 
-def test_a_transfer_that_breaks_off_leaves_no_file(tmp_path, server):
-    server.promised_too_much = 100
-    with one_line_error(NAMES[0], sources.ADDRESS):
-        sources.locate("beauty", tmp_path / "data")
-    assert list((tmp_path / "data").iterdir()) == []
+def test_a_connection_that_is_cut_is_gone_on_with(tmp_path, server):
+    server.faults = ["cuts", "cuts"]
+    downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    assert (tmp_path / "file.gz").read_bytes() == BODY
+    ranges = [asked for _, asked in server.asked]
+    assert ranges[0] is None and ranges[1] == f"bytes={len(BODY) // 2}-" and ranges[2] > ranges[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.gz", "file.gz.sha256"]
 
 
-def test_an_address_that_does_not_answer_or_has_no_such_file(tmp_path, server, monkeypatch):
-    with one_line_error("reviews_Toys_and_Games_5.json.gz", sources.ADDRESS, "data_dir"):
-        sources.locate("toys", tmp_path / "data")  # 404
-    assert list((tmp_path / "data").iterdir()) == []
-    monkeypatch.setattr(sources, "ADDRESS", "http://127.0.0.1:9/")
-    with one_line_error(NAMES[0], "http://127.0.0.1:9/", "data_dir"):
-        sources.locate("beauty", tmp_path / "data")
-    assert list((tmp_path / "data").iterdir()) == []
+def test_what_came_is_kept_for_the_next_call(tmp_path, server):
+    server.faults = ["cuts", *["503"] * (downloads.ATTEMPTS - 1)]
+    with one_line_error("file.gz", server.address, "503", "run again to go on"):
+        downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    assert not (tmp_path / "file.gz").exists()
+    asked = len(server.asked)
+    downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    assert (tmp_path / "file.gz").read_bytes() == BODY
+    assert server.asked[asked:] == [(NAMES[0], f"bytes={len(BODY) // 2}-")]
+
+
+def test_a_file_that_changed_meanwhile_is_begun_anew(tmp_path, server):
+    server.faults = ["cuts", *["503"] * (downloads.ATTEMPTS - 1)]
+    with one_line_error("503"):
+        downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    server.files[NAMES[0]] = other = gzip.compress(random.Random(1).randbytes(150_000))
+    downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    assert (tmp_path / "file.gz").read_bytes() == other
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["wrong bytes"],
+        ["announces more"],
+        ["announces less"],
+        ["labels it packed"],
+        ["500", "429", "503"],
+        ["cuts", "ignores ranges"],
+        ["cuts", "another range"],
+        ["weak tag"],
+        ["cuts", "wrong bytes"],
+        ["wrong bytes", "cuts"],
+    ],
+    ids=" then ".join,
+)
+def test_a_server_that_fails_for_a_while_costs_nothing(tmp_path, server, faults):
+    server.faults = list(faults)
+    downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    assert (tmp_path / "file.gz").read_bytes() == BODY
+    assert not server.faults
+
+
+@pytest.mark.parametrize("fault", ["wrong bytes", "announces more", "announces less", "500"])
+def test_a_server_that_keeps_failing_leaves_no_file(tmp_path, server, fault):
+    server.faults = [fault] * 100
+    with one_line_error(NAMES[0], server.address, "data_dir"):
+        sources.locate("beauty", tmp_path, server.address)
+    assert len(server.asked) == downloads.ATTEMPTS
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+
+
+def test_what_the_server_refuses_is_not_asked_again(tmp_path, server):
+    with one_line_error("reviews_Toys_and_Games_5.json.gz", server.address, "404", "data_dir"):
+        sources.locate("toys", tmp_path / "data", server.address)
+    assert len(server.asked) == 1
+    with one_line_error(NAMES[0], "http://127.0.0.1:9/", "ConnectionError"):
+        sources.locate("beauty", tmp_path / "data", "http://127.0.0.1:9/")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "paths"),
+    [
+        ("amazon2018-All_Beauty", ["categoryFilesSmall/All_Beauty_5.json.gz", "metaFiles2/meta_All_Beauty.json.gz"]),
+        (
+            "amazon2023-All_Beauty",
+            ["raw/review_categories/All_Beauty.jsonl.gz", "raw/meta_categories/meta_All_Beauty.jsonl.gz"],
+        ),
+    ],
+)
+def test_what_is_asked_of_a_published_address(tmp_path, server, dataset, paths):
+    server.files = dict.fromkeys(paths, BODY)
+    found = sources.locate(dataset, tmp_path, server.address)
+    assert [path for path, _ in server.asked] == paths
+    assert all(path.parent == tmp_path / dataset[:10] for path in found)  # 2014 and 2018 share names
+
+
+def test_movielens_is_one_archive_that_is_checked(tmp_path, server):
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        archive.writestr("ml-100k/u.data", "1\t2\t3\t4\n" * 1000)
+    body = (tmp_path / "made.zip").read_bytes()
+    server.files, server.faults = {"ml-100k.zip": body}, ["wrong bytes"]
+    found = sources.locate("movielens-100k", tmp_path / "data", server.address)
+    assert found == (tmp_path / "data/ml-100k.zip",) * 2 and found[0].read_bytes() == body
+    assert len(server.asked) == 2  # once for nothing, once for both tables
+
+
+@pytest.mark.parametrize(
+    "name", ["amazon2018-../x", "amazon2018-", "amazon2019-Beauty", "Beauty", "amazon2023-a/b", "table "]
+)
+def test_no_dataset_name_leads_out_of_its_folder(name):
+    assert not DATASET.fullmatch(name)
+
+
+# ---- published layouts, with lines made up in their form
+
+LINES_2018 = (
+    [
+        '{"overall": 5.0, "verified": true, "reviewTime": "09 1, 2016", "reviewerID": "A1", "asin": "B1", '
+        '"reviewText": "…", "summary": "…", "unixReviewTime": 1472688000}',
+        '{"overall": 4.0, "reviewerID": "A2", "asin": "B2", "unixReviewTime": 1472688001, "vote": "3"}',
+    ],
+    [
+        '{"category": [], "description": ["…"], "title": "Soap", "brand": "Alder", "price": "$9.99", "asin": "B1"}',
+        '{"category": ["x"], "title": "Balm", "brand": "", "rank": ["y"], "asin": "B2"}',
+        '{"title": "Nobody\'s", "asin": "B3"}',
+    ],
+)
+LINES_2023 = (
+    [
+        '{"rating": 5.0, "title": "…", "text": "…", "images": [], "asin": "B11", "parent_asin": "B1", "user_id": "A1", '
+        '"timestamp": 1588687728923, "helpful_vote": 0, "verified_purchase": true}',
+        '{"rating": 1.0, "asin": "B12", "parent_asin": "B2", "user_id": "A2", "timestamp": 1588687728924}',
+    ],
+    [
+        '{"main_category": "All Beauty", "title": "Soap", "price": null, "details": {}, "parent_asin": "B1"}',
+        '{"main_category": null, "title": "Balm", "price": 3.5, "details": {"a": "b"}, "parent_asin": "B2"}',
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "lines", "times"),
+    [
+        ("amazon2018-All_Beauty", LINES_2018, [1472688000, 1472688001]),
+        ("amazon2023-All_Beauty", LINES_2023, [1588687728923, 1588687728924]),
+    ],
+)
+def test_the_layouts_of_amazon_2018_and_2023(tmp_path, dataset, lines, times):
+    paths = [write_lines(tmp_path / name, part, zipped=True) for name, part in zip("ri", lines, strict=True)]
+    interactions, items = sources.read(paths, sources.describe(dataset), None, Rejects(), 0)
+    assert interactions["user"].tolist() == ["A1", "A2"] and interactions["item"].tolist() == ["B1", "B2"]
+    assert interactions["time"].tolist() == times
+    assert items.values.tolist() == [["B1", "Soap"], ["B2", "Balm"]]
+
+
+def test_the_layouts_of_movielens(tmp_path):
+    files = {
+        "ml-100k/u.data": "1\t1\t5\t874965758\n1\t2\t3\t876893171\n",
+        "ml-100k/u.item": "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|1\n2|Misérables, Les (1995)|01-Jan-1995||http://y|0|1|0\n",
+        "ml-1m/ratings.dat": "1::1::5::978300760\n1::2::3::978302109\n",
+        "ml-1m/movies.dat": "1::Toy Story (1995)::Animation|Children's|Comedy\n2::Misérables, Les (1995)::Drama\n",
+    }
+    for dataset in ("movielens-100k", "movielens-1m"):
+        source = sources.describe(dataset)
+        path = tmp_path / source.items
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in files.items():
+                archive.writestr(name, text.encode("latin-1"))
+        interactions, items = sources.read((path, path), source, None, Rejects(), 0)
+        assert interactions["item"].tolist() == ["1", "2"] and interactions["rating"].tolist() == [5.0, 3.0]
+        assert items["title"].tolist() == ["Toy Story (1995)", "Misérables, Les (1995)"]
+    with_genres = sources.read((path, path), source, "{title}, {genres}", Rejects(), 0)[1]
+    assert with_genres["title"].tolist()[1] == "Misérables, Les (1995), Drama"
+
+
+# ---- the user's own tables
+
+OWN = {
+    "user_column": "who",
+    "item_column": "what",
+    "time_column": "when",
+    "item_id_column": "id",
+    "item_text": "{title} by {brand}",
+}
+ROWS = [("u 1".replace(" ", ""), 10, "2024-05-31 12:00"), ("ü", 11, "2024-05-31T12:00:01"), ("u1", 11, "2024-06-01")]
+ITEMS = [(10, "Soap, “fine”", "Alder"), (11, "Balm\nof two lines", None), (12, None, None)]
+
+
+def own_files(folder, form: str, zipped: bool = False) -> dict:
+    frames = {
+        "interactions_file": pd.DataFrame(ROWS, columns=["who", "what", "when"]).assign(more=1.5),
+        "items_file": pd.DataFrame(ITEMS, columns=["id", "title", "brand"]),
+    }
+    values = dict(OWN)
+    for name, frame in frames.items():
+        path = folder / f"{name}.{form}{'.gz' if zipped else ''}"
+        if form == "csv":
+            frame.to_csv(path, index=False)
+        elif form == "jsonl":
+            frame.to_json(path, orient="records", lines=True, force_ascii=False)
+        else:
+            frame.to_parquet(path)
+        values[name] = str(path)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("form", "zipped"), [("csv", False), ("csv", True), ("jsonl", False), ("jsonl", True), ("parquet", False)]
+)
+def test_own_tables_say_the_same_in_every_form(tmp_path, form, zipped):
+    paths, source = sources.tables(own_files(tmp_path, form, zipped))
+    rejects = Rejects()
+    interactions, items = sources.read(paths, source, None, rejects, 0)
+    assert rejects.records == []
+    assert interactions["user"].tolist() == ["u1", "ü", "u1"] and interactions["item"].tolist() == ["10", "11", "11"]
+    assert interactions["time"].tolist() == [1717156800, 1717156801, 1717200000]
+    assert items["item"].tolist() == ["10", "11"]
+    assert items["title"].tolist() == ["Soap, “fine” by Alder", "Balm\nof two lines"]
+
+
+def test_bad_rows_of_an_own_csv_are_rejected_with_their_reason(tmp_path):
+    lines = ["who,what,when", "u,1,5", "u,2", "u 3,3,5", ",4,5", "u,5,someday", 'u,"6",7.9', "u,7,8,9", "u,é,5"]
+    (tmp_path / "i.csv").write_bytes("\n".join(lines).encode() + b"\nu,\xff\xfe x,5\n")
+    write_lines(tmp_path / "t.csv", ["id,title,brand", "1,Soap,Alder", "6,Balm,"])
+    values = OWN | {"interactions_file": str(tmp_path / "i.csv"), "items_file": str(tmp_path / "t.csv")}
+    paths, source = sources.tables(values)
+    rejects = Rejects(tmp_path / "rejected.jsonl")
+    interactions, _ = sources.read(paths, source, None, rejects, 0.7)
+    assert interactions["item"].tolist() == ["1", "6", "é"] and interactions["time"].tolist() == [5, 7, 5]
+    reasons = {kept["place"]: kept["reason"] for kept in rejects.records}
+    assert len(reasons) == 6 and reasons["line 3"] == "it has 2 columns, not 3"
+    assert sum("is not an id" in reason for reason in reasons.values()) == 3
+    assert sum("date" in reason for reason in reasons.values()) == 1
+    with one_line_error("i.csv", "6 of 9", "max_rejected", "rejected.jsonl"):
+        sources.read(paths, source, None, Rejects(tmp_path / "rejected.jsonl"), 0.6)
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_wrong_column_template_or_kind_is_named(tmp_path):
+    values = own_files(tmp_path, "csv")
+    for wrong, *words in (
+        ({"user_column": "nobody"}, "interactions_file.csv", "'nobody'", "who, what, when, more"),
+        ({"item_text": "{name}"}, "items_file.csv", "'name'", "id, title, brand"),
+        ({"item_text": "no column"}, "item_text", "braces"),
+        ({"item_text": "{title"}, "item_text", "template"),
+        ({"item_text": "{title!r}"}, "item_text", "braces"),
+        ({"items_file": str(tmp_path / "x.xlsx")}, "items_file", ".parquet"),
+    ):
+        with one_line_error(*words):
+            sources.tables(values | wrong)
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "broken.parquet").write_text("PAR1")
+    for name in ("empty.csv", "broken.parquet"):
+        with one_line_error(name, "cannot be read"):
+            sources.tables(values | {"items_file": str(tmp_path / name)})
+
+
+def test_a_template_does_not_look_into_its_values(tmp_path):
+    with one_line_error("'title.__class__'"):
+        sources.tables(own_files(tmp_path, "csv") | {"item_text": "{title.__class__}"})
+
+
+def test_own_tables_become_a_dataset(tmp_path):
+    rows = [f"u{user},{item},2024-01-{item + 1:02d}" for user in range(4) for item in range(5)]
+    write_lines(tmp_path / "i.csv", ["who,what,when", *rows])
+    write_lines(tmp_path / "t.csv", ["id,title,brand", *(f"{item},Thing {item},B" for item in range(5))])
+    values = OWN | {
+        "dataset": "table",
+        "interactions_file": str(tmp_path / "i.csv"),
+        "items_file": str(tmp_path / "t.csv"),
+    }
+    paths, source = explore_data.find(values)
+    data = explore_data.build(*sources.read(paths, source, values["item_text"], Rejects(), 0), None, 0)
+    assert data.sequences() == {f"u{user}": list("01234") for user in range(4)}
+    assert data.titles()["3"] == "Thing 3 by B"

@@ -1,10 +1,11 @@
-"""Leave-one-out splits: who is predicted from what, and what a method may learn from."""
+"""Splits, leave-one-out and by time: who is predicted from what, and what a method may learn from."""
 
 import pandas as pd
 import pytest
 from helpers import SHARED, dataset, one_line_error, real
 
 from gloss_utils import demo, explore_data, queries, sources, splits
+from gloss_utils.rejects import Rejects
 
 
 def shown(examples: pd.DataFrame) -> dict[str, str]:
@@ -42,8 +43,7 @@ def test_a_split_without_users_is_an_error():
 def test_no_held_out_target_is_in_a_training_text(tmp_path):
     review_file, metadata_file = tmp_path / "r", tmp_path / "m"
     demo.write(review_file, metadata_file)
-    read, _ = sources.read_reviews(review_file, 0)
-    titles, _ = sources.read_metadata(metadata_file, set(read["item"]), 0)
+    read, titles = sources.read((review_file, metadata_file), sources.describe("demo"), None, Rejects(), 0)
     data = explore_data.build(read, titles, None, 5)
     trained = {
         user: [*history, target] for user, history, target in splits.training_examples(data).itertuples(index=False)
@@ -115,7 +115,7 @@ def test_published_validation_histories_are_ours(name):
     folder = SHARED / "data/generations"
     if not folder.is_dir():
         pytest.skip(f"the published generations are not in {folder}")
-    published, _ = queries.read(folder / f"{name}-llama-1b.validation.json.gz", 5, 0)
+    published = queries.read(folder / f"{name}-llama-1b.validation.json.gz", 5, 0)
     data = real(name)
     data = explore_data.Dataset(data.items, data.interactions, data.users.copy(), data.statistics)
     data.users["validation"] = data.users["user"].isin(published["user"])
@@ -124,3 +124,55 @@ def test_published_validation_histories_are_ours(name):
     ours = ours.loc[published["user"]]
     assert ours["history"].tolist() == published["history"].tolist()
     assert ours["target"].tolist() == published["target"].tolist()
+
+
+# ---- by time
+
+
+def by_time(sequences: dict[str, str], begin: list[int], items: str = ""):
+    """A dataset whose items are bought at the time of their place in "abc…", split into periods at `begin`."""
+    data = dataset(sequences, validation="".join(sequences), items=items)
+    data.interactions["time"] = data.interactions["item"].map("abcdefghijklmnopqrstuvwxyz".index)
+    data.statistics["periods"] = begin
+    early = data.interactions["time"] < begin[0]
+    data.items["new"] = ~data.items["item"].isin(data.interactions.loc[early, "item"])
+    return data
+
+
+def test_a_time_split_predicts_the_first_item_of_a_period():
+    # Training: a to e; validation: f to h; test: i and later. No item of a later period comes before it.
+    data = by_time({"u": "abcfgij", "v": "aei", "w": "acg", "x": "ijk", "y": "aej", "z": "fgj"}, [5, 8])
+    data.items["new"] = False
+    assert shown(splits.training_examples(data)) == {"u": "ab>c", "v": "a>e", "w": "a>c", "y": "a>e"}
+    assert shown(splits.held_out_examples(data, "validation")) == {"u": "abc>f", "w": "ac>g"}
+    assert shown(splits.held_out_examples(data, "test")) == {"u": "abcfg>i", "v": "ae>i", "y": "ae>j", "z": "fg>j"}
+    assert shown(splits.held_out_examples(data, "next"))["w"] == "acg>"
+
+
+def test_items_that_came_after_training_are_new_under_a_time_split():
+    data = by_time({"u": "abcfgi", "v": "acf"}, [5, 8])
+    assert data.new_items() == set("fgi")
+    assert shown(splits.held_out_examples(data, "validation")) == {}
+    assert shown(splits.held_out_examples(data, "test")) == {"u": "abcfg>i"}
+
+
+def test_nothing_of_the_future_is_learnt_under_a_time_split():
+    data = by_time({"u": "abcfgij", "v": "aei", "x": "ijk", "y": "abe"}, [5, 8])
+    for split in ("test", "validation", "next"):
+        examples = splits.held_out_examples(data, split)
+        known = splits.learnable_sequences(data, examples)
+        assert {user: "".join(items) for user, items in known.items()} == {"u": "abc", "v": "ae", "x": "", "y": "abe"}
+
+
+def test_the_demo_split_by_time_keeps_its_periods_apart(tmp_path):
+    paths = sources.locate("demo", tmp_path)
+    read = sources.read(paths, sources.describe("demo"), None, Rejects(), 0)
+    data = explore_data.build(*read, None, 5, explore_data.Rules(holdout="time", holdout_share=0.2))
+    begin, times = data.statistics["periods"], data.interactions.groupby("user")["time"].agg(list)
+    training = splits.training_examples(data).set_index("user")["history"].map(len)
+    assert all(times[user][length] < begin[0] for user, length in training.items())
+    for split, period in (("validation", [begin[0], begin[1]]), ("test", [begin[1], float("inf")])):
+        lengths = splits.evaluation_examples(data, split).set_index("user")["history"].map(len)
+        assert len(lengths) > 100
+        for user, length in lengths.items():
+            assert times[user][length] >= period[0] > times[user][length - 1] and times[user][length] < period[1]

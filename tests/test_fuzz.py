@@ -1,0 +1,124 @@
+"""The three readers on whatever hypothesis thinks of: they end with a table or one line, and reject by one rule."""
+
+import ast
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gloss_utils import queries, readers, sources
+from gloss_utils.errors import GlossError
+from gloss_utils.readers import is_id
+from gloss_utils.rejects import Rejects
+
+# Bounded: the same few hundred cases in every run.
+BOUNDED = settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=3,
+)
+IDS = st.sampled_from(["a", "b", "é", "2014-01-01", "a b", "", "\u2028", 7]) | VALUES
+TIMES = st.integers(-5, 2**40) | VALUES
+REVIEW = st.fixed_dictionaries(
+    {"reviewerID": IDS, "asin": IDS, "unixReviewTime": TIMES},
+    optional={"overall": st.floats(0, 5) | VALUES, "summary": VALUES},
+)
+ITEM = st.fixed_dictionaries({"asin": IDS}, optional={"title": st.text(max_size=8) | VALUES, "price": VALUES})
+QUERIES = st.fixed_dictionaries(
+    {"reviewer_id": IDS, "asin": IDS, "seen_asins": VALUES | st.lists(IDS, max_size=3)},
+    optional={"generated_sequences": st.lists(st.text(max_size=5), max_size=3) | VALUES, "logprobs": VALUES},
+)
+JUNK = st.binary(max_size=30) | st.sampled_from(
+    [b"", b" ", b"\r", b"{}", b"[]", b"{} {}", b'{"asin": "a"', b"\x1f\x8b", b"\xef\xbb\xbf{}"]
+)
+
+
+def lines_of(records, write):
+    return st.lists(records.map(write) | JUNK, max_size=12).map(b"\n".join)
+
+
+def as_json(record) -> bytes:
+    return json.dumps(record).encode()
+
+
+def as_literal(record) -> bytes:
+    return repr(record).encode("utf-8", errors="surrogatepass")
+
+
+def interactions_of(path, layout, text: bytes) -> tuple[list, Rejects] | None:
+    path.write_bytes(text)
+    rejects = Rejects()
+    try:
+        frame = readers.read_interactions(path, layout, rejects, 1)
+    except GlossError as error:
+        assert "\n" not in str(error)
+        return None
+    return [tuple(row) for row in frame.astype({"user": str, "item": str}).itertuples(index=False)], rejects
+
+
+@given(lines_of(REVIEW, as_json))
+@BOUNDED
+def test_reviews(tmp_path, text):
+    path, layout = tmp_path / "reviews", sources.describe("beauty").interactions_layout
+    found = interactions_of(path, layout, text)
+    # Line by line, each for itself, gives the same rows: no line has a say in how another is read.
+    alone = (
+        [interactions_of(path, layout, line) for line in text.split(b"\n")] if not text.startswith(b"\x1f\x8b") else []
+    )
+    rows = [row for part in alone if part for row in part[0]]
+    if found is None:
+        assert rows == []
+        return
+    assert repr(found[0]) == repr(rows) or text.startswith(b"\x1f\x8b")
+    assert all(is_id(user) and is_id(item) and isinstance(time, int) for user, item, time, _ in found[0])
+    assert len(found[0]) + len(found[1].records) == sum(bool(line.strip()) for line in text.split(b"\n"))
+
+
+@pytest.mark.parametrize("form", ["literal", "json"])
+@given(data=st.data())
+@BOUNDED
+def test_metadata(tmp_path, form, data):
+    write = as_literal if form == "literal" else as_json
+    text = data.draw(lines_of(ITEM, write))
+    layout = sources.describe("beauty" if form == "literal" else "amazon2018-x").items_layout
+    path = tmp_path / "meta"
+    path.write_bytes(text)
+    try:
+        frame = readers.read_items(path, layout, {"a", "é", "2014-01-01", "7"}, Rejects(), 1)
+    except GlossError as error:
+        assert "\n" not in str(error)
+        return
+    expected = []
+    for line in text.split(b"\n"):
+        try:
+            decoded = line.decode("utf-8", errors="replace").strip()
+            record = ast.literal_eval(decoded) if form == "literal" else json.loads(decoded)
+            item, title = record["asin"], record.get("title")
+        except Exception:
+            continue
+        item = str(item) if isinstance(item, int) and not isinstance(item, bool) else item
+        numeric = isinstance(title, (int, float)) and not isinstance(title, bool)
+        if item in ("a", "é", "2014-01-01", "7") and (title is None or numeric or isinstance(title, str)):
+            expected.append((item, readers.whole_characters(str(title)) if title not in (None, "") else None))
+    found = [(item, title if isinstance(title, str) else None) for item, title in frame.itertuples(index=False)]
+    assert found == expected
+
+
+@given(lines_of(QUERIES, as_json) | st.lists(QUERIES, max_size=4).map(as_json))
+@BOUNDED
+def test_queries(tmp_path, text):
+    path = tmp_path / "queries"
+    path.write_bytes(text)
+    try:
+        frame = queries.read(path, 3, 1)
+    except GlossError as error:
+        assert "\n" not in str(error)
+        return
+    assert frame["user"].is_unique and frame["user"].map(is_id).all() and frame["target"].map(is_id).all()
+    queries.write(tmp_path / "again", frame)
+    assert queries.read(tmp_path / "again", 3, 0).values.tolist() == frame.values.tolist()
