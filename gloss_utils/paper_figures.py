@@ -3,6 +3,7 @@
 Measured values are filled and have their 95 % intervals; published ones are hollow and stand apart.
 """
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -119,6 +120,7 @@ def _all_users(tables: list[dict], split: str) -> pd.DataFrame:
     rows = [
         row | {"dataset": table["dataset"], "name": _name(row["method"], table["parameters"])}
         for table in tables
+        if not table["parameters"].get("new_item_fraction")  # which learn from less
         for row in table["rows"]
         if row.get("segment") == "all" and row["split"] == split
     ]
@@ -129,10 +131,13 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
     """A metric against the number of generated texts used, by ranking and retriever, one panel a run."""
     tables = [table for table in tables if table.get("ablation")]
     with plt.rc_context(STYLE):
+        lines = -(-len(tables) // 3)
         figure, axes = plt.subplots(
-            1, len(tables), figsize=(PAGE, 2.1), layout="constrained", squeeze=False, sharey=True
+            lines, 3, figsize=(PAGE, 0.4 + 1.7 * lines), layout="constrained", squeeze=False, sharey=True
         )
-        for axis, table in zip(axes[0], tables, strict=True):
+        for axis in axes.flat[len(tables) :]:
+            axis.remove()
+        for axis, table in zip(axes.flat, tables, strict=False):
             groups = pd.DataFrame(table["ablation"]).groupby(["ranking", "retriever"], sort=False)
             for (names, some), marker, shade in zip(groups, "os^", SHADES, strict=False):
                 look = {"marker": marker, "markersize": 3, "linewidth": 1, "color": shade, "label": ", ".join(names)}
@@ -140,9 +145,12 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
                 axis.plot(some["queries"], some[metric], **look)
                 axis.fill_between(some["queries"], low, high, alpha=0.15, color=shade)
             split = table["ablation"][0]["split"]
-            axis.set(xlabel="generated texts used", title=_panel(table, split), ylim=(0, None))
+            axis.set(xlabel="generated texts used", title=textwrap.fill(_panel(table, split), 40))
             axis.set_xticks(sorted({row["queries"] for row in table["ablation"]}))
-        axes[0, 0].set_ylabel(LABELS[metric])
+        highest = max(row[f"{metric}_high"] for table in tables for row in table["ablation"])
+        axes[0, 0].set_ylim(0, 1.05 * highest)
+        for axis in axes[:, 0]:
+            axis.set_ylabel(LABELS[metric])
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
@@ -177,25 +185,24 @@ def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] =
     runs = [table for table in tables if any(row.get("segment") == COLD_START for row in table["rows"])]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            len(runs), 1, figsize=(PAGE, 0.5 + 1.6 * len(runs)), layout="constrained", squeeze=False
+            len(runs), 1, figsize=(PAGE, 0.5 + 1.3 * len(runs)), layout="constrained", squeeze=False
         )
         for axis, table in zip(axes[:, 0], runs, strict=True):
             frame = pd.DataFrame(table["rows"])
             frame = frame[frame["users"] > 0]
             groups = list(frame["segment"].unique())
-            methods = [method for method in of if method in set(frame["method"])]
-            for number, method in enumerate(methods):
-                some = frame[frame["method"] == method].set_index("segment").loc[groups]
-                places, yerr = (
-                    np.arange(len(groups)) + 0.7 * ((number + 0.5) / len(methods) - 0.5),
-                    spread(some, metric),
-                )
+            for number, method in enumerate(of):  # the same look in every panel, also where a run lacks some
+                some = frame[frame["method"] == method].set_index("segment").reindex(groups).dropna(subset=[metric])
+                if some.empty:
+                    continue
+                places = np.array([groups.index(group) for group in some.index])
+                places, yerr = places + 0.7 * ((number + 0.5) / len(of) - 0.5), spread(some, metric)
                 axis.errorbar(places, some[metric], yerr=yerr, label=NAMES[method], **_look(number))
             users = frame.drop_duplicates("segment").set_index("segment")["users"]
             axis.set_xticks(range(len(groups)), [f"{group}\n{users[group]:,} users" for group in groups])
             axis.set(ylabel=LABELS[metric], title=_panel(table, frame["split"].iloc[0]), ylim=(0, None))
             axis.grid(visible=False, axis="x")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        figure.legend(**_labels_of(axes), loc="outside upper center", ncols=len(of))
     return figure
 
 
@@ -220,9 +227,14 @@ def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
             axis.set(xlabel="minutes, training included", title=f"{dataset.title()}, test", xscale="log")
             axis.xaxis.set_major_formatter("{x:g}")
         axes[0, 0].set(ylabel=LABELS[metric], ylim=(0, 1.05 * frame[f"{metric}_high"].max()))
-        shown = {label: mark for axis in axes[0] for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(shown.values(), shown, loc="outside upper center", ncols=3)
+        figure.legend(**_labels_of(axes), loc="outside upper center", ncols=3)
     return figure
+
+
+def _labels_of(axes: np.ndarray) -> dict:
+    """Each label of any panel once, for a legend of all."""
+    shown = {label: mark for axis in axes.flat for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    return {"handles": list(shown.values()), "labels": list(shown)}
 
 
 def _costs(table: dict) -> list[dict]:
@@ -253,7 +265,9 @@ def _model(told: dict) -> str:
 
 def _panel(table: dict, split: str) -> str:
     told = table["parameters"]
-    return f"{table['dataset'].title()}, {_model(told)}, {told['decoding']} decoding, {split}"
+    new = told.get("new_item_fraction")
+    held_out = f", {new:.0%} of items new" if new else ""
+    return f"{table['dataset'].title()}, {_model(told)}, {told['decoding']} decoding, {split}{held_out}"
 
 
 def methods_table(tables: list[dict]) -> pd.DataFrame:
