@@ -41,7 +41,8 @@ def fetch(address: str, path: Path):
 
     What came before a connection broke stays in a hidden `.part` file, from which this call or a later one goes on if
     the server's file is still the same. A length that is not the one announced, and gzip or zip data that does not
-    add up, count as broken. Raises `GlossError` after `ATTEMPTS` attempts, or at once where the server refuses.
+    add up, count as broken. Raises `GlossError` after `ATTEMPTS` attempts, or sooner where nobody answers or the server
+    refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -54,6 +55,8 @@ def fetch(address: str, path: Path):
             _check(path, part)
         except (_Again, requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
             reason = str(error) if isinstance(error, _Again) else type(error).__name__
+            if attempt and isinstance(error, requests.ConnectionError):
+                break  # nobody answers
             continue
         except (_Refused, requests.RequestException) as error:
             reason = str(error) if isinstance(error, _Refused) else type(error).__name__

@@ -92,7 +92,7 @@ def apply_rules(
     items["title"] = items["title"].map(cut_title)
 
     unique = reviews.drop_duplicates(["user", "item", "time", "rating"])
-    known = unique[unique["item"].isin(items["item"])][["user", "item", "time"]]
+    known = unique[unique["item"].isin(set(items["item"]))][["user", "item", "time"]]
     known = known.assign(user=_in_order(known["user"]), item=_in_order(known["item"]))
     core = k_core(known, rules.k_core)
     # Stable: interactions at the same time keep the file's order.
@@ -101,7 +101,7 @@ def apply_rules(
         before_the_last = interactions.groupby("user", observed=True).cumcount(ascending=False)
         interactions = interactions[before_the_last < rules.max_history]
     interactions = interactions.astype({"user": str, "item": str})
-    items = items[items["item"].isin(interactions["item"])].reset_index(drop=True)
+    items = items[items["item"].isin(set(interactions["item"]))].reset_index(drop=True)
     dropped = {
         "duplicate_reviews": len(reviews) - len(unique),
         "reviews_of_items_without_title": len(unique) - len(known),

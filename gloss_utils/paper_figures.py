@@ -174,7 +174,8 @@ def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
             xerr = spread(some, metric)
             axis.errorbar(some[metric], some["place"] + shift, xerr=xerr, label=label, **_look(number))
         axis.set(xlabel=f"{LABELS[metric]}, 95 % intervals", xlim=(0, None))
-        axis.set_yticks(range(len(runs)), [_panel(table, table["ablation"][0]["split"]) for table in runs])
+        names = [textwrap.fill(_panel(table, table["ablation"][0]["split"]), 24) for table in runs]
+        axis.set_yticks(range(len(runs)), names)
         axis.set_ylim(len(runs) - 0.5, -0.5)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=1)
     return figure

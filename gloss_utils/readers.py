@@ -199,7 +199,7 @@ def _lines(path: Path, layout: Layout, name: str, table: Callable, record: Calla
             def one_by_one(first=first, block=block):
                 for number, line in enumerate(block.split(b"\n"), first):
                     if line.strip():
-                        yield f"line {number}", line.decode("utf-8", errors="replace"), partial(record, line)
+                        yield f"line {number}", line, partial(record, line)
 
             yield table(block), one_by_one
 
@@ -234,7 +234,13 @@ def _blocks(
     if layout.form == "json":
         return _lines(path, layout, name, partial(_json_table, columns, layout.typed), _json_record)
     if layout.form == "literal":
-        return _lines(path, layout, name, lambda block: None, partial(_literal_record, layout.fields["item"], wanted))
+        return _lines(
+            path,
+            layout,
+            name,
+            lambda block: None,
+            partial(_literal_record, f"{{'{layout.fields['item']}': '".encode(), wanted),
+        )
     if layout.form == "delimited":
         return _lines(path, layout, name, partial(_delimited_table, layout), partial(_delimited_record, layout))
     if layout.form == "csv":
@@ -264,18 +270,16 @@ def _json_record(line: bytes):
         raise Unusable("it is not JSON") from None
 
 
-def _literal_record(key: str, wanted: set[str], line: bytes):
-    """A Python literal, or null where it starts with the id of an item that is not wanted."""
-    text = line.decode("utf-8", errors="replace").strip()
-    start = f"{{'{key}': '"
-    if text.startswith(start):
-        found, quote, _ = text[len(start) : len(start) + 100].partition("'")
-        if quote and "\\" not in found and found not in wanted:
+def _literal_record(start: bytes, wanted: set[str], line: bytes):
+    """A Python literal, or null where it starts with the id (after `start`) of an item that is not wanted."""
+    if line.startswith(start):
+        found, quote, _ = line[len(start) : len(start) + 100].partition(b"'")
+        if quote and b"\\" not in found and found.decode("utf-8", errors="replace") not in wanted:
             return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # a lone backslash in a title
-            return ast.literal_eval(text)
+            return ast.literal_eval(line.decode("utf-8", errors="replace").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise Unusable("it is not a Python literal") from None
 

@@ -21,11 +21,12 @@ class Rejects:
         self.path, self.records, self._counts, self._seen = path, [], Counter(), Counter()
 
     def add(self, file: Path, place: str, reason: str, record):
-        """Note a record of `file`; place: as "line 7"; record: the line, or what was read from it."""
+        """Note a record of `file`; place: as "line 7"; record: the line (text or bytes), or what was read from it."""
         self._counts[str(file), reason] += 1
         self._seen[str(file)] += 1
         if self._seen[str(file)] <= KEPT:
-            text = record if isinstance(record, str) else json.dumps(record, ensure_ascii=False, default=str)
+            text = record.decode("utf-8", errors="replace") if isinstance(record, bytes) else record
+            text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
             self.records.append({"file": file.name, "place": place, "reason": reason, "record": text[:SHOWN]})
 
     def reasons(self, file: Path) -> Counter:

@@ -50,6 +50,9 @@ def results(folder: RunFolder) -> dict[str, str]:
         ("seed", "null", "parameter seed is None; allowed is a whole number from 0"),
         ("lora_modules", "q_proj", "parameter lora_modules is 'q_proj'; allowed is a list of texts"),
         ("power_min", "5", "parameter power_min is 5; allowed is a whole number above cold_start_max (5)"),
+        ("dataset", "amazon2018-../x", "allowed is demo, beauty, toys, sports, amazon2018-CATEGORY"),
+        ("dataset", "table", "parameter interactions_file is None, which is no file"),
+        ("holdout", "future", "allowed is one of leave_one_out, time"),
         (
             "max_new_tokens",
             "1024",

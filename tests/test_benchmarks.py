@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from helpers import small_llama
 
-from benchmarks import catalogue_decoding, generation, retrieval, timing
+from benchmarks import catalogue_decoding, data, generation, retrieval, timing
 from benchmarks import ranking as rank_benchmark
 from gloss_utils import fusion, models
 from gloss_utils.index import DenseIndex
@@ -31,6 +31,12 @@ def test_memory_is_that_of_the_process_alone():
     assert 0 < found["peak"] < timing.peak_memory() - len(held) / 2**21  # a child does not inherit its parent's peak
     with pytest.raises(RuntimeError, match=r"benchmarks.no_such .*failed"):
         timing.in_fresh_process("benchmarks.no_such")
+
+
+def test_data(tmp_path):
+    found = data.compare(tmp_path, 0.002, 1)
+    assert found["equal"] and found["speedup"] > 0 and found["peak_memory_ratio"] > 0
+    assert {"seconds", "mebibytes"} == set(found["ours"]) == set(found["x10"]) == set(found["metadata_x10"])
 
 
 def test_generation():

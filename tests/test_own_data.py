@@ -1,0 +1,60 @@
+"""From two files of the user's own to what notebooks make of them."""
+
+import gzip
+import json
+
+import pandas as pd
+import pytest
+from conftest import SMALL
+from helpers import write_lines
+
+from gloss_utils import demo, runner
+from gloss_utils import parameters as P
+from gloss_utils.run_folder import read_json
+
+
+@pytest.fixture
+def own(tmp_path) -> list[tuple[str, str]]:
+    """The demo's users and items as two CSV files, with a few bad lines in them, and the parameters that name them."""
+    demo.write(tmp_path / "r", tmp_path / "m")
+    interactions, items = tmp_path / "orders.csv", tmp_path / "goods.csv"
+    reviews = [json.loads(line) for line in gzip.decompress((tmp_path / "r").read_bytes()).splitlines()]
+    lines = [f"{r['reviewerID']},{r['asin']},{r['unixReviewTime']}" for r in reviews]
+    write_lines(interactions, ["customer,sku,at", *lines, "nobody,B00001,never", "nobody"])
+    goods = [item for item in demo.catalogue() if item["routine"]]
+    pd.DataFrame(goods)[["asin", "title", "routine"]].to_csv(items, index=False)
+    values = SMALL | {
+        "interactions_file": str(interactions),
+        "items_file": str(items),
+        "user_column": "customer",
+        "item_column": "sku",
+        "time_column": "at",
+        "item_id_column": "asin",
+        "item_text": "{title} ({routine})",
+        "run_dir": str(tmp_path / "run"),
+        "ranking_weights": str(P.ROOT / "params/ranking/weights.yaml"),
+    }
+    return [(name, str(value)) for name, value in values.items()]
+
+
+def test_notebook_1_reads_own_tables(own):
+    folder = runner.run([str(P.ROOT / "params/my_data.yaml")], [*own, ("holdout", "time")], last="01")
+    items, statistics = pd.read_parquet(folder.items), read_json(folder.statistics)
+    assert len(items) == 300 and items["title"].str.contains(" (hair", regex=False).any()
+    assert statistics["rejected"]["items"] == {} and sum(statistics["rejected"]["interactions"].values()) == 2
+    kept = [json.loads(line) for line in folder.rejected_data.read_text().splitlines()]
+    assert {one["record"] for one in kept} == {"nobody", '{"customer": "nobody", "sku": "B00001", "at": "never"}'}
+    page = (folder.notebooks / "01_explore_data.ipynb").read_text()
+    assert "it has 1 columns, not 3" in page and statistics["periods"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("holdout", ["leave_one_out", "time"])
+def test_from_two_csv_files_to_recommendations(own, holdout):
+    files, values = [str(P.ROOT / "params/my_data.yaml")], [*own, ("holdout", holdout)]
+    folder = runner.run(files, values)
+    rows = {row["method"]: row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
+    assert {"gloss", "gloss-paper", "popularity", "item-knn"} <= set(rows) and rows["gloss"]["users"] > 5
+    runner.run(files, [*values, ("split", "next")], last="04")
+    offered = pd.read_parquet(folder.recommendations)
+    assert offered["user"].nunique() == 60 and offered["title"].str.contains("(", regex=False).all()
