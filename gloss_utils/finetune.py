@@ -161,7 +161,7 @@ def prepare(run: Run, data: Dataset) -> dict | None:
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
     validation = splits.held_out_examples(data, "validation")
-    made_from = {"parameters": run.parameters, "titles": data.trained_titles()}
+    made_from = {"parameters": run.parameters, "inputs": run.inputs, "titles": data.trained_titles()}
     trainable, everything = model.get_nb_trainable_parameters()
     result = training.train(
         model,

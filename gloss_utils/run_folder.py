@@ -59,7 +59,7 @@ def write_whole(path: str | Path):
         with full_disk_in_one_line(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             _replace(temporary, path)
     finally:
         if temporary.is_dir():
@@ -95,11 +95,18 @@ def _is_full(path: Path) -> bool:
     return shutil.disk_usage(existing).free < 2**16
 
 
-def _sync(path: Path):
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+def sync(path: Path):
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    for found in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        _sync_one(found)
+
+
+def _sync_one(path: Path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _replace(temporary: Path, path: Path):
@@ -110,6 +117,7 @@ def _replace(temporary: Path, path: Path):
         shutil.rmtree(old)
     else:
         temporary.replace(path)
+    _sync_one(path.parent)  # the rename itself
 
 
 def write_json(path: Path, value):
