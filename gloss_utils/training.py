@@ -268,9 +268,10 @@ def train(
     """Train `model` in place on token ids, evaluating on `validation` after each epoch where there is any.
 
     Checkpoints go to `folder` each epoch, and within long ones; a run with the same `made_from` goes on from the last
-    sound one, another starts anew. With a patience, training stops early and the best epoch's weights are kept. Call `forget` once the
-    result is saved. Returns history (losses by step), processes, tokens_per_second (of all processes, padding not
-    counted), peak_memory_gb (of this process), device. Raises `GlossError` where the processes cannot share a step.
+    sound one, another starts anew. With a patience, training stops early and the best epoch's weights are kept. Call
+    `forget` once the result is saved. Returns history (losses by step), processes, tokens_per_second (of all processes,
+    padding not counted), peak_memory_gb (of this process), device. Raises `GlossError` where the processes cannot share
+    a step.
     """
     together = processes()
     with together.main_process_first():  # the others find the folder tidied
