@@ -6,6 +6,8 @@ import sys
 import threading
 from contextlib import contextmanager
 
+import psutil
+
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError, Interrupted
 
@@ -40,11 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _signals_interrupt():
-    """Let the first SIGINT or SIGTERM raise `KeyboardInterrupt`; while that is tidied up after, more change nothing."""
+    """Let the first SIGINT or SIGTERM end the kernels, and raise `KeyboardInterrupt`; later ones change nothing.
+
+    A kernel is killed: what it has finished is on the disk, and asked to end it would print a traceback first.
+    """
 
     def interrupt(number, frame):
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
+        for kernel in psutil.Process().children():
+            kernel.kill()
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # where no signal can be caught

@@ -219,8 +219,11 @@ class RunFolder:
         return self.root / f"queries.{plan[:12]}.journal"
 
     def stages(self) -> dict:
-        """The manifest: what is known of each finished stage."""
-        return read_json(self.manifest) if self.manifest.exists() else {}
+        """The manifest: what is known of each finished stage. Raises `GlossError` where it is damaged."""
+        stages = read_json(self.manifest) if self.manifest.exists() else {}
+        if not (isinstance(stages, dict) and all(map(_is_entry, stages, stages.values()))):
+            raise GlossError(f"{self.manifest} is damaged; delete it and run again")
+        return stages
 
     def forget_texts(self):
         """Make the next run of stage 4 generate anew, also where nothing that its texts depend on has changed."""
@@ -259,6 +262,17 @@ class RunFolder:
             if not Path(name).exists() or fingerprint(name) != value:
                 return False
         return self.damaged(entry) is None
+
+
+def _is_entry(stage: str, entry) -> bool:
+    if stage not in P.STAGES or not isinstance(entry, dict) or "made_from" not in entry or "seconds" not in entry:
+        return False
+    if not all(
+        isinstance(entry.get(key), dict) for key in ("parameters", "inputs", "outputs", "builds_on", "versions")
+    ):
+        return False
+    paths = (Path(name) for name in entry["outputs"])  # what a stage no longer writes is deleted by these names
+    return all(not path.is_absolute() and ".." not in path.parts for path in paths)
 
 
 def identity(entry: dict | None) -> str | None:

@@ -134,6 +134,7 @@ def _execute(stage: str, passed: dict, folder: RunFolder):
             f"{stage} failed: its kernel died (often for lack of memory; smaller batches need less)"
         ) from error
     except KeyboardInterrupt:
+        sweep(folder.root)
         raise Interrupted(f"interrupted in {stage}; the same command goes on from there") from None
     failed.unlink(missing_ok=True)
     _write_html(done)
