@@ -1,10 +1,18 @@
 """The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`."""
 
 import argparse
+import signal
 import sys
+import threading
+from contextlib import contextmanager
+
+import psutil
 
 from gloss_utils import parameters as P
-from gloss_utils.errors import GlossError
+from gloss_utils.errors import GlossError, Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 130  # the exit status, as shells have it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,17 +25,44 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--until", dest="last", metavar="NN", help="last notebook to run, as 06")
     run.add_argument("--force", action="store_true", help="run stages that are up to date, too")
     options = parser.parse_args(arguments)
-    from gloss_utils import runner  # after the arguments are known to be good: it loads papermill
-
     try:
-        folder = runner.run(
-            options.files, [tuple(pair) for pair in options.overrides], options.first, options.last, options.force
-        )
-    except GlossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        with _signals_interrupt():
+            from gloss_utils import runner  # after the arguments are known to be good: it loads papermill
+
+            folder = runner.run(
+                options.files, [tuple(pair) for pair in options.overrides], options.first, options.last, options.force
+            )
+    except (KeyboardInterrupt, GlossError) as error:
+        message = "interrupted; the same command starts again" if isinstance(error, KeyboardInterrupt) else str(error)
+        print(f"error: {message}", file=sys.stderr)
+        return INTERRUPTED if isinstance(error, (KeyboardInterrupt, Interrupted)) else 1
     print(runner.summary(folder))
     return 0
+
+
+@contextmanager
+def _signals_interrupt():
+    """Let the first SIGINT or SIGTERM end the kernels, and raise `KeyboardInterrupt`; later ones change nothing.
+
+    A kernel is killed: what it has finished is on the disk, and asked to end it would print a traceback first.
+    """
+
+    def interrupt(number, frame):
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        for kernel in psutil.Process().children():
+            kernel.kill()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where no signal can be caught
+        yield
+        return
+    before = [signal.signal(each, interrupt) for each in SIGNALS]
+    try:
+        yield
+    finally:
+        for each, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(each, handler)
 
 
 if __name__ == "__main__":

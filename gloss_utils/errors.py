@@ -7,3 +7,7 @@ class GlossError(Exception):
     def _render_traceback_(self) -> list[str]:
         # IPython shows this in place of a traceback: in a notebook, the line is all there is to read.
         return [f"GlossError: {self}"]
+
+
+class Interrupted(GlossError):
+    """The user, or the system, asked the run to end."""

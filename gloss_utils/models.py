@@ -53,6 +53,22 @@ def only_local(name: str | Path) -> bool:
     return False
 
 
+def only_safetensors(folder: str | Path):
+    """Raise `GlossError` where a local model folder has weights as a pickle, which may hold code, for safetensors.
+
+    What is named instead, for the hub, is asked for as safetensors where it is loaded.
+    """
+    for pickled, safe in (
+        ("pytorch_model*.bin", "model*.safetensors"),
+        ("adapter_model*.bin", "adapter_model*.safetensors"),
+    ):
+        for file in sorted(Path(folder).rglob(pickled)) if Path(folder).is_dir() else ():
+            if not list(file.parent.glob(safe)):
+                raise GlossError(
+                    f"{file} is a pickle, which may hold code, and is not read; save the model as safetensors"
+                )
+
+
 def quantization() -> BitsAndBytesConfig:
     """QLoRA's 4-bit weights (METHOD, 2)."""
     dtype = compute_dtype()
@@ -71,14 +87,17 @@ def load_base(name: str | Path, load_in_4bit: bool):
     Raises `GlossError` where it is gated, not reachable, or not a causal language model.
     """
     local = only_local(name)
+    only_safetensors(name)
     with one_line(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes warns of features of the CPU that it does without
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             quantization_config=quantization() if load_in_4bit else None,
             dtype=compute_dtype(),
             local_files_only=local,
+            use_safetensors=True,
+            trust_remote_code=False,
             device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         )
     return model, with_padding(tokenizer)

@@ -5,7 +5,6 @@ from them, and those in figures/results/ are committed. That of a finished run i
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from gloss_utils.errors import GlossError
 from gloss_utils.parameters import EXPLORE, FINE_TUNE, ROOT, STAGES
-from gloss_utils.run_folder import RunFolder, read_json, write_json
+from gloss_utils.run_folder import RunFolder, commit, read_json, write_json
 
 FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # all tables; those of a run have more
 
@@ -22,20 +21,6 @@ def write(path: Path, name: str, command: str, inputs: dict[str, str], parameter
     """Write a table, whole or not at all. inputs: sha256 of the files that it was made from, and their names."""
     about = {"name": name, "command": command, "commit": commit(), "inputs": inputs, "parameters": parameters}
     write_json(path, about | {"rows": rows} | more)
-
-
-def commit() -> str:
-    """The repository's commit, with a + where files differ from it; "unknown" where git cannot tell."""
-    told = [_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", ":!figures")]
-    return "unknown" if None in told else told[0][:12] + "+" * bool(told[1])
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    except OSError:
-        return None
-    return None if done.returncode else done.stdout.strip()
 
 
 def of_run(folder: RunFolder, command: str) -> dict:

@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
+import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import yaml
 
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
+from gloss_utils.lock import Lock, take_stage
 
 # What a stage reads from earlier ones. Stage 04 needs the fine-tuned model only where no queries file is given.
 NEEDS = {
@@ -59,7 +62,7 @@ def write_whole(path: str | Path):
         with full_disk_in_one_line(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             _replace(temporary, path)
     finally:
         if temporary.is_dir():
@@ -95,11 +98,18 @@ def _is_full(path: Path) -> bool:
     return shutil.disk_usage(existing).free < 2**16
 
 
-def _sync(path: Path):
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+def sync(path: Path):
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    for found in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        _sync_one(found)
+
+
+def _sync_one(path: Path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _replace(temporary: Path, path: Path):
@@ -110,6 +120,24 @@ def _replace(temporary: Path, path: Path):
         shutil.rmtree(old)
     else:
         temporary.replace(path)
+    _sync_one(path.parent)  # the rename itself
+
+
+def sweep(root: Path, *alive: int):
+    """Remove what processes that were killed left of their writing; a folder that was being replaced comes back.
+
+    alive: processes at work in the folder.
+    """
+    for path in sorted(root.rglob(".*")):
+        left = re.fullmatch(r"\.(.+)\.(\d+)\.(partial|old)", path.name)
+        if left is None or int(left[2]) in alive or not path.exists():
+            continue
+        if left[3] == "old" and not path.with_name(left[1]).exists():
+            path.rename(path.with_name(left[1]))
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_json(path: Path, value):
@@ -137,11 +165,27 @@ def fingerprint(path: str | Path) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
+def commit() -> str:
+    """The repository's commit, with a + where files differ from it; "unknown" where git cannot tell."""
+    told = [_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", ":!figures")]
+    return "unknown" if None in told else told[0][:12] + "+" * bool(told[1])
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(P.ROOT), *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout.strip()
+
+
 class RunFolder:
     """The one place that knows where a run keeps what."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self.run_lock = self.root / ".run.lock"
+        self.stage_lock = self.root / ".stage.lock"
         self.parameters = self.root / "params.yaml"
         self.manifest = self.root / "manifest.json"
         self.items = self.root / "data/items.parquet"
@@ -177,8 +221,11 @@ class RunFolder:
         return self.root / f"queries.{plan[:12]}.journal"
 
     def stages(self) -> dict:
-        """The manifest: what is known of each finished stage."""
-        return read_json(self.manifest) if self.manifest.exists() else {}
+        """The manifest: what is known of each finished stage. Raises `GlossError` where it is damaged."""
+        stages = read_json(self.manifest) if self.manifest.exists() else {}
+        if not (isinstance(stages, dict) and all(map(_is_entry, stages, stages.values()))):
+            raise GlossError(f"{self.manifest} is damaged; delete it and run again")
+        return stages
 
     def forget_texts(self):
         """Make the next run of stage 4 generate anew, also where nothing that its texts depend on has changed."""
@@ -219,6 +266,17 @@ class RunFolder:
         return self.damaged(entry) is None
 
 
+def _is_entry(stage: str, entry) -> bool:
+    if stage not in P.STAGES or not isinstance(entry, dict) or "made_from" not in entry or "seconds" not in entry:
+        return False
+    if not all(
+        isinstance(entry.get(key), dict) for key in ("parameters", "inputs", "outputs", "builds_on", "versions")
+    ):
+        return False
+    paths = (Path(name) for name in entry["outputs"])  # what a stage no longer writes is deleted by these names
+    return all(not path.is_absolute() and ".." not in path.parts for path in paths)
+
+
 def identity(entry: dict | None) -> str | None:
     """What makes a finished stage itself: its parameters, inputs, outputs and what it builds on."""
     if entry is None:
@@ -231,7 +289,7 @@ def identity(entry: dict | None) -> str | None:
 class Run:
     """A stage at work in a run folder. `parameters` holds the stage's own values and those of the stages before it.
 
-    outputs: what the stage wrote; temporary: files that are removed once it is finished.
+    outputs: what the stage wrote; temporary: files that are removed once it is finished; lock: held until then.
     """
 
     folder: RunFolder
@@ -243,6 +301,7 @@ class Run:
     outputs: list[Path] = field(default_factory=list)
     temporary: list[Path] = field(default_factory=list)
     made_from: str | None = None
+    lock: Lock | None = None
 
     def __getitem__(self, name: str):
         return self.parameters[name]
@@ -256,6 +315,13 @@ class Run:
 
         Files that its last run left and this one did not are removed.
         """
+        try:
+            return self._record()
+        finally:
+            if self.lock:
+                self.lock.release()
+
+    def _record(self) -> str:
         stages = self.folder.stages()
         if self.stage == P.FINE_TUNE and self["queries_file"] and self.stage in stages:
             return f"{self.stage} left what was trained before as it is"
@@ -267,7 +333,8 @@ class Run:
             "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
             "made_from": self.made_from,
             "seconds": round(time.time() - self.started, 1),
-            "versions": {"python": platform.python_version()}
+            "versions": {"gloss-utils": importlib.metadata.version("gloss-utils"), "commit": commit()}
+            | {"python": platform.python_version()}
             | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
         }
         stages = {stage: stages[stage] for stage in P.STAGES if stage in stages}
@@ -309,15 +376,37 @@ def headless(notebook: dict) -> bool:
 def open_run(stage: str, notebook: dict) -> Run:
     """Start a stage from its notebook's `globals()`.
 
-    Checks the parameters and that the stages it builds on are finished and undamaged; changes nothing on disk.
-    Raises `GlossError` with one line otherwise.
+    Checks the parameters, that nobody else is at work in the run folder, and that the stages it builds on are finished
+    and undamaged; changes no result. Raises `GlossError` with one line otherwise.
     """
     injected = P.check_all(_injected(notebook.get("In", [])))
     values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
     P.check_files(values)
     folder = RunFolder(values.pop("run_dir"))
-    stages = folder.stages()
-    earlier = {}
+    held = _locked(folder)
+    try:
+        earlier = _earlier(folder, stage, values)
+        P.check_all(earlier | values)
+        same_dataset(folder, injected | values)
+    except BaseException:
+        if held:
+            held.release()
+        raise
+    return Run(folder, stage, values, earlier | values, lock=held)
+
+
+def _locked(folder: RunFolder) -> Lock | None:
+    if os.environ.get("RANK", "0") != "0":  # of the processes that train together, the main one holds the lock
+        return None
+    held = take_stage(folder.stage_lock, folder.run_lock)
+    sweep(folder.root, os.getpid(), os.getppid())  # the runner is writing the notebook
+    shutil.rmtree(folder.parts, ignore_errors=True)
+    return held
+
+
+def _earlier(folder: RunFolder, stage: str, values: dict) -> dict:
+    """The parameters of the stages that this one builds on. Raises `GlossError` where one is not as it should be."""
+    stages, earlier = folder.stages(), {}
     for other in needs(stage, values):
         if other not in stages:
             raise GlossError(f"{folder.root} holds no finished {other}; run notebooks/{other}.ipynb first")
@@ -334,9 +423,7 @@ def open_run(stage: str, notebook: dict) -> Run:
                 f"{other} trained nothing, because queries_file was given; run notebooks/{other}.ipynb without it first"
             )
         earlier |= stages[other]["parameters"]
-    P.check_all(earlier | values)
-    same_dataset(folder, injected | values)
-    return Run(folder, stage, values, earlier | values)
+    return earlier
 
 
 def same_dataset(folder: RunFolder, values: dict):

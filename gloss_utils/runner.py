@@ -13,10 +13,10 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
+from gloss_utils import lock, queries
 from gloss_utils import parameters as P
-from gloss_utils import queries
-from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, write_whole
+from gloss_utils.errors import GlossError, Interrupted
+from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, sweep, write_whole
 
 NOTEBOOKS = P.ROOT / "notebooks"
 
@@ -65,6 +65,13 @@ def run(
     chosen = P.STAGES[_number(first, 0) : _number(last, len(P.STAGES) - 1) + 1]
     if not chosen:
         raise GlossError(f"--from {first} is after --until {last}; nothing to run")
+    with lock.for_runner(folder.run_lock, folder.stage_lock):
+        sweep(folder.root)
+        _run_stages(folder, resolved, values, chosen, force)
+    return folder
+
+
+def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chosen: tuple[str, ...], force: bool):
     for stage in P.STAGES:
         own = {name: value for name, value in resolved[stage].items() if name != "run_dir"}
         if stage not in chosen:
@@ -76,7 +83,6 @@ def run(
                 folder.forget_texts()
             passed = {name: values[name] for name in P.stage_names(stage) if name in values}
             _execute(stage, passed, folder)
-    return folder
 
 
 def _number(text: str | None, default: int) -> int:
@@ -127,6 +133,9 @@ def _execute(stage: str, passed: dict, folder: RunFolder):
         raise GlossError(
             f"{stage} failed: its kernel died (often for lack of memory; smaller batches need less)"
         ) from error
+    except KeyboardInterrupt:
+        sweep(folder.root)
+        raise Interrupted(f"interrupted in {stage}; the same command goes on from there") from None
     failed.unlink(missing_ok=True)
     _write_html(done)
     print(f"{stage}: done in {time.time() - started:.0f} s", flush=True)

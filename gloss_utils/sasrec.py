@@ -76,7 +76,7 @@ def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame) -> SASRec:
     made_from = told | {"texts": learnt}
     record, weights = folder / "made_from.json", folder / "model.safetensors"
     if weights.exists() and record.exists() and read_json(record) == made_from | {"weights": fingerprint(weights)}:
-        return SASRec.from_pretrained(folder).eval()
+        return SASRec.from_pretrained(folder, use_safetensors=True).eval()
     training.seed_everything(run["seed"])
     model = new_model(len(data.items), run["sasrec_width"])
     settings = training.Settings(

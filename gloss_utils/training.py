@@ -1,6 +1,7 @@
 """The training loop that the tiny base model and fine-tuning share: transformers' Trainer, resumable, with one bar.
 
 It trains in as many processes as `accelerate launch` started; each optimiser step's texts are the same in any number.
+Training that was cut off and goes on ends with the same bytes, on the same processor with as many threads.
 """
 
 import hashlib
@@ -22,9 +23,14 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from gloss_utils import checkpoints
 from gloss_utils.errors import GlossError
 from gloss_utils.models import peak_memory
 from gloss_utils.run_folder import full_disk_in_one_line, read_json, write_json
+
+SAVE_EVERY = (
+    600  # seconds of training that a kill may cost, where an epoch takes longer; in several processes, an epoch
+)
 
 seed_everything = set_seed
 
@@ -99,6 +105,43 @@ class _Trainer(Trainer):
         sampler.seed = self.args.seed  # which it does not take from the arguments
         return sampler
 
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self.args.output_dir)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
+            checkpoints.prune(folder, checkpoints.best(folder, self.state.best_global_step))
+
+    # The losses since the last log, which the trainer forgets: the next log is to be their mean, too.
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        running = {"loss": self._tr_loss.item(), "last_logged": self._globalstep_last_logged}
+        write_json(self._running(output_dir), running)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint and self._running(checkpoint).exists():  # not where there were fewer processes
+            running = read_json(self._running(checkpoint))
+            self._tr_loss.fill_(running["loss"])
+            self._globalstep_last_logged = running["last_logged"]
+
+    def _running(self, checkpoint) -> Path:
+        return Path(checkpoint) / f"running_loss_{self.args.process_index}.json"
+
+    def _run_epoch(self, *args, **kwargs):
+        stoppers = (found for found in self.callback_handler.callbacks if isinstance(found, EarlyStoppingCallback))
+        if any(stopper.early_stopping_patience_counter >= stopper.early_stopping_patience for stopper in stoppers):
+            self.control.should_training_stop = True  # it was killed after it had stopped
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_best_model(self):
+        best = Path(self.state.best_model_checkpoint)
+        if not checkpoints.is_sound(best):
+            raise GlossError(f"{best} is not as it was written; run again, and training goes on from an earlier one")
+        super()._load_best_model()
+
     def save_model(self, output_dir=None, _internal_call=False):
         super().save_model(output_dir, _internal_call)
         # Shards (FSDP) are written later, but each process now looks whether the best checkpoint is there, and all have
@@ -113,7 +156,9 @@ class _Progress(TrainerCallback):
         self.name, self.seconds, self.bar, self.shown = name, 0.0, None, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.first_token = state.num_input_tokens_seen
+        self.first_token, self.saved = state.num_input_tokens_seen, time.monotonic()
+        best = checkpoints.best(Path(args.output_dir), state.best_global_step)
+        state.best_model_checkpoint = best and str(best)  # it was noted with the run folder's place at that time
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -130,6 +175,12 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += time.perf_counter() - self.begun
         self.bar.update(1)
+        ends_epoch = state.epoch == int(state.epoch)  # where a checkpoint follows anyway, after the evaluation
+        if args.world_size == 1 and not ends_epoch and time.monotonic() - self.saved >= SAVE_EVERY:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.shown |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in (logs or {})}
@@ -182,7 +233,6 @@ def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArg
         optim=settings.optimizer,
         eval_strategy="epoch" if validated else "no",
         save_strategy="epoch",
-        save_total_limit=2,
         load_best_model_at_end=validated,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -217,15 +267,16 @@ def train(
 ) -> dict:
     """Train `model` in place on token ids, evaluating on `validation` after each epoch where there is any.
 
-    Checkpoints go to `folder` each epoch; a run with the same `made_from` goes on from the last whole one, another
-    starts anew. With a patience, training stops early and the best epoch's weights are kept. Call `forget` once the
-    result is saved. Returns history (losses by step), processes, tokens_per_second (of all processes, padding not
-    counted), peak_memory_gb (of this process), device. Raises `GlossError` where the processes cannot share a step.
+    Checkpoints go to `folder` each epoch, and within long ones; a run with the same `made_from` goes on from the last
+    sound one, another starts anew. With a patience, training stops early and the best epoch's weights are kept. Call
+    `forget` once the result is saved. Returns history (losses by step), processes, tokens_per_second (of all processes,
+    padding not counted), peak_memory_gb (of this process), device. Raises `GlossError` where the processes cannot share
+    a step.
     """
     together = processes()
     with together.main_process_first():  # the others find the folder tidied
         _start_over_if_other(folder, made_from)
-        checkpoint = _last_whole(folder)
+        checkpoint = checkpoints.last_sound(folder)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -241,7 +292,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     with full_disk_in_one_line(folder):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return {
         "history": [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
         "steps": trainer.state.global_step,
@@ -274,17 +325,6 @@ def _start_over_if_other(folder: Path, made_from: dict):
     if not record.exists() or read_json(record) != digest:
         shutil.rmtree(folder, ignore_errors=True)
         write_json(record, digest)
-
-
-def _last_whole(folder: Path) -> str | None:
-    # The trainer writes its state last: a checkpoint without it was cut off.
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-            return str(checkpoint)
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None
 
 
 def check_reporter(name: str):

@@ -38,6 +38,15 @@ def write_lines(path: Path, lines: list[str], zipped: bool = False) -> Path:
     return path
 
 
+def flip(path: Path):
+    """Change one bit in the middle of a file, or of a folder's largest file."""
+    if path.is_dir():
+        path = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
 def reviews(*rows: tuple) -> pd.DataFrame:
     """What `readers.read_interactions` returns, with texts for categories, from (user, item, time[, rating])."""
     return pd.DataFrame([(*row, 5.0)[:4] for row in rows], columns=["user", "item", "time", "rating"])

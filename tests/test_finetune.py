@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import write_parameters
-from helpers import run_of
+from helpers import flip, run_of
 
 from gloss_utils import baselines, finetune, generate, models, prompts, runner, splits, tiny, training
 from gloss_utils.errors import GlossError
@@ -148,36 +148,95 @@ def test_bf16_on_a_cpu_learns_as_float32_does_where_the_cpu_has_it(tmp_path, mon
     assert found[False] == plain != found[True] == pytest.approx(plain, rel=0.01)
 
 
-def test_training_resumes_after_a_kill(tmp_path, monkeypatch):
-    whole, expected = train_small(tmp_path / "whole")
+class Killed(BaseException):
+    """Ends a training where it stands, as a kill would: nothing is tidied up."""
 
-    class Killed(BaseException):
-        pass
+
+def cut(monkeypatch, folder, where: str, when, **more):
+    """Train until `when(state)` holds at the trainer's event `where`."""
+
+    event = getattr(training._Progress, where)
 
     def kill(self, args, state, control, **kwargs):
-        if state.global_step == 7:  # in the second epoch of four steps each
+        if when(state):
             raise Killed
+        event(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(training._Progress, "on_step_end", kill)
-        train_small(tmp_path / "cut")
-    broken = tmp_path / "cut/checkpoint-8"  # a later checkpoint that was being written is not taken for a whole one
+        patched.setattr(training._Progress, where, kill)
+        train_small(folder, **more)
+
+
+def first_step(monkeypatch, folder, **more):
+    """Train; returns the first step that was done, the model and the result."""
+    steps, begun = [], training._Progress.on_step_begin
+
+    def begin(self, args, state, control, **kwargs):
+        steps.append(state.global_step)
+        begun(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training._Progress, "on_step_begin", begin)
+        model, result = train_small(folder, **more)
+    return steps[0] if steps else None, model, result
+
+
+def assert_same_training(one, other):
+    (model, result), (other_model, other_result) = one, other
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, other_model.state_dict()[name]), name
+    losses = [[log.get("loss", log.get("eval_loss")) for log in r["history"]] for r in (result, other_result)]
+    assert losses[0] == losses[1] and result["steps"] == other_result["steps"]
+
+
+@pytest.mark.parametrize(("save_every", "goes_on_from"), [(600, 4), (0, 7)])
+def test_training_that_was_killed_ends_with_the_same_bytes(tmp_path, monkeypatch, save_every, goes_on_from):
+    whole = train_small(tmp_path / "whole")
+    monkeypatch.setattr(training, "SAVE_EVERY", save_every)  # at each epoch of four steps, or after each step
+    cut(monkeypatch, tmp_path / "cut", "on_step_begin", lambda state: state.global_step == 7)
+    broken = tmp_path / "cut/checkpoint-8"  # a later one that was being written is not taken for a whole one
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
-    steps = []
-    begun = training._Progress.on_step_begin
-    monkeypatch.setattr(
-        training._Progress,
-        "on_step_begin",
-        lambda self, args, state, control, **k: (
-            steps.append(state.global_step),
-            begun(self, args, state, control, **k),
-        )[1],
-    )
-    resumed, result = train_small(tmp_path / "cut")
-    assert steps[0] == 4 and result["steps"] == expected["steps"] == 12
-    for name, weight in whole.state_dict().items():
-        assert torch.allclose(weight, resumed.state_dict()[name], atol=1e-6), name
+    first, model, result = first_step(monkeypatch, tmp_path / "cut")
+    assert first == goes_on_from
+    assert_same_training(whole, (model, result))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_set_aside_for_an_earlier_one(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(training, "SAVE_EVERY", 0)
+    cut(monkeypatch, tmp_path / "cut", "on_step_begin", lambda state: state.global_step == 7)
+    flip(tmp_path / "cut/checkpoint-7" / name)
+    first, model, result = first_step(monkeypatch, tmp_path / "cut")
+    assert first == 6 and "checkpoint-7 is not as it was written; it is set aside" in capsys.readouterr().out
+    assert (tmp_path / "cut/damaged-checkpoint-7").is_dir()
+    assert_same_training(train_small(tmp_path / "whole"), (model, result))
+
+
+def test_training_whose_best_checkpoint_is_damaged_starts_anew(tmp_path, monkeypatch):
+    losses = [1.0, 2.0, 3.0]
+    patch_losses(monkeypatch, losses)
+    whole = train_small(tmp_path / "whole")
+    patch_losses(monkeypatch, losses)
+    cut(monkeypatch, tmp_path / "cut", "on_step_begin", lambda state: state.global_step == 9)
+    flip(tmp_path / "cut/checkpoint-4/model.safetensors")
+    patch_losses(monkeypatch, losses)
+    first, model, result = first_step(monkeypatch, tmp_path / "cut")
+    assert first == 0
+    assert_same_training(whole, (model, result))
+
+
+def test_training_that_was_killed_once_it_had_stopped_early_stays_so(tmp_path, monkeypatch):
+    losses, more = [3.0, 1.0, 2.0, 2.5, 0.5, 0.4], {"epochs": 6, "patience": 2}
+    patch_losses(monkeypatch, losses)
+    whole = train_small(tmp_path / "whole", **more)
+    patch_losses(monkeypatch, losses)
+    cut(monkeypatch, tmp_path / "cut", "on_train_end", lambda state: True, **more)
+    (tmp_path / "cut").rename(tmp_path / "moved")  # the best checkpoint was noted with its place
+    patch_losses(monkeypatch, losses[4:])
+    first, model, result = first_step(monkeypatch, tmp_path / "moved", **more)
+    assert first is None
+    assert_same_training(whole, (model, result))
 
 
 def test_training_of_another_kind_starts_anew(tmp_path, monkeypatch):
@@ -190,9 +249,9 @@ def test_training_of_another_kind_starts_anew(tmp_path, monkeypatch):
     assert not (folder / "checkpoint-4").exists()
 
 
-def test_early_stopping_keeps_the_best_epoch(tmp_path, monkeypatch):
-    losses = iter([3.0, 1.0, 2.0, 2.5, 2.7, 0.5])
-    weights = []
+def patch_losses(monkeypatch, losses: list[float]) -> list[dict]:
+    """Let evaluations find these losses, one after another; returns the list that the weights evaluated are put in."""
+    losses, weights = iter(losses), []
 
     def evaluate(self, *args, **kwargs):
         weights.append({name: weight.clone() for name, weight in self.model.state_dict().items()})
@@ -202,6 +261,11 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path, monkeypatch):
         return metrics
 
     monkeypatch.setattr(training.Trainer, "evaluate", evaluate)
+    return weights
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path, monkeypatch):
+    weights = patch_losses(monkeypatch, [3.0, 1.0, 2.0, 2.5, 2.7, 0.5])
     model, result = train_small(tmp_path / "early", epochs=6, patience=2)
     assert [log["eval_loss"] for log in result["history"] if "eval_loss" in log] == [3.0, 1.0, 2.0, 2.5]
     for name, weight in model.state_dict().items():

@@ -188,7 +188,7 @@ def test_what_is_no_table_is_told(tmp_path):
 
 
 def test_the_commit_is_unknown_without_git(monkeypatch):
-    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=128, stdout=""))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=128, stdout=""))
     assert results.commit() == "unknown"
 
 

