@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     except GlossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     print(runner.summary(folder))
     return 0
 
