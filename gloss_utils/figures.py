@@ -215,5 +215,5 @@ def wrapped(text: str) -> str:
 
 
 def in_full(table: pd.DataFrame) -> Styler:
-    """A table for looking at whose texts are not cut, and whose numbers have three decimals."""
-    return table.style.format(precision=3, escape="html").format_index(escape="html")
+    """A table for looking at whose rows and texts are not cut, and whose numbers have three decimals."""
+    return table.style.format(precision=3, thousands=",", escape="html").format_index(escape="html")

@@ -150,6 +150,12 @@ def test_tables_show_intervals_and_mark_what_is_in_sample():
     assert shown.loc["popularity"].tolist() == ["1,234"] + ["0.5000 [0.4000, 0.6000]"] * 4
 
 
+def test_segments_are_shown_with_their_users():
+    row = {"method": "gloss", "recall@5": 0.5, "recall@5_low": 0.4, "recall@5_high": 0.6}
+    shown = segments.table([row | {"segment": name, "users": 1234} for name in ("all", segments.NEW_ITEMS)], "recall@5")
+    assert shown.columns.tolist() == ["all (1,234 users)", "new-items (1,234 users)"]
+
+
 def test_tables_of_differences():
     compared = [
         {
