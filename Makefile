@@ -1,9 +1,11 @@
 # GLoSS. `make run` and `make test` set up the environment on first use.
 #   make run PARAMS="beauty llama-1b"   runs params/beauty.yaml and params/llama-1b.yaml into runs/beauty-llama-1b/
+#   make report RUN=runs/demo           joins a run's executed notebooks into runs/demo/report.html
 #   make figures                        draws figures/ again from the tables in figures/results/
 #   make run TORCH_INDEX=<address>      takes PyTorch from there (its CPU index spares gigabytes of CUDA)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PARAMS ?= demo
+RUN ?= runs/$(subst $(space),-,$(strip $(PARAMS)))
 TORCH_INDEX ?=
 EXTRAS ?= test
 
@@ -17,9 +19,10 @@ ENV := .venv
 endif
 PY := $(ENV)/bin/python
 comma := ,
+space := $() $()
 READY := $(ENV)/.gloss-ready-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: run test test-slow lint lab figures setup
+.PHONY: run test test-slow lint lab report figures setup
 
 run: $(READY)
 	$(PY) -m gloss_utils run $(PARAMS:%=params/%.yaml)
@@ -35,6 +38,9 @@ lint: $(READY)
 
 lab: $(READY)
 	$(PY) -m jupyter lab notebooks
+
+report: $(READY)
+	$(PY) -m gloss_utils.report "$(RUN)"
 
 figures: $(READY)
 	mkdir -p runs

@@ -226,4 +226,5 @@ def parts_table(parts: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.Da
     """`hybrid` without each of its parts, for looking at."""
     frame = pd.DataFrame(parts).set_index("left_out").rename_axis("left out")
     lost = {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in metrics}
+    lost = {name: shown.where(shown.index != "none", "") for name, shown in lost.items()}
     return pd.DataFrame({metric: with_interval(frame, metric) for metric in metrics} | lost)

@@ -1,6 +1,7 @@
 """Every picture, in one style. Each function takes data, returns a matplotlib figure; `save` writes PNG and PDF."""
 
 import textwrap
+from html import unescape
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import MaxNLocator
+from pandas.io.formats.style import Styler
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
@@ -85,7 +87,7 @@ def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figu
     places = TSNE(perplexity=min(30, (len(titles) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
     groups = KMeans(min(MAP_GROUPS, len(titles)), random_state=seed, n_init=3).fit_predict(vectors)
     words = TfidfVectorizer(stop_words="english", token_pattern=r"[a-zA-Z]{3,}")
-    weights = words.fit_transform(titles).toarray()
+    weights = words.fit_transform(titles.map(unescape)).toarray()
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for group in np.unique(groups):
         inside = groups == group
@@ -202,10 +204,16 @@ def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...]) -> pl
     ticks = binned.drop_duplicates("interactions")["interactions"]
     axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], minor=False)
     axis.set_xticks([], minor=True)
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def wrapped(text: str) -> str:
     """Text with lines of at most 100 characters, for printing prompts in a notebook."""
-    return "\n".join(textwrap.fill(line, 100, subsequent_indent="       ") for line in text.split("\n"))
+    lines = [(line, " " * len("Title: ") * line.startswith("Title: ")) for line in text.split("\n")]
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent=indent) for line, indent in lines)
+
+
+def in_full(table: pd.DataFrame) -> Styler:
+    """A table for looking at whose rows and texts are not cut, and whose numbers have three decimals."""
+    return table.style.format(precision=3, thousands=",", escape="html").format_index(escape="html")

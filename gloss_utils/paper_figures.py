@@ -31,7 +31,7 @@ STYLE = {
     "axes.axisbelow": True,
 }
 # Of different lightness, so that grey tells most apart; markers and hatches do besides.
-SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#999999")
+SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#999999", "#000000")
 METRICS = ("recall@5", "ndcg@5")
 POINTS = {"markersize": 3, "elinewidth": 0.8, "capsize": 1.5, "linestyle": ""}
 TOLD = ("lis-dense-unseen", "item-knn", SASREC, GLOSS_PAPER, GLOSS)  # the methods that figures of segments show
@@ -131,9 +131,10 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
     """A metric against the number of generated texts used, by ranking and retriever, one panel a run."""
     tables = [table for table in tables if table.get("ablation")]
     with plt.rc_context(STYLE):
-        lines = -(-len(tables) // 3)
+        columns = min(len(tables), 3)
+        lines = -(-len(tables) // columns)
         figure, axes = plt.subplots(
-            lines, 3, figsize=(PAGE, 0.4 + 1.7 * lines), layout="constrained", squeeze=False, sharey=True
+            lines, columns, figsize=(PAGE, 0.4 + 1.7 * lines), layout="constrained", squeeze=False, sharey=True
         )
         for axis in axes.flat[len(tables) :]:
             axis.remove()
@@ -145,7 +146,7 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
                 axis.plot(some["queries"], some[metric], **look)
                 axis.fill_between(some["queries"], low, high, alpha=0.15, color=shade)
             split = table["ablation"][0]["split"]
-            axis.set(xlabel="generated texts used", title=textwrap.fill(_panel(table, split), 40))
+            axis.set(xlabel="generated texts used", title=textwrap.fill(_panel(table, split), 36))
             axis.set_xticks(sorted({row["queries"] for row in table["ablation"]}))
         highest = max(row[f"{metric}_high"] for table in tables for row in table["ablation"])
         axes[0, 0].set_ylim(0, 1.05 * highest)
@@ -174,8 +175,8 @@ def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
             xerr = spread(some, metric)
             axis.errorbar(some[metric], some["place"] + shift, xerr=xerr, label=label, **_look(number))
         axis.set(xlabel=f"{LABELS[metric]}, 95 % intervals", xlim=(0, None))
-        names = [textwrap.fill(_panel(table, table["ablation"][0]["split"]), 24) for table in runs]
-        axis.set_yticks(range(len(runs)), names)
+        names = [_panel(table, table["ablation"][0]["split"]) for table in runs]
+        axis.set_yticks(range(len(runs)), [textwrap.fill(name, 22) for name in names])
         axis.set_ylim(len(runs) - 0.5, -0.5)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=1)
     return figure

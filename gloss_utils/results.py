@@ -36,7 +36,7 @@ def of_run(folder: RunFolder, command: str) -> dict:
         "command": command,
         "commit": commit(),
         "inputs": inputs,
-        "parameters": {name: _without_folder(value) for name, value in parameters.items()},
+        "parameters": {name: without_folder(value) for name, value in parameters.items()},
         "dataset": stages[EXPLORE]["parameters"]["dataset"],
         "seconds": {stage: entry["seconds"] for stage, entry in stages.items()},
         "training": training and {name: value for name, value in training.items() if name != "history"},
@@ -45,8 +45,8 @@ def of_run(folder: RunFolder, command: str) -> dict:
     }
 
 
-def _without_folder(value):
-    # What lies outside the repository lies elsewhere on other machines; its name and hash are what matters.
+def without_folder(value):
+    """A parameter's value; of a path only what another machine has, too: from the repository's root, or the name."""
     if not isinstance(value, str) or not Path(value).is_absolute():
         return value
     path = Path(value)

@@ -170,16 +170,18 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
         ("History, oldest first", [named(item) for item in row["history"]]),
         ("Generated texts, best first (mean log-probability of a token)", _scored(row)),
         (
-            "Recommended items",
+            "Recommended items, best first (score)",
             [
-                f"<b>{named(item)} ← target</b>" if item == row["target"] else f"{named(item)} ({score:.3f})"
+                f"<b>{named(item)} ({score:.3f}) ← target</b>"
+                if item == row["target"]
+                else f"{named(item)} ({score:.3f})"
                 for item, score in zip(ranked["item"], ranked["score"], strict=True)
             ],
         ),
     ]
-    if row["target"]:
-        parts.append(("Target", [named(row["target"])]))
     body = "".join(f"<h4>{name}</h4><ol>{''.join(f'<li>{line}</li>' for line in found)}</ol>" for name, found in parts)
+    if row["target"]:
+        body += f"<h4>Target, what the user bought next</h4><p>{named(row['target'])}</p>"
     return HTML(f"<div><h3>User {escape(user)}</h3>{body}</div>")
 
 
@@ -199,13 +201,13 @@ def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:
     return chosen.iloc[0]
 
 
-def browse(results: Retrieved):
-    """In JupyterLab: a box to choose a user in, with that user's story under it."""
+def browse(results: Retrieved, user: str | None = None):
+    """In JupyterLab: a box to choose a user in, at first `user`, with that user's story under it."""
     import ipywidgets
 
     users = results.queries["user"].tolist()
     box = ipywidgets.Combobox(
-        value=telling_user(results), options=users[:500], description="User", placeholder="type a user id"
+        value=user or telling_user(results), options=users[:500], description="User", placeholder="type a user id"
     )
     place = ipywidgets.Output()
 

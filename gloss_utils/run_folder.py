@@ -211,6 +211,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.json"
         self.figures = self.root / "figures"
         self.notebooks = self.root / "notebooks"
+        self.report = self.root / "report.html"
 
     def ranking(self, method: str) -> Path:
         """The TREC file of a method's rankings."""

@@ -1,6 +1,5 @@
 """Running the notebooks headless: which are up to date, which have to be executed, and what to say when one fails."""
 
-import logging
 import re
 import sys
 import time
@@ -10,10 +9,9 @@ from pathlib import Path
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
-from gloss_utils import lock, queries
+from gloss_utils import lock, queries, report
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError, Interrupted
 from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, sweep, write_whole
@@ -151,12 +149,8 @@ def _failure(stage: str, error: PapermillExecutionError, notebook: Path) -> str:
 
 
 def _write_html(notebook: Path):
-    logging.getLogger("traitlets").setLevel(logging.ERROR)  # it asks for alternative texts of the pictures
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
     with write_whole(notebook.with_suffix(".html")) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(report.page(nbformat.read(notebook, as_version=4), notebook.stem), encoding="utf-8")
 
 
 def summary(folder: RunFolder) -> str:

@@ -66,5 +66,5 @@ def table(rows: list[dict], metric: str) -> pd.DataFrame:
     shown = frame.pivot(index="method", columns="segment", values="shown")
     users = frame.drop_duplicates("segment").set_index("segment")["users"]
     return shown.loc[frame["method"].unique(), list(frame["segment"].unique())].rename(
-        columns={segment: f"{segment} ({users[segment]:,} users)" for segment in SEGMENTS}
+        columns={segment: f"{segment} ({count:,} users)" for segment, count in users.items()}
     )

@@ -150,6 +150,12 @@ def test_tables_show_intervals_and_mark_what_is_in_sample():
     assert shown.loc["popularity"].tolist() == ["1,234"] + ["0.5000 [0.4000, 0.6000]"] * 4
 
 
+def test_segments_are_shown_with_their_users():
+    row = {"method": "gloss", "recall@5": 0.5, "recall@5_low": 0.4, "recall@5_high": 0.6}
+    shown = segments.table([row | {"segment": name, "users": 1234} for name in ("all", segments.NEW_ITEMS)], "recall@5")
+    assert shown.columns.tolist() == ["all (1,234 users)", "new-items (1,234 users)"]
+
+
 def test_tables_of_differences():
     compared = [
         {
@@ -167,11 +173,9 @@ def test_tables_of_differences():
     assert shown.index.tolist() == ["popularity", "item-knn"] and shown.columns.tolist() == ["recall@5", "ndcg@5"]
     assert shown.loc["item-knn", "ndcg@5"] == "+0.0100 [-0.0200, +0.0400], p = 0.5000"
     ends = {f"{name}{end}": 0.1 for name in ("recall@5", "recall@5_lost") for end in ("", "_low", "_high")}
-    shown = evaluate.parts_table([{"left_out": "none"} | ends], metrics=("recall@5",))
-    assert shown.loc["none"].to_dict() == {
-        "recall@5": "0.1000 [0.1000, 0.1000]",
-        "recall@5, lost": "+0.1000 [+0.1000, +0.1000]",
-    }
+    shown = evaluate.parts_table([{"left_out": part} | ends for part in ("none", "last item")], metrics=("recall@5",))
+    assert shown["recall@5"].tolist() == ["0.1000 [0.1000, 0.1000]"] * 2
+    assert shown["recall@5, lost"].to_dict() == {"none": "", "last item": "+0.1000 [+0.1000, +0.1000]"}
 
 
 def test_texts_that_the_weights_were_fitted_on_are_told(tmp_path):

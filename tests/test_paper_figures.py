@@ -90,12 +90,61 @@ def test_lines_of_the_number_of_texts(measured):
     plt.close(figure)
 
 
+def test_titles_of_many_panels_do_not_touch(measured):
+    measured["parameters"] |= {"base_model": "Llama-3.2-1B", "decoding": "catalogue", "new_item_fraction": 0.05}
+    figure = paper_figures.number_of_queries([measured] * 5)
+    figure.canvas.draw()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes]
+    assert len(boxes) == 5 and not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
+    plt.close(figure)
+
+
+def test_no_line_leaves_its_panel(measured):
+    better = [
+        {name: value * 9 if "@5" in name else value for name, value in row.items()} for row in measured["ablation"]
+    ]
+    figure = paper_figures.number_of_queries([measured, measured | {"ablation": better}])
+    highest = max(line.get_ydata().max() for axis in figure.axes for line in axis.lines)
+    assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > highest for axis in figure.axes)
+    plt.close(figure)
+
+
+def test_a_run_that_held_items_out_is_told_from_one_that_did_not(measured):
+    held_out = measured | {"parameters": measured["parameters"] | {"new_item_fraction": 0.05}}
+    figure = paper_figures.retrievers([measured, held_out])
+    labels = [tick.get_text().replace("\n", " ") for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["Beauty, tiny, free decoding, test", "Beauty, tiny, free decoding, test, 5% of items new"]
+    plt.close(figure)
+    figure = paper_figures.comparison([measured, held_out])
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert names.count("GLoSS tiny, free, hybrid") == 1
+    plt.close(figure)
+
+
+def test_a_method_looks_the_same_in_all_panels(measured):
+    of = ("lis-dense-unseen", "item-knn", "sasrec", "gloss-paper", "gloss")
+    groups = ("all", "cold-start")
+    runs = [
+        measured | {"rows": [row(method, 0.05, segment=group) for method in methods for group in groups]}
+        for methods in (("sasrec", "gloss"), ("gloss", "item-knn"))
+    ]
+    figure = paper_figures.segments(runs, of=of)
+    looks = [{bars.get_label(): bars.lines[0] for bars in axis.containers} for axis in figure.axes]
+    ours = [found[figures.NAMES["gloss"]] for found in looks]
+    assert len({(line.get_marker(), line.get_color()) for line in ours}) == 1
+    lines = [line for found in looks for line in found.values()]
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == 3
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(told) == sorted(figures.NAMES[method] for method in ("item-knn", "sasrec", "gloss"))
+    plt.close(figure)
+
+
 def test_points_of_the_retrievers(measured):
     figure = paper_figures.retrievers([measured, {"rows": []}])
     [axis] = figure.axes
     found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
     assert found == {"paper, dense (small)": [0.03], "hybrid, dense (small)": [0.03]}  # all three texts
-    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["Beauty, tiny, free decoding, test"]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["Beauty, tiny, free\ndecoding, test"]
     plt.close(figure)
 
 

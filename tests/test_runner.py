@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from gloss_utils import evaluate, fusion, retrieve, runner, segments
+from gloss_utils import evaluate, fusion, queries, ranking, retrieve, runner, segments
 from gloss_utils import parameters as P
 from gloss_utils.__main__ import main
 from gloss_utils.errors import GlossError
@@ -53,6 +53,16 @@ def test_generating_needs_a_model_that_was_trained(copied_run):
     finish_again(folder, P.FINE_TUNE, queries_file="queries.jsonl")
     with pytest.raises(GlossError, match="02_fine_tune trained nothing, because queries_file was given"):
         open_alone(P.RETRIEVE, folder)
+
+
+def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
+    folder, _ = small_run
+    found = queries.read(folder.queries, 3, 0)[0]
+    ranked = ranking.read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
+    results = retrieve.Retrieved(Dataset.load(folder), found, ranked, [])
+    for user in found["user"].iloc[[0, 5]]:
+        assert retrieve.browse(results, user).children[0].value == user
+    assert retrieve.browse(results).children[0].value == retrieve.telling_user(results)
 
 
 def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch):
@@ -248,3 +258,12 @@ def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
     assert (values["num_beams"], values["seed"], values["learning_rate"]) == (4, 2, 1e-4)
     assert values["run_dir"] == str(tmp_path / "x")  # on the command line, from the caller's folder
     assert values["data_dir"] == str(P.ROOT / "here")  # in a file, from the repository's root
+
+
+def test_stopping_a_run_is_told_in_one_line(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", stop)
+    assert main(["run", "params/demo.yaml"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
