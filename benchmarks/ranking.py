@@ -1,6 +1,6 @@
 """How the weights of `hybrid` were fitted, and what the rankings give on users that they were not fitted on.
 
-    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--write] [--results FILE]
+    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--sasrec EPOCHS] [--work DIR] [--write] [--results FILE]
 
 DATA_DIR holds raw Amazon files; FILE holds generated texts of validation users of the dataset NAME (beauty, toys or
 sports).
@@ -11,7 +11,8 @@ sports).
    into 5 folds by a hash of their id, the same over all files; those of a fold are ranked for with weights from the
    other four. Three ways of folding are averaged. Each dataset counts alike, however many files it has.
 3. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
-   and hybrid fitted without each of its parts.
+   and hybrid fitted without each of its parts; with --sasrec, hybrid fitted with one part more: a vote of a SASRec that
+   is trained (in DIR, a quarter of an hour and more a dataset) on what may be learnt, for its first 50 items.
 
 --write puts weights fitted on all users into params/ranking/weights.yaml; --results puts the table into a file for
 notebook 7. In-sample numbers are not printed.
@@ -20,23 +21,25 @@ notebook 7. In-sample numbers are not printed.
 import argparse
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
+from scipy import sparse
 from scipy.optimize import minimize
 from tqdm import tqdm
 
 from benchmarks.baselines import load
-from gloss_utils import evaluate, fusion, queries, ranking, results, significance, splits
+from gloss_utils import evaluate, fusion, queries, ranking, results, sasrec, significance, splits
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
-from gloss_utils.parameters import ROOT
+from gloss_utils.parameters import EVALUATE, ROOT
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import FUSED, HYBRID, Ranker
-from gloss_utils.run_folder import fingerprint, write_whole
+from gloss_utils.run_folder import Run, RunFolder, fingerprint, write_whole
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
 NOTE = (
@@ -52,6 +55,8 @@ TUNED_ON = 10_000  # users a dataset
 RANX = {"rrf": None, "isr": None, "bordafuse": None, "max": None, "sum": "min-max", "mnz": "min-max"}  # and their norms
 FOLDS, FOLDINGS, PENALTY = 5, 3, 0.03
 SEED, DEPTH, METRICS = 3407, 10, ["recall@5", "ndcg@5"]
+SASREC_DEPTH, SASREC_WIDTH = 50, 128
+FEATURES = (*fusion.FEATURES, evaluate.SASREC)
 START = fusion.Settings(
     top_k=20,
     neighbours=100,
@@ -134,7 +139,7 @@ def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: fusi
 
 def fit(texts: list[Texts], users: list[np.ndarray], features: list[str]) -> dict[str, float]:
     """Weights (none below 0) of some features by conditional logit on some users of each file: bool, [users]."""
-    on = [fusion.FEATURES.index(feature) for feature in features]
+    on = [FEATURES.index(feature) for feature in features]
     datasets = [text.dataset for text in texts]
     sets = [_choices(text, some, on) for text, some in zip(texts, users, strict=True)]
     spread = np.mean([x.std(axis=0) for x, *_ in sets], axis=0)
@@ -165,7 +170,12 @@ def _choices(text: Texts, users: np.ndarray, on: list[int]):
     return some.features[kept][:, on], np.flatnonzero(np.diff(user, prepend=-1)), np.flatnonzero(hit[kept])
 
 
-def out_of_fold(texts: list[Texts], features: list[str]) -> list[np.ndarray]:
+def by_ranker(text: Texts, weights: dict[str, float]) -> np.ndarray:
+    """Metrics by user of what notebook 4 would rank with these weights."""
+    return _metrics(text, text.ranker.weighted({"": weights})[""])
+
+
+def out_of_fold(texts: list[Texts], features: list[str], measure: Callable = by_ranker) -> list[np.ndarray]:
     """Each file's metrics by user, [users, METRICS], with weights from other folds; mean over foldings."""
     found = [np.zeros((len(text.target), len(METRICS))) for text in texts]
     for folding in range(FOLDINGS):
@@ -173,8 +183,7 @@ def out_of_fold(texts: list[Texts], features: list[str]) -> list[np.ndarray]:
         for fold in range(FOLDS):
             weights = fit(texts, [of_file != fold for of_file in folds], features)
             for text, of_file, metrics in zip(texts, folds, found, strict=True):
-                ranked = text.ranker.weighted({"": weights})[""]
-                metrics[of_file == fold] += _metrics(text, ranked)[of_file == fold] / FOLDINGS
+                metrics[of_file == fold] += measure(text, weights)[of_file == fold] / FOLDINGS
     return found
 
 
@@ -186,6 +195,35 @@ def _folds(users: pd.Series, folding: int) -> np.ndarray:
 def _metrics(text: Texts, ranked: pd.DataFrame) -> np.ndarray:
     targets = evaluate.targets_of(text.ranker.queries)
     return evaluate.per_user_metrics(ranking.as_run(ranked), targets)[METRICS].to_numpy(copy=True)
+
+
+def with_sasrec(texts: list[Texts], epochs: int, work: Path) -> list[Texts]:
+    """The same candidates with one feature more: 1 / sqrt(rank) in SASRec's ranking, 0 beyond its first 50."""
+    more = []
+    for text in texts:
+        queries, data = text.ranker.queries, text.ranker.data
+        told = {"seed": SEED, "sasrec_epochs": epochs, "sasrec_width": SASREC_WIDTH, "split": "validation"}
+        run = Run(RunFolder(work / text.dataset), EVALUATE, {}, told)
+        ranked = sasrec.rank(sasrec.prepare(run, data, queries), queries, data, SASREC_DEPTH)
+        users = pd.Index(queries["user"]).get_indexer(ranked["user"])
+        items = pd.Index(data.items["item"]).get_indexer(ranked["item"])
+        votes = sparse.csr_matrix((ranked["rank"] ** -0.5, (users, items)), (len(queries), len(data.items)))
+        found = text.candidates
+        vote = np.asarray(votes[found.user, found.item]).reshape(-1, 1)
+        more.append(replace(text, candidates=replace(found, features=np.hstack([found.features, vote]))))
+    return more
+
+
+def by_candidates(text: Texts, weights: dict[str, float]) -> np.ndarray:
+    """Metrics by user of the candidates alone, whatever features they have."""
+    some, metrics = text.candidates, np.zeros((len(text.target), len(METRICS)))
+    on = [FEATURES.index(feature) for feature in weights]
+    score = np.round(some.features[:, on] @ list(weights.values()), fusion.DECIMALS)
+    order = np.lexsort((some.item, -text.ranker.evidence.counts[some.item], -score, some.user))
+    user, hit = some.user[order], (some.item == text.target[some.user])[order]
+    rank = (np.arange(len(user)) - np.searchsorted(user, user) + 1)[hit]
+    metrics[user[hit]] = np.stack([rank <= 5, (rank <= 5) / np.log2(rank + 1)], axis=1)
+    return metrics
 
 
 def paper(text: Texts) -> np.ndarray:
@@ -245,6 +283,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir")
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("--sasrec", type=int, default=0, metavar="EPOCHS")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/sasrec-validation")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
@@ -267,6 +307,9 @@ def main():
     for part, features in fusion.PARTS.items():
         kept = [feature for feature in fusion.FEATURES if feature not in features]
         rows += report(f"hybrid without {part}", out_of_fold(texts, kept), base, texts)
+    if options.sasrec:
+        more = with_sasrec(texts, options.sasrec, options.work)
+        rows += report("hybrid with sasrec", out_of_fold(more, list(FEATURES), by_candidates), base, texts)
     weights = fit(texts, [np.ones(len(text.target), dtype=bool) for text in texts], list(fusion.FEATURES))
     weights = {feature: round(weight, 3) for feature, weight in weights.items()}
     print("weights fitted on all users:", weights)
@@ -275,6 +318,7 @@ def main():
         command = "python -m benchmarks.ranking DATA_DIR " + " ".join(
             f"{name}={Path(file).name}" for name, file in files
         )
+        command += f" --sasrec {options.sasrec}" if options.sasrec else ""
         results.write(options.results, "replay", command, fitted_on, asdict(settings), rows)
     if options.write:
         values = asdict(replace(settings, weights=weights, fitted_on=fitted_on))
