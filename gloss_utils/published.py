@@ -27,9 +27,9 @@ def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def results(dataset: str, split: str) -> pd.DataFrame | None:
-    """Published Recall@5 and NDCG@5 on a dataset with their source, or None: they are all of the test split."""
-    if split != "test" or dataset not in NUMBERS["dataset_statistics"]:
+def results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:
+    """Published Recall@5 and NDCG@5 on a dataset with their source, or None: they are all of leave-one-out tests."""
+    if split != "test" or holdout != "leave_one_out" or dataset not in NUMBERS["dataset_statistics"]:
         return None
     rows = []
     for group, source in (("table1", "table1"), ("table2", "table2"), ("gloss", "paper"), ("lis", "lis")):
@@ -42,9 +42,9 @@ def results(dataset: str, split: str) -> pd.DataFrame | None:
     )
 
 
-def segment_results(dataset: str, split: str) -> pd.DataFrame | None:
-    """Published Recall@5 of GLoSS by user segment (rows: model and encoder), or None where the split is not test."""
-    if split != "test" or dataset not in NUMBERS["segments"]:
+def segment_results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:
+    """Published Recall@5 of GLoSS by user segment (rows: model and encoder), or None (see `results`)."""
+    if split != "test" or holdout != "leave_one_out" or dataset not in NUMBERS["segments"]:
         return None
     rows = {
         (model, encoder): {segment: values["recall@5"] for segment, values in by_segment.items()}
