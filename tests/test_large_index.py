@@ -1,0 +1,185 @@
+"""Approximate indexes on disk: what they find, in what order, and that texts and vectors are found again."""
+
+import numpy as np
+import pytest
+from helpers import dense, one_line_error
+
+from gloss_utils import index, large_index
+from gloss_utils import parameters as P
+from gloss_utils.index import DenseIndex
+from gloss_utils.large_index import FLAT, HNSW, IVFPQ, Texts
+
+ITEMS, DIMENSIONS, BATCH = 3000, 64, 700
+GIB = 2**30
+
+
+def made(count: int, seed: int) -> np.ndarray:
+    """Unit vectors in clusters."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((60, DIMENSIONS))
+    vectors = centres[rng.integers(60, size=count)] + 0.7 * rng.standard_normal((count, DIMENSIONS))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+VECTORS = made(ITEMS, 1)
+VECTORS[50] = VECTORS[2000] = VECTORS[2999] = VECTORS[7]
+TEXTS = [f"Title: thing {number}" for number in range(ITEMS)]
+for place in (50, 2000, 2999):
+    TEXTS[place] = TEXTS[7]
+
+
+def encode(texts: list[str]) -> np.ndarray:
+    """The vector of each text; those that differ by nothing but noise are not the same text."""
+    return VECTORS[[TEXTS.index(text) for text in texts]]
+
+
+def write(folder, kind: str, rerank: bool = True) -> DenseIndex:
+    batches = (TEXTS[start : start + BATCH] for start in range(0, ITEMS, BATCH))
+    return DenseIndex.write(folder, batches, "no such encoder", encode, {"kind": kind, "why": "", "rerank": rerank})
+
+
+@pytest.fixture(scope="module", params=[HNSW, IVFPQ])
+def built(request, tmp_path_factory) -> DenseIndex:
+    patched = pytest.MonkeyPatch()
+    patched.setattr(large_index, "BATCH", BATCH)
+    yield write(tmp_path_factory.mktemp("index") / "dense", request.param)
+    patched.undo()
+
+
+@pytest.fixture(scope="module")
+def flat() -> DenseIndex:
+    return dense(TEXTS, VECTORS)
+
+
+def test_auto_takes_what_fits():
+    assert large_index.choose(12_000, 384, 24 * GIB)[0] == FLAT
+    assert large_index.choose(large_index.FLAT_ITEMS, 384, 24 * GIB)[0] == FLAT
+    assert large_index.choose(large_index.FLAT_ITEMS + 1, 384, 24 * GIB)[0] == HNSW
+    assert large_index.choose(500_000, 384, 2 * GIB)[0] == HNSW  # 0.7 GiB of vectors, a quarter of 2 GiB is 0.5
+    assert large_index.choose(48_000_000, 384, 24 * GIB)[0] == IVFPQ
+    assert large_index.choose(500_000, 384, GIB // 2)[0] == IVFPQ
+    kind, why = large_index.choose(12_000, 384, 24 * GIB)
+    assert "12,000 items" in why and "6.0 GiB" in why
+
+
+def test_nearly_all_of_the_nearest_are_found_and_their_similarities_are_exact(built, flat):
+    queries = made(200, 2)
+    ids, scores = built.nearest(queries, 10)
+    expected, _ = flat.nearest(queries, 10)
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(expected, ids, strict=True)]) > 0.95
+    exact = np.einsum("qd,qkd->qk", queries.astype(np.float64), VECTORS[ids].astype(np.float64))
+    np.testing.assert_allclose(scores, exact, atol=6e-6)
+    np.testing.assert_array_equal(scores, np.round(scores, 5))
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_an_items_own_text_is_found_with_similarity_1_and_its_twins_in_the_catalogues_order(built):
+    ids, scores = built.search([TEXTS[7], TEXTS[11]], 4)  # no encoder is needed
+    assert ids[0].tolist() == [7, 50, 2000, 2999] and scores[0].tolist() == [1.0] * 4
+    assert ids[1, 0] == 11 and scores[1, 0] == 1.0
+    assert built.search([TEXTS[7]], 2)[0].tolist() == [[7, 50]]
+
+
+def test_more_twins_than_are_re_ranked_keep_the_catalogues_order(built, monkeypatch):
+    monkeypatch.setattr(large_index, "RERANKED", 1)
+    assert built.search([TEXTS[7]], 2)[0].tolist() == [[7, 50]]
+    assert built.search([TEXTS[7]], 4)[0].tolist() == [[7, 50, 2000, 2999]]
+
+
+def test_more_than_the_catalogue_has(built, flat):
+    queries = made(3, 3)
+    ids, scores = built.nearest(queries, ITEMS + 5)
+    expected, similar = flat.nearest(queries, ITEMS + 5)
+    assert ids.shape == (3, ITEMS)
+    np.testing.assert_allclose(scores, similar, atol=1.1e-5)
+    assert all(sorted(row) == list(range(ITEMS)) for row in ids.tolist())
+
+
+def test_it_is_memory_mapped_and_reads_no_more_than_asked_for(built):
+    assert isinstance(built.vectors(), np.memmap) and built.vectors().shape == (ITEMS, DIMENSIONS)
+    np.testing.assert_array_equal(built.vectors(), VECTORS)
+    assert isinstance(built.texts.hashes, np.memmap)
+
+
+def test_strength_is_that_of_the_flat_index(built, flat):
+    np.testing.assert_allclose(built.strength(np.array([1.0, 0.2])), flat.strength(np.array([1.0, 0.2])))
+
+
+def test_items_that_are_added_are_found_exactly(built):
+    new = made(5, 9)
+    longer = built.extended(TEXTS[:0])
+    longer.faiss, longer.texts = built.faiss.extended(new), built.texts + ["Title: new", "Title: new", *"abc"]
+    ids, scores = longer.nearest(new, 3)
+    assert ids[:, 0].tolist() == list(range(ITEMS, ITEMS + 5)) and (scores[:, 0] == 1).all()
+    assert longer.search(["Title: new"], 1)[0].tolist() == [[ITEMS]]  # the first of two
+    assert len(longer.texts) == len(longer.vectors()) == ITEMS + 5
+    np.testing.assert_array_equal(longer.encode([TEXTS[3], "c"]), [VECTORS[3], new[4]])
+    assert len(built.texts) == ITEMS
+
+
+def test_without_re_ranking_similarities_are_those_of_the_codes(tmp_path):
+    rough = write(tmp_path / "dense", IVFPQ, rerank=False)
+    ids, scores = rough.search(TEXTS[:100], 5)
+    assert (np.diff(scores) <= 0).all() and (scores[:, 0] != 1).any()
+    assert np.mean([own in row for own, row in enumerate(ids.tolist())]) > 0.9
+
+
+def test_texts_of_one_hash_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_index, "_hashes", lambda texts: np.array([len(text) for text in texts], dtype=np.uint64))
+    texts = Texts.write(tmp_path, [["aa", "b", "cc"], ["aa", "dd", "ééé"]])
+    assert texts.find(["dd", "aa", "cc", "b", "xx", "ééé", "long", ""]).tolist() == [4, 0, 2, 1, -1, 5, -1, -1]
+    assert len(texts) == 6 and texts.at(np.array([5, 1])) == ["ééé", "b"]
+
+
+def test_equal_texts_are_encoded_once_over_all_batches(tmp_path):
+    asked = []
+
+    def counted(texts):
+        asked.extend(texts)
+        return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
+
+    texts = Texts.write(tmp_path, [["a", "bb"], ["a", "bb"], ["ccc", "a"]])
+    vectors = large_index.write_vectors(tmp_path / "v.npy", texts, counted, batch=2)
+    assert asked == ["a", "bb", "ccc"] and vectors[:, 0].tolist() == [1, 2, 1, 2, 3, 1]
+
+
+def test_one_pass_over_blocks_is_exact():
+    queries = made(20, 4)
+    scores, places = large_index.exact(VECTORS, queries, 10, batch=BATCH)
+    expected = np.sort(queries @ VECTORS.T, axis=1)[:, ::-1][:, :10]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(queries @ VECTORS.T, places, 1), expected, atol=1e-6)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    def broken(texts):
+        raise RuntimeError("the encoder died")
+
+    with pytest.raises(RuntimeError):
+        DenseIndex.write(tmp_path / "dense", [TEXTS], "none", broken, {"kind": HNSW, "why": "", "rerank": True})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_kind_is_refused():
+    with one_line_error("index", "'lsh'", "auto, flat, hnsw, ivfpq"):
+        P.check("index", "lsh")
+    with one_line_error("rerank_from_disk", "'perhaps'"):
+        P.check("rerank_from_disk", "perhaps")
+
+
+def test_few_items_can_be_indexed(tmp_path):
+    for kind in (HNSW, IVFPQ):
+        texts = ["a", "b", "c"]
+        small = DenseIndex.write(
+            tmp_path / kind,
+            [texts],
+            "none",
+            lambda t: np.eye(8, dtype=np.float32)[: len(t)],
+            {"kind": kind, "why": "", "rerank": True},
+        )
+        assert small.search(["b"], 9)[0].tolist() == [[1, 0, 2]]
+
+
+def test_a_saved_flat_index_says_its_kind(flat, tmp_path):
+    flat.save(tmp_path / "dense")
+    assert index.DenseIndex.load(tmp_path / "dense").about == {"kind": FLAT}
