@@ -21,7 +21,7 @@ SHARE = 4  # of the machine's memory, an index may take one part of so many
 FLAT_ITEMS = 1_000_000  # beyond, an exact search takes more than some ten milliseconds a query
 LINKS, EF_CONSTRUCTION, EF_SEARCH = 32, 80, 128  # of HNSW
 CODE_BYTES = 64  # of a vector in IVF-PQ
-TRAINING_VECTORS = 64  # a list, at most
+TRAINING_VECTORS = 40  # a list, at most
 NPROBE = 64
 RERANKED = 200  # candidates whose full vectors are read, a query
 
@@ -111,13 +111,11 @@ def _hashes(texts: list[str]) -> np.ndarray:
     return pd.util.hash_array(np.asarray(texts, dtype=object), categorize=False)
 
 
-def write_vectors(
-    path: Path, texts: Texts, encode: Callable[[list[str]], np.ndarray], batch: int = BATCH
-) -> np.ndarray:
+def write_vectors(path: Path, texts: Texts, encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
     """Encode all texts, equal ones once, into an .npy file: float32 [texts, dimensions], memory-mapped."""
     vectors = None
-    for start in range(0, len(texts), batch):
-        places = np.arange(start, min(start + batch, len(texts)))
+    for start in range(0, len(texts), BATCH):
+        places = np.arange(start, min(start + BATCH, len(texts)))
         some = texts.at(places)
         first = texts.find(some)
         own = first == places
@@ -132,13 +130,13 @@ def write_vectors(
     return vectors
 
 
-def blocks(vectors: np.ndarray, batch: int = BATCH) -> Iterator[np.ndarray]:
+def blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
     """The vectors, some at a time, in memory."""
-    for start in range(0, len(vectors), batch):
-        yield np.ascontiguousarray(vectors[start : start + batch])
+    for start in range(0, len(vectors), BATCH):
+        yield np.ascontiguousarray(vectors[start : start + BATCH])
 
 
-def build(kind: str, vectors: np.ndarray, seed: int = 0, batch: int = BATCH) -> faiss.Index:
+def build(kind: str, vectors: np.ndarray, seed: int = 0) -> faiss.Index:
     """An approximate index of vectors on disk, trained on a sample, built in batches."""
     items, dimensions = vectors.shape
     lists = number_of_lists(items)
@@ -148,18 +146,17 @@ def build(kind: str, vectors: np.ndarray, seed: int = 0, batch: int = BATCH) -> 
         sample = 2**16
     else:
         coarse = faiss.IndexFlatIP(dimensions)
-        # Few vectors cannot train 256 codewords.
-        bits = 8 if items >= 256 else 4
-        index = faiss.IndexIVFPQ(coarse, dimensions, lists, _divisor(dimensions), bits, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFPQ(coarse, dimensions, lists, _divisor(dimensions), 8, faiss.METRIC_INNER_PRODUCT)
         coarse.this.disown()
         index.own_fields = True
         index.cp.spherical = True
         index.cp.max_points_per_centroid = TRAINING_VECTORS
         index.cp.seed = seed
+        index.pq.cp.niter = 10
         sample = max(TRAINING_VECTORS * lists, 2**16)
     chosen = np.sort(np.random.default_rng(seed).choice(items, min(sample, items), replace=False))
-    index.train(np.ascontiguousarray(vectors[chosen]))
-    for block in blocks(vectors, batch):
+    index.train(np.ascontiguousarray(vectors[np.resize(chosen, max(len(chosen), 256))]))  # as many as codewords
+    for block in blocks(vectors):
         index.add(block)
     return index
 
@@ -265,10 +262,10 @@ def inner_products(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray)
     return found
 
 
-def exact(vectors: np.ndarray, queries: np.ndarray, k: int, batch: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
+def exact(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k largest inner products of each query, and their places, by one pass over all vectors."""
     scores, places, start = [], [], 0
-    for block in blocks(vectors, batch):
+    for block in blocks(vectors):
         found, near = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
         scores, places = [*scores, found], [*places, near + start]
         start += len(block)

@@ -38,12 +38,18 @@ def write(folder, kind: str, rerank: bool = True) -> DenseIndex:
     return DenseIndex.write(folder, batches, "no such encoder", encode, {"kind": kind, "why": "", "rerank": rerank})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Batches smaller than the catalogue, codes that are quickly trained."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(large_index, "BATCH", BATCH)
+        patched.setattr(large_index, "CODE_BYTES", 16)
+        yield
+
+
 @pytest.fixture(scope="module", params=[HNSW, IVFPQ])
 def built(request, tmp_path_factory) -> DenseIndex:
-    patched = pytest.MonkeyPatch()
-    patched.setattr(large_index, "BATCH", BATCH)
-    yield write(tmp_path_factory.mktemp("index") / "dense", request.param)
-    patched.undo()
+    return write(tmp_path_factory.mktemp("index") / "dense", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def test_auto_takes_what_fits():
     assert large_index.choose(500_000, 384, 2 * GIB)[0] == HNSW  # 0.7 GiB of vectors, a quarter of 2 GiB is 0.5
     assert large_index.choose(48_000_000, 384, 24 * GIB)[0] == IVFPQ
     assert large_index.choose(500_000, 384, GIB // 2)[0] == IVFPQ
-    kind, why = large_index.choose(12_000, 384, 24 * GIB)
+    why = large_index.choose(12_000, 384, 24 * GIB)[1]
     assert "12,000 items" in why and "6.0 GiB" in why
 
 
@@ -89,7 +95,7 @@ def test_more_twins_than_are_re_ranked_keep_the_catalogues_order(built, monkeypa
 def test_more_than_the_catalogue_has(built, flat):
     queries = made(3, 3)
     ids, scores = built.nearest(queries, ITEMS + 5)
-    expected, similar = flat.nearest(queries, ITEMS + 5)
+    _, similar = flat.nearest(queries, ITEMS + 5)
     assert ids.shape == (3, ITEMS)
     np.testing.assert_allclose(scores, similar, atol=1.1e-5)
     assert all(sorted(row) == list(range(ITEMS)) for row in ids.tolist())
@@ -108,7 +114,7 @@ def test_strength_is_that_of_the_flat_index(built, flat):
 def test_items_that_are_added_are_found_exactly(built):
     new = made(5, 9)
     longer = built.extended(TEXTS[:0])
-    longer.faiss, longer.texts = built.faiss.extended(new), built.texts + ["Title: new", "Title: new", *"abc"]
+    longer.faiss, longer.texts = built.faiss.extended(new), built.texts.__add__(["Title: new", "Title: new", *"abc"])
     ids, scores = longer.nearest(new, 3)
     assert ids[:, 0].tolist() == list(range(ITEMS, ITEMS + 5)) and (scores[:, 0] == 1).all()
     assert longer.search(["Title: new"], 1)[0].tolist() == [[ITEMS]]  # the first of two
@@ -131,7 +137,8 @@ def test_texts_of_one_hash_are_told_apart(tmp_path, monkeypatch):
     assert len(texts) == 6 and texts.at(np.array([5, 1])) == ["ééé", "b"]
 
 
-def test_equal_texts_are_encoded_once_over_all_batches(tmp_path):
+def test_equal_texts_are_encoded_once_over_all_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_index, "BATCH", 2)
     asked = []
 
     def counted(texts):
@@ -139,13 +146,13 @@ def test_equal_texts_are_encoded_once_over_all_batches(tmp_path):
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
     texts = Texts.write(tmp_path, [["a", "bb"], ["a", "bb"], ["ccc", "a"]])
-    vectors = large_index.write_vectors(tmp_path / "v.npy", texts, counted, batch=2)
+    vectors = large_index.write_vectors(tmp_path / "v.npy", texts, counted)
     assert asked == ["a", "bb", "ccc"] and vectors[:, 0].tolist() == [1, 2, 1, 2, 3, 1]
 
 
 def test_one_pass_over_blocks_is_exact():
     queries = made(20, 4)
-    scores, places = large_index.exact(VECTORS, queries, 10, batch=BATCH)
+    scores, places = large_index.exact(VECTORS, queries, 10)
     expected = np.sort(queries @ VECTORS.T, axis=1)[:, ::-1][:, :10]
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(queries @ VECTORS.T, places, 1), expected, atol=1e-6)
