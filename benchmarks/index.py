@@ -74,7 +74,7 @@ def quantised(items: np.ndarray, queries: np.ndarray) -> list[float]:
     """Recall of the exact 10 nearest by codes alone, for each of `CODES`."""
     _, expected = large_index.exact(items, queries, K)
     values = []
-    for size in CODES:
+    for size in [size for size in CODES if items.shape[1] % size == 0]:
         index = faiss.IndexPQ(items.shape[1], size, 8, faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.niter = 10
         index.train(items)
@@ -94,7 +94,7 @@ def calibrate(source: Source) -> dict:
     return {
         "noise": best,
         "items": count,
-        "code_bytes": CODES,
+        "code_bytes": list(CODES),
         "recall_real": np.round(real, 3).tolist(),
         "recall_made": np.round(made[best], 3).tolist(),
         "recall_by_noise": {str(noise): np.round(values, 3).tolist() for noise, values in made.items()},

@@ -1,12 +1,14 @@
 """What the training histories say of items: which follow which, and how often each occurs."""
 
 from collections.abc import Collection
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 Histories = Collection[Collection[str]]
+PAIRS_AT_A_TIME = 2**26  # a few gigabytes
 
 
 def encode(histories: Histories, items: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -25,27 +27,50 @@ def counts(histories: Histories, items: pd.Series) -> np.ndarray:
 
 
 def following(
-    histories: Histories, items: pd.Series, window: int, decay: float, backward: float, damping: float
+    histories: Histories,
+    items: pd.Series,
+    window: int,
+    decay: float,
+    backward: float,
+    damping: float,
+    neighbours: int | None = None,
 ) -> sparse.csr_matrix:
     """How strongly each item (row) is followed by each other (column) in histories, [items, items].
 
     Two interactions of a history at most `window` positions apart count decay ** (positions apart - 1) for the later
     item after the earlier, and `backward` times as much the other way round. A row is divided by how often its item
     occurs, to the power `damping`: 1 gives shares, 0 counts; between them, much evidence says more than little.
+    neighbours: how many of each row are kept, the `strongest`; null: all. Rows are counted some at a time, so that no
+    more than `PAIRS_AT_A_TIME` pairs are held, or one row's.
     """
     owners, places = encode(histories, items)
+    occur = np.bincount(places, minlength=len(items))
+    block = np.cumsum(occur) * 2 * window // PAIRS_AT_A_TIME
+    starts = np.flatnonzero(np.diff(block, prepend=-1))
+    parts = []
+    for first, end in pairwise([*starts, len(items)]):
+        matrix = _following(owners, places, first, end, len(items), window, decay, backward)
+        matrix = sparse.csr_matrix(sparse.diags_array(np.maximum(occur[first:end], 1.0) ** -damping) @ matrix)
+        parts.append(matrix if neighbours is None else strongest(matrix, neighbours))
+    return sparse.csr_matrix(sparse.vstack(parts))
+
+
+def _following(owners, places, first: int, end: int, items: int, window: int, decay: float, backward: float):
+    """The counts of the rows from `first` to before `end`."""
     rows, columns, values = [], [], []
+    inside = (places >= first) & (places < end)
     for apart in range(1, window + 1):
         same = owners[apart:] == owners[:-apart]
-        earlier, later = places[:-apart][same], places[apart:][same]
-        weight = np.full(len(earlier), decay ** (apart - 1))
-        rows += [earlier, later]
-        columns += [later, earlier]
-        values += [weight, backward * weight]
-    shape = (len(items), len(items))
-    matrix = sparse.csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape)
-    occur = np.maximum(np.bincount(places, minlength=len(items)), 1.0)
-    return sparse.csr_matrix(sparse.diags_array(occur**-damping) @ matrix)
+        for row, column, weight in (
+            (slice(None, -apart), slice(apart, None), 1.0),
+            (slice(apart, None), slice(None, -apart), backward),
+        ):
+            kept = same & inside[row]
+            rows.append(places[row][kept] - first)
+            columns.append(places[column][kept])
+            values.append(np.full(len(rows[-1]), weight * decay ** (apart - 1)))
+    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+    return sparse.csr_matrix(entries, (end - first, items))
 
 
 def recent(histories: Histories, items: pd.Series, recency: float) -> sparse.csr_matrix:

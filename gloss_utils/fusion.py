@@ -124,10 +124,15 @@ class Evidence:
         sequences = list(learnable.values())
         self.counts = cooccurrence.counts(sequences, items)
         self.popular = np.lexsort((np.arange(len(items)), -self.counts))
-        following = cooccurrence.following(
-            sequences, items, settings.window, settings.decay, settings.backward, settings.damping
+        self.following = cooccurrence.following(
+            sequences,
+            items,
+            settings.window,
+            settings.decay,
+            settings.backward,
+            settings.damping,
+            settings.neighbours,
         )
-        self.following = cooccurrence.strongest(following, settings.neighbours)
         self.recent = cooccurrence.recent(list(histories.values()), items, settings.recency)
 
     def _votes(self, found: dict[str, pd.DataFrame]) -> dict[str, sparse.csr_matrix]:

@@ -2,14 +2,16 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import small_llama
+from helpers import dense, small_llama
 
-from benchmarks import catalogue_decoding, data, generation, retrieval, timing
+from benchmarks import catalogue_decoding, data, generation, retrieval, scaling, timing
+from benchmarks import index as index_benchmark
 from benchmarks import ranking as rank_benchmark
 from gloss_utils import fusion, models
 from gloss_utils.index import DenseIndex
@@ -170,3 +172,30 @@ def test_weights_have_not_seen_the_users_that_they_rank_for(monkeypatch):
             used = [number for number in range(len(seen)) if bits >> number & 1]
             assert len(used) == rank_benchmark.FOLDINGS
             assert not any(user in of_file for number in used for of_file in seen[number])
+
+
+def test_kinds_of_index(tmp_path, capsys, monkeypatch):
+    def here(module, step, kind, folder):
+        step = {
+            "--build": lambda *given: {"seconds": index_benchmark.build(*given)},
+            "--measure": index_benchmark.measure,
+        }[step]
+        return step(Path(folder), kind)
+
+    monkeypatch.setattr(timing, "in_fresh_process", here)
+    monkeypatch.setattr(index_benchmark, "NOISE", (0.1,))
+    vectors = np.random.default_rng(0).standard_normal((400, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    dense([str(place) for place in range(400)], vectors).save(tmp_path / "dense")
+    result = index_benchmark.main(["--index", str(tmp_path / "dense"), "--sizes", "600", "--work", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    rows = {row["kind"]: row for row in result["rows"]}
+    assert list(rows) == list(index_benchmark.KINDS)
+    assert rows["flat"]["recall_at_10"] > 0.99 and rows["ivfpq+rerank"]["recall_at_10"] >= rows["ivfpq"]["recall_at_10"]
+    assert all(row["ms_per_query"] > 0 and row["build_seconds"] > 0 for row in rows.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def test_what_each_step_costs():
+    found = scaling.main(["--items", "300", "--users", "200"])
+    assert all(found[name] > 0 for name in ("bm25_ms_per_query", "trie_bytes_per_item", "ranked_users_per_second"))

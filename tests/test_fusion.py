@@ -43,6 +43,18 @@ def table(matrix, items: str) -> dict[str, float]:
     }
 
 
+def test_following_counted_some_rows_at_a_time_is_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    items = pd.Series([f"i{place}" for place in range(200)])
+    histories = [items[rng.zipf(1.5, size=rng.integers(12)) % 200].tolist() for _ in range(400)]
+    told = {"window": 5, "decay": 0.8, "backward": 0.1, "damping": 0.4}
+    whole = cooccurrence.following(histories, items, **told)
+    monkeypatch.setattr(cooccurrence, "PAIRS_AT_A_TIME", 500)
+    assert (cooccurrence.following(histories, items, **told) != whole).nnz == 0
+    few = cooccurrence.following(histories, items, **told, neighbours=3)
+    assert (few != cooccurrence.strongest(whole, 3)).nnz == 0 and few.nnz < whole.nnz
+
+
 def test_following_by_hand():
     items = pd.Series(list("abcd"))
     found = cooccurrence.following(["abc", "ab", "d"], items, window=2, decay=0.5, backward=0.1, damping=0)

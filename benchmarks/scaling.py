@@ -1,0 +1,129 @@
+"""What a step of each stage costs per item, interaction or user: the numbers that docs/scaling.md multiplies.
+
+    python -m benchmarks.scaling [--items 100000] [--users 100000]
+
+Titles and histories are made up: popularity falls as 1 / rank, a history has 10 items on average, as in Amazon 2023.
+Memory is what is held at the end of a step, measured on its arrays, or the growth of the process where it says so.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from benchmarks.retrieval import made_up_queries
+from gloss_utils import fusion
+from gloss_utils.index import DEFAULT_ENCODER, BM25Index, encode_texts, load_encoder
+from gloss_utils.parameters import ROOT
+from gloss_utils.prompts import item_text
+from gloss_utils.trie import Trie
+
+SEED, HISTORY, WORDS, TOKENS_A_WORD = 3407, 10, 9, 2
+
+
+def titles(count: int) -> list[str]:
+    """Titles of nine words on average; words as rare as in real ones (Zipf), none of two titles the same."""
+    rng = np.random.default_rng(SEED)
+    lengths = rng.integers(WORDS // 2, WORDS * 3 // 2 + 1, size=count)
+    words = rng.zipf(1.2, size=lengths.sum()) % 200_000
+    ends = lengths.cumsum()
+    return [
+        f"{' '.join(f'w{word}' for word in words[end - n : end])} n{place}"
+        for place, (end, n) in enumerate(zip(ends, lengths, strict=True))
+    ]
+
+
+def histories(users: int, items: int) -> list[list[str]]:
+    """Histories of made-up items."""
+    rng = np.random.default_rng(SEED)
+    chance = 1 / np.arange(1, items + 1)
+    lengths = rng.geometric(1 / HISTORY, size=users)
+    drawn = rng.choice(items, size=lengths.sum(), p=chance / chance.sum())
+    return [[f"i{place}" for place in part] for part in np.split(drawn, lengths.cumsum()[:-1])]
+
+
+class Step:
+    """Measures a block: seconds, and how much the process grew."""
+
+    def __enter__(self):
+        self.process, self.begun = psutil.Process(), time.perf_counter()
+        self.before = self.process.memory_info().rss
+        return self
+
+    def __exit__(self, *_):
+        self.seconds = time.perf_counter() - self.begun
+        self.grown = self.process.memory_info().rss - self.before
+
+
+def catalogue(count: int) -> dict:
+    """The encoder, BM25 and the trie, an item."""
+    texts = [item_text(title) for title in titles(count)]
+    encoder = load_encoder(DEFAULT_ENCODER)
+    with Step() as encoding:
+        encode_texts(encoder, texts[:512])
+    with Step() as indexing:
+        bm25 = BM25Index.build(texts)
+    queries = made_up_queries([text.removeprefix("Title: ") for text in texts[:100]], 20)["texts"].explode().tolist()
+    with Step() as searching:
+        bm25.search(queries, 20)
+    codes = {}
+    sequences = [
+        [codes.setdefault((word, part), len(codes) + 1) for word in text.split() for part in range(TOKENS_A_WORD)] + [0]
+        for text in texts
+    ]
+    with Step() as growing:
+        trie = Trie(sequences)
+    arrays = ("flat", "child_token", "child_node", "count", "first", "tail", "stop")
+    return {
+        "texts_encoded_per_second": round(512 / encoding.seconds, 1),
+        "bm25_build_us_per_item": round(1e6 * indexing.seconds / count, 1),
+        "bm25_bytes_per_item": round(
+            sum(array.nbytes for array in bm25.bm25.scores.values() if isinstance(array, np.ndarray)) / count, 1
+        ),
+        "bm25_ms_per_query": round(1000 * searching.seconds / len(set(queries)), 2),
+        "trie_build_us_per_item": round(1e6 * growing.seconds / count, 1),
+        "trie_bytes_per_item": round(sum(getattr(trie, name).nbytes for name in arrays) / count, 1),
+        "trie_tokens_per_item": round(len(trie.flat) / count, 1),
+    }
+
+
+def ranking(users: int, items: int) -> dict:
+    """Co-occurrence an interaction, hybrid's candidates (of co-occurrence and popularity) a user."""
+    settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
+    told = {str(user): history for user, history in enumerate(histories(users, items))}
+    interactions = sum(map(len, told.values()))
+    catalogue = pd.Series([f"i{place}" for place in range(items)])
+    with Step() as counting:
+        evidence = fusion.Evidence({}, told, told, catalogue, settings)
+    matrix = evidence.following
+    evidence.users, evidence.recent = evidence.users[:4096], evidence.recent[:4096]
+    with Step() as rating:
+        fusion.rankings(evidence, {"": settings.weights}, True, 10)
+    held = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
+    return {
+        "interactions": interactions,
+        "cooccurrence_us_per_interaction": round(1e6 * counting.seconds / interactions, 2),
+        "cooccurrence_entries_per_interaction": round(matrix.nnz / interactions, 2),
+        "cooccurrence_bytes_per_item": round(held / items, 1),
+        "cooccurrence_growth_bytes_per_interaction": round(counting.grown / interactions, 1),
+        "ranked_users_per_second": round(len(evidence.users) / rating.seconds, 1),
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Print and return what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--users", type=int, default=100_000)
+    options = parser.parse_args(arguments)
+    result = {"items": options.items, "users": options.users}
+    result |= catalogue(options.items) | ranking(options.users, options.items)
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    main()
