@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers import dense, one_line_error
+from helpers import dataset, dense, one_line_error
 
 from gloss_utils import index, large_index
 from gloss_utils import parameters as P
 from gloss_utils.index import DenseIndex
 from gloss_utils.large_index import FLAT, HNSW, IVFPQ, Texts
+from gloss_utils.run_folder import Run, RunFolder
 
 ITEMS, DIMENSIONS, BATCH = 3000, 64, 700
 GIB = 2**30
@@ -190,3 +191,17 @@ def test_few_items_can_be_indexed(tmp_path):
 def test_a_saved_flat_index_says_its_kind(flat, tmp_path):
     flat.save(tmp_path / "dense")
     assert index.DenseIndex.load(tmp_path / "dense").about == {"kind": FLAT}
+
+
+@pytest.mark.parametrize("asked, taken", [("auto", FLAT), (HNSW, HNSW), (IVFPQ, IVFPQ)])
+def test_stage_3_builds_what_is_asked_for_and_says_so(tmp_path, asked, taken):
+    data, folder = dataset({"u": "abc", "v": "bcd"}), RunFolder(tmp_path)
+    told = {"index": asked, "rerank_from_disk": True, "encoder": index.DEFAULT_ENCODER, "engine": "local"}
+    run = Run(folder, P.INDEX, {}, told)
+    found, _ = index.prepare(run, data)
+    assert found.search(["Title: title c"], 1)[0].tolist() == [[2]]
+    loaded = DenseIndex.load(folder.dense_index)
+    assert loaded.about["kind"] == taken and index.built(run, loaded)["value"]["kind"] == taken
+    np.testing.assert_array_equal(loaded.search(["Title: title b"], 4), found.search(["Title: title b"], 4))
+    longer = loaded.extended(["Title: a new thing", "Title: title a"])
+    assert longer.search(["Title: title a"], 2)[0].tolist() == [[0, 5]]
