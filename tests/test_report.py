@@ -42,6 +42,7 @@ def finish(folder: RunFolder, *stages: str, **parameters):
             "inputs": {},
             "outputs": {},
             "builds_on": {other: identity(entries[other]) for other in list(entries)[-1:]},
+            "made_from": None,
             "seconds": 61.2,
             "versions": {"python": "3.11.1"},
         }

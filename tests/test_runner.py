@@ -57,7 +57,7 @@ def test_generating_needs_a_model_that_was_trained(copied_run):
 
 def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
     folder, _ = small_run
-    found = queries.read(folder.queries, 3, 0)[0]
+    found = queries.read(folder.queries, 3, 0)
     ranked = ranking.read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
     results = retrieve.Retrieved(Dataset.load(folder), found, ranked, [])
     for user in found["user"].iloc[[0, 5]]:
@@ -258,12 +258,3 @@ def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
     assert (values["num_beams"], values["seed"], values["learning_rate"]) == (4, 2, 1e-4)
     assert values["run_dir"] == str(tmp_path / "x")  # on the command line, from the caller's folder
     assert values["data_dir"] == str(P.ROOT / "here")  # in a file, from the repository's root
-
-
-def test_stopping_a_run_is_told_in_one_line(monkeypatch, capsys):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner, "run", stop)
-    assert main(["run", "params/demo.yaml"]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
