@@ -51,7 +51,7 @@ def test_notebook_1_reads_own_tables(own):
 @pytest.mark.slow
 @pytest.mark.parametrize("holdout", ["leave_one_out", "time"])
 def test_from_two_csv_files_to_recommendations(own, holdout):
-    files, values = [str(P.ROOT / "params/my_data.yaml")], [*own, ("holdout", holdout)]
+    files, values = [str(P.ROOT / "params/my_data.yaml")], [*own, ("holdout", holdout), ("holdout_share", "0.3")]
     folder = runner.run(files, values)
     rows = {row["method"]: row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
     assert {"gloss", "gloss-paper", "popularity", "item-knn"} <= set(rows) and rows["gloss"]["users"] > 5
