@@ -31,7 +31,7 @@ from gloss_utils import prompts, splits, tiny, training
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.models import TINY, compute_dtype, load_base, one_line, only_safetensors, with_padding
-from gloss_utils.run_folder import Run, open_run, write_json, write_whole
+from gloss_utils.run_folder import Run, open_run, read_json, write_json, write_whole
 
 
 def _with_unsloth(run: Run, base: str | Path):
@@ -188,6 +188,8 @@ def prepare(run: Run, data: Dataset) -> dict | None:
         with write_whole(run.folder.adapter) as part:
             model.save_pretrained(part, state_dict=weights, save_embedding_layers=False)
             tokenizer.save_pretrained(part)
+            config = read_json(part / "adapter_config.json")  # whose modules come from a set, in no order
+            write_json(part / "adapter_config.json", config | {"target_modules": sorted(run["lora_modules"])})
         write_json(run.folder.training, result)
         training.forget(run.folder.checkpoints)
     run.outputs += [run.folder.adapter, run.folder.training] + ([run.folder.base] if run["base_model"] == TINY else [])

@@ -210,7 +210,10 @@ class BM25Index:
     def build(cls, texts: list[str]) -> "BM25Index":
         """Index the catalogue's texts."""
         bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        bm25.index(_tokenize(texts), show_progress=False)
+        tokens = _tokenize(texts)
+        # Numbered in this order: bm25s itself would take a set's, and no two processes would write the same bytes.
+        numbers = {token: number for number, token in enumerate(sorted({token for text in tokens for token in text}))}
+        bm25.index(([[numbers[token] for token in text] for text in tokens], numbers), show_progress=False)
         return cls(bm25)
 
     def save(self, folder: Path):

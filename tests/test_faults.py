@@ -146,7 +146,8 @@ def test_a_run_folder_that_cannot_be_written(nobody, copied_run):
     before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
     arguments = ["run", str(folder / "p.yaml"), "-p", "run_dir", str(folder / "run"), "--force"]
     done = python(
-        "import gloss_utils.runner; from gloss_utils.__main__ import main", f"raise SystemExit(main({arguments}))"
+        "from gloss_utils import runner; from gloss_utils.__main__ import main; runner.defaults('01_explore_data')",
+        f"raise SystemExit(main({arguments}))",
     )
     assert done.returncode == 1
     assert done.stderr.strip() == f"error: {folder}/run cannot be written (Permission denied); choose another run_dir"
