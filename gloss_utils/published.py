@@ -24,7 +24,7 @@ def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
         column: {name: f"{counts[name]:,}" if name in counts else "not published" for name in names}
         for column, counts in columns.items()
     }
-    return pd.DataFrame(shown)
+    return pd.DataFrame(shown).rename(index=lambda name: name.replace("_", " "))
 
 
 def results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:
