@@ -12,7 +12,6 @@ from gloss_utils.rejects import Rejects
 from gloss_utils.run_folder import Run, RunFolder, read_json, write_json, write_whole
 
 MAX_TITLE_WORDS = 25
-MIN_INTERACTIONS = 3
 VALIDATION_SHARE = 0.05
 LEAVE_ONE_OUT, TIME = "leave_one_out", "time"
 
@@ -23,7 +22,7 @@ class Dataset:
 
     items: item, title, new (bool: held out of all training, see `draw_new_items`); in the metadata's order, which
     breaks ties between equally similar items.
-    interactions: user, item, time; by user, then time; users with fewer than 3 interactions left out.
+    interactions: user, item, time; by user, then time; users with fewer than `min_history` (3) left out.
     users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`), sorted by user.
     statistics: counts of the whole dataset, of what was dropped and rejected on the way, and the `periods` of a time
     split: when validation and test begin (null: leave-one-out).
@@ -63,12 +62,14 @@ class Rules:
     """What a user may choose of the data rules; the defaults are the paper's.
 
     k_core: users and items with fewer interactions are left out until none is left that has (0: all stay).
-    max_history: each user's latest so many interactions stay (null: all). holdout: "leave_one_out", or "time": the
+    min_history: users with fewer interactions are counted and left out. max_history: each user's latest so many
+    interactions stay (null: all). holdout: "leave_one_out", or "time": the
     last `holdout_share` of all interactions are the test period, and as many before them the validation period.
     new_item_fraction: share of items held out of all training.
     """
 
     k_core: int = 0
+    min_history: int = 3
     max_history: int | None = None
     holdout: str = LEAVE_ONE_OUT
     holdout_share: float = 0.1
@@ -187,11 +188,12 @@ def build(
     """
     items, interactions, dropped = apply_rules(reviews, metadata, rules)
     counts = interactions["user"].value_counts()
-    kept = counts[counts >= MIN_INTERACTIONS]
+    kept = counts[counts >= rules.min_history]
     if kept.empty:
+        low = ", and is k_core low enough" if rules.k_core else ""
         raise GlossError(
-            "no user with at least 3 interactions with titled items is left; do the file of interactions and the file "
-            f"of items belong together{', and is k_core low enough' if rules.k_core else ''}?"
+            f"no user with at least {rules.min_history} interactions with titled items is left; do the file of "
+            f"interactions and the file of items belong together{low}?"
         )
     begin = periods(interactions["time"], rules.holdout_share) if rules.holdout == TIME else None
     items["new"] = draw_new_items(items, rules.new_item_fraction, seed)

@@ -78,6 +78,7 @@ PARAMETERS: dict[str, Parameter] = {
     "item_id_column": _p(EXPLORE, kind=str),
     "item_text": _p(EXPLORE, kind=str, nullable=True),
     "k_core": _p(EXPLORE, kind=int, minimum=0),
+    "min_history": _p(EXPLORE, kind=int, minimum=3),
     "max_history": _p(EXPLORE, kind=int, minimum=3, nullable=True),
     "holdout": _p(EXPLORE, kind=str, choices=("leave_one_out", "time")),
     "holdout_share": _p(EXPLORE, kind=float, minimum=0.001, maximum=0.4),

@@ -45,7 +45,7 @@ def results(folder: RunFolder) -> dict[str, str]:
         ("max_rejected", ".nan", "parameter max_rejected is nan; allowed is a number from 0 to 1"),
         ("learning_rate", "fast", "parameter learning_rate is 'fast'; allowed is a number from 0 up"),
         ("split", "train", "parameter split is 'train'; allowed is one of test, validation, next"),
-        ("dataset", "books", "parameter dataset is 'books'; allowed is one of demo, beauty, toys, sports"),
+        ("dataset", "books", "parameter dataset is 'books'; allowed is demo, beauty, toys, sports, amazon2018"),
         ("exclude_seen", "maybe", "parameter exclude_seen is 'maybe'; allowed is true or false or null"),
         ("seed", "null", "parameter seed is None; allowed is a whole number from 0"),
         ("lora_modules", "q_proj", "parameter lora_modules is 'q_proj'; allowed is a list of texts"),
@@ -189,7 +189,7 @@ def test_raw_file_without_one_good_line(small_run, tmp_path, capfd):
     shutil.copytree(file.parent / "data", data)
     (data / "reviews_Demo_5.json.gz").write_bytes(gzip.compress(b"not a review\n" * 5))
     message = error_of(capfd, file, "-p", "data_dir", data, "-p", "run_dir", tmp_path / "run")
-    assert "holds no usable line (5 read)" in message
+    assert "holds no usable record: 5 read (the first is line 1: it is not JSON)" in message
 
 
 def test_run_folder_of_other_raw_files_or_dataset(copied_run, tmp_path, capfd):

@@ -127,6 +127,16 @@ def test_of_a_long_history_the_latest_stay():
     assert dropped["interactions_before_max_history"] == 2
 
 
+def test_users_with_short_histories_may_be_left_out():
+    read = reviews(
+        *((user, item, time) for user, items in (("u", "abcde"), ("v", "abcd")) for time, item in enumerate(items))
+    )
+    data = explore_data.build(read, metadata(*((item, item) for item in "abcde")), None, 0, Rules(min_history=5))
+    assert data.users["user"].tolist() == ["u"] and data.statistics["users_with_any"] == 2
+    with one_line_error("at least 6 interactions"):
+        explore_data.build(read, metadata(("a", "A")), None, 0, Rules(min_history=6))
+
+
 def test_users_and_items_as_categories_give_the_same_tables():
     read = reviews(*((f"u{user % 7}", f"i{user * time % 11}", time % 3) for user in range(30) for time in range(5)))
     titles = metadata(*((f"i{item}", f"T{item}") for item in range(10, -1, -1)))

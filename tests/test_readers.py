@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import readers, sources
+from gloss_utils import readers, rejects, sources
 from gloss_utils.rejects import Rejects
 
 AMAZON = sources.describe("beauty")
@@ -182,3 +182,37 @@ def test_nothing_in_a_line_is_executed(tmp_path):
     path = write_lines(tmp_path / "reviews", [review(), *calls])
     assert read_reviews(path, 1)[1] == 3
     assert not mark.exists()
+
+
+def test_of_many_rejects_all_are_counted_and_the_first_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(rejects, "KEPT", 2)
+    monkeypatch.setattr(rejects, "SHOWN", 8)
+    noted = Rejects(tmp_path / "rejected.jsonl")
+    path = write_lines(
+        tmp_path / "reviews", [review(), "broken \ud83d and long".encode("utf-8", "replace").decode(), "[]", "{}"]
+    )
+    readers.read_interactions(path, AMAZON.interactions_layout, noted, 0.75)
+    noted.write()
+    kept = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [(one["place"], one["record"]) for one in kept] == [("line 2", "broken ?"), ("line 3", "[]")]
+    assert noted.reasons(path).total() == 3
+    with one_line_error("3 of 4", "line 2: it is not JSON", "rejected.jsonl"):
+        readers.read_interactions(path, AMAZON.interactions_layout, Rejects(tmp_path / "rejected.jsonl"), 0.74)
+
+
+def test_a_line_without_end_is_cut_and_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK", 64)
+    monkeypatch.setattr(readers, "LONGEST", 256)
+    path = write_lines(tmp_path / "reviews", [review("a"), "x" * 5000, review("b")])
+    frame, bad = read_reviews(path, 1)
+    assert frame["user"].tolist() == ["a", "b"] and bad == 1
+
+
+def test_blocks_and_their_borders_do_not_show(tmp_path, monkeypatch):
+    lines = [review(f"u{number}", time=number) for number in range(500)]
+    path = write_lines(tmp_path / "reviews", [*lines, "broken", "", *lines])
+    whole, bad = read_reviews(path, 1)
+    monkeypatch.setattr(readers, "BLOCK", 1000)
+    monkeypatch.setattr(readers, "ENCODED", 64)
+    pd.testing.assert_frame_equal(read_reviews(path, 1)[0], whole)
+    assert bad == 1 and len(whole) == 1000
