@@ -1,6 +1,8 @@
 """The demo cut small: one run of all six notebooks that many tests look at."""
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,15 @@ def copied_run(small_run, tmp_path) -> tuple[RunFolder, Path]:
     shutil.copytree(folder.root, copy)
     values = yaml.safe_load(file.read_text()) | {"run_dir": str(copy)}
     return RunFolder(copy), write_parameters(tmp_path / "copied.yaml", **values)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of 200 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here: that takes root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

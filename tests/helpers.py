@@ -39,11 +39,14 @@ def write_lines(path: Path, lines: list[str], zipped: bool = False) -> Path:
 
 
 def flip(path: Path):
-    """Change one bit in the middle of a file, or of a folder's largest file."""
+    """Change one bit in the middle of a file, or of a folder's largest file; an empty file gets a byte, or loses it."""
     if path.is_dir():
         path = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
+    if raw in (b"", b"?"):
+        raw = b"" if raw else b"?"
+    else:
+        raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
 
 

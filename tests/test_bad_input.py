@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
 import threading
 
 import pytest
@@ -226,20 +225,6 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         part.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["old"]
-
-
-@pytest.fixture
-def full_disk(tmp_path):
-    """A folder on a disk of 200 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True).returncode
-    ):
-        pytest.skip("a small disk cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_full_disk_loses_nothing(full_disk):

@@ -83,18 +83,6 @@ def test_a_damaged_sasrec_is_trained_again(copied_run, monkeypatch):
     assert trained
 
 
-@pytest.fixture
-def full_disk(tmp_path):
-    """A folder on a disk of 200 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here: that takes root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_journal_on_a_full_disk_keeps_its_batches(full_disk):
     path = full_disk / "queries.journal"
     journal = Journal(path, "plan", [1] * 99)
