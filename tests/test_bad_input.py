@@ -178,7 +178,7 @@ def test_raw_file_cut_in_the_middle(small_run, tmp_path, capfd):
         (data / path.name).write_bytes(raw[: len(raw) // 2] if "reviews" in path.name else raw)
     before = results(folder)
     message = error_of(capfd, file, "-p", "data_dir", data, "-p", "run_dir", tmp_path / "run")
-    assert "reviews_Demo_5.json.gz is cut or damaged in the middle of its gzip data" in message
+    assert "reviews_Demo_5.json.gz is cut or damaged in the middle of its packed data" in message
     assert not (tmp_path / "run/data").exists() and results(folder) == before
 
 
