@@ -384,6 +384,8 @@ def open_run(stage: str, notebook: dict) -> Run:
     values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
     P.check_files(values)
     folder = RunFolder(values.pop("run_dir"))
+    if not folder.root.exists():
+        _earlier(folder, stage, values)  # what is lacking is told before a lock leaves a folder behind
     held = _locked(folder)
     try:
         earlier = _earlier(folder, stage, values)
