@@ -16,15 +16,22 @@ def statistics(dataset: str) -> dict | None:
 
 def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
     """The counts of a run's dataset, and beside them the published ones where there are any."""
-    names = ["users", "users_with_any", "items", "interactions", "mean_history", "std_history"]
+    names = {
+        "users": "users",
+        "users_with_any": "users with any interaction",
+        "items": "items",
+        "interactions": "interactions",
+        "mean_history": "mean length of a history",
+        "std_history": "its standard deviation",
+    }
     columns, theirs = {"this run": ours}, statistics(dataset)
     if theirs:
         columns["published"] = theirs
     shown = {
-        column: {name: f"{counts[name]:,}" if name in counts else "not published" for name in names}
+        column: {shown: f"{counts[name]:,}" if name in counts else "not published" for name, shown in names.items()}
         for column, counts in columns.items()
     }
-    return pd.DataFrame(shown).rename(index=lambda name: name.replace("_", " "))
+    return pd.DataFrame(shown)
 
 
 def results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:
