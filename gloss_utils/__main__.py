@@ -1,6 +1,7 @@
 """The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`."""
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -44,12 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _signals_interrupt():
     """Let the first SIGINT or SIGTERM end the kernels, and raise `KeyboardInterrupt`; later ones change nothing.
 
-    A kernel is killed: what it has finished is on the disk, and asked to end it would print a traceback first.
+    A kernel is killed: what it has finished is on the disk, and asked to end it would print a traceback first. That it
+    died is known then, and not worth the traceback with which asyncio would tell it at the end of the process.
     """
 
     def interrupt(number, frame):
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
+        logging.getLogger("asyncio").disabled = True
         for kernel in psutil.Process().children():
             kernel.kill()
         raise KeyboardInterrupt

@@ -12,6 +12,8 @@ from gloss_utils import parameters as P
 from gloss_utils import runner
 from gloss_utils.run_folder import RunFolder
 
+os.environ["OMP_NUM_THREADS"] = "1"  # in every run alike: the bytes of sums depend on how many threads share them
+
 SMALL = {
     "max_users": 60,
     "new_item_fraction": 0.05,

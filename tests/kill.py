@@ -40,8 +40,8 @@ def start(file: Path, *more: str) -> subprocess.Popen:
 
 
 def environment() -> dict[str, str]:
-    """One thread, in every run alike: the bytes of sums depend on how many share them."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(P.ROOT), "PYTHONUNBUFFERED": "1"}
+    """What a run's process finds in its environment (`tests.conftest` sets the number of threads)."""
+    return os.environ | {"PYTHONPATH": str(P.ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 def until_line(process: subprocess.Popen, text: str):
