@@ -35,11 +35,11 @@ def measure(data: Dataset, run: Run) -> tuple[list[dict], dict[str, float]]:
     indexes = {"dense": DenseIndex.build(texts, DEFAULT_ENCODER), "bm25": BM25Index.build(texts)}
     examples, begun = splits.evaluation_examples(data, "test"), time.time()
     settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
-    rankings = baselines.rank(examples, data, indexes, settings, DEPTH)
+    learnable = splits.learnable_sequences(data, examples)
+    rankings = baselines.rank(examples, data, indexes, settings, DEPTH, learnable)
     seconds = {"all but SASRec": time.time() - begun}
     if run["sasrec_epochs"]:
-        model = sasrec.prepare(run, data, examples)
-        rankings[evaluate.SASREC] = sasrec.rank(model, examples, data, DEPTH)
+        rankings[fusion.SASREC] = sasrec.ranked(run, data, examples, DEPTH, learnable)
         seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
     frames = [
         evaluate.per_user_metrics(ranking.as_run(ranked), evaluate.targets_of(examples))

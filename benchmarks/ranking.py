@@ -1,9 +1,9 @@
 """How the weights of `hybrid` were fitted, and what the rankings give on users that they were not fitted on.
 
-    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--sasrec EPOCHS] [--work DIR] [--write] [--results FILE]
+    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--sasrec EPOCHS] [--work DIR] [--write [DIR]] [--results FILE]
 
 DATA_DIR holds raw Amazon files; FILE holds generated texts of validation users of the dataset NAME (beauty, toys or
-sports).
+sports): released ones, or `queries.jsonl` of a run with `split: validation`.
 
 1. How co-occurrence is counted (decay, backward, damping, recency) is chosen on training histories alone: which
    counts predict best, by mean NDCG@5 over the datasets, the last training item of users drawn for this.
@@ -11,24 +11,24 @@ sports).
    into 5 folds by a hash of their id, the same over all files; those of a fold are ranked for with weights from the
    other four. Three ways of folding are averaged. Each dataset counts alike, however many files it has.
 3. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
-   and hybrid fitted without each of its parts; with --sasrec, hybrid fitted with one part more: a vote of a SASRec that
-   is trained (in DIR, a quarter of an hour and more a dataset) on what may be learnt, for its first 50 items.
+   and hybrid fitted without each of its parts; with --sasrec, hybrid fitted with SASRec as a part, which is trained (in
+   DIR, a quarter of an hour and more a dataset) on what may be learnt.
 
---write puts weights fitted on all users into params/ranking/weights.yaml; --results puts the table into a file for
-notebook 7. In-sample numbers are not printed.
+--write puts weights fitted on all users into params/ranking/ (or DIR) as weights.yaml and, with --sasrec,
+weights-sasrec.yaml, for `ranking_weights`; --results puts the table into a file for notebook 7. In-sample numbers
+are not printed.
 """
 
 import argparse
 import hashlib
 import itertools
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
-from scipy import sparse
 from scipy.optimize import minimize
 from tqdm import tqdm
 
@@ -36,15 +36,13 @@ from benchmarks.baselines import load
 from gloss_utils import evaluate, fusion, queries, ranking, results, sasrec, significance, splits
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
-from gloss_utils.parameters import EVALUATE, ROOT
+from gloss_utils.parameters import RETRIEVE, ROOT
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import FUSED, HYBRID, Ranker
 from gloss_utils.run_folder import Run, RunFolder, fingerprint, write_whole
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
-NOTE = (
-    "# The weights of `ranking: hybrid`, for all datasets. Fitted by `python -m benchmarks.ranking`, which says how.\n"
-)
+NOTE = "# Weights of `ranking: hybrid`. Fitted by `python -m benchmarks.ranking`, which says how.\n"
 GRID = {
     "decay": (0.7, 0.8, 0.9),
     "backward": (0.0, 0.1, 0.3),
@@ -55,8 +53,8 @@ TUNED_ON = 10_000  # users a dataset
 RANX = {"rrf": None, "isr": None, "bordafuse": None, "max": None, "sum": "min-max", "mnz": "min-max"}  # and their norms
 FOLDS, FOLDINGS, PENALTY = 5, 3, 0.03
 SEED, DEPTH, METRICS = 3407, 10, ["recall@5", "ndcg@5"]
-SASREC_DEPTH, SASREC_WIDTH = 50, 128
-FEATURES = (*fusion.FEATURES, evaluate.SASREC)
+SASREC_WIDTH = 128
+FEATURES = [feature for feature in fusion.FEATURES if feature != fusion.SASREC]
 START = fusion.Settings(
     top_k=20,
     neighbours=100,
@@ -67,7 +65,7 @@ START = fusion.Settings(
     backward=0.1,
     damping=0.4,
     recency=0.55,
-    weights=dict.fromkeys(fusion.FEATURES, 1.0),
+    weights=dict.fromkeys(FEATURES, 1.0),
     fitted_on={},
 )
 
@@ -113,8 +111,12 @@ def _predicts(settings: fusion.Settings, histories: dict, known: dict, targets: 
     return evaluate.per_user_metrics(ranking.as_run(ranked), targets)["ndcg@5"].mean()
 
 
-def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: fusion.Settings) -> Texts:
-    """A file's candidates under these settings."""
+def gather(
+    dataset: str, file: str, data: Dataset, indexes: dict, settings: fusion.Settings, trained: Run | None = None
+) -> Texts:
+    """A file's candidates under these settings. trained: where SASRec is trained, if it is to be a part."""
+    if trained:
+        settings = replace(settings, weights=dict.fromkeys(fusion.FEATURES, 1.0))
     read = queries.read(file, 5, 0)
     told = {
         "ranking": HYBRID,
@@ -128,7 +130,7 @@ def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: fusi
         "queries_file": file,
         "split": "validation",
     }
-    ranker = Ranker(read, data, indexes, told)
+    ranker = Ranker(read, data, indexes, told, trained and partial(_sasrec, trained, data, read))
     ranker.settings = settings
     parts = list(ranker.evidence.candidates(True, DEPTH))
     candidates = fusion.Candidates(
@@ -137,9 +139,13 @@ def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: fusi
     return Texts(file, dataset, ranker, candidates, pd.Index(data.items["item"]).get_indexer(read["target"]))
 
 
+def _sasrec(run: Run, data: Dataset, queries: pd.DataFrame, learnable: dict) -> pd.DataFrame:
+    return sasrec.ranked(run, data, queries, fusion.SASREC_DEPTH, learnable)
+
+
 def fit(texts: list[Texts], users: list[np.ndarray], features: list[str]) -> dict[str, float]:
     """Weights (none below 0) of some features by conditional logit on some users of each file: bool, [users]."""
-    on = [FEATURES.index(feature) for feature in features]
+    on = [fusion.FEATURES.index(feature) for feature in features]
     datasets = [text.dataset for text in texts]
     sets = [_choices(text, some, on) for text, some in zip(texts, users, strict=True)]
     spread = np.mean([x.std(axis=0) for x, *_ in sets], axis=0)
@@ -175,7 +181,7 @@ def by_ranker(text: Texts, weights: dict[str, float]) -> np.ndarray:
     return _metrics(text, text.ranker.weighted({"": weights})[""])
 
 
-def out_of_fold(texts: list[Texts], features: list[str], measure: Callable = by_ranker) -> list[np.ndarray]:
+def out_of_fold(texts: list[Texts], features: list[str]) -> list[np.ndarray]:
     """Each file's metrics by user, [users, METRICS], with weights from other folds; mean over foldings."""
     found = [np.zeros((len(text.target), len(METRICS))) for text in texts]
     for folding in range(FOLDINGS):
@@ -183,7 +189,7 @@ def out_of_fold(texts: list[Texts], features: list[str], measure: Callable = by_
         for fold in range(FOLDS):
             weights = fit(texts, [of_file != fold for of_file in folds], features)
             for text, of_file, metrics in zip(texts, folds, found, strict=True):
-                metrics[of_file == fold] += measure(text, weights)[of_file == fold] / FOLDINGS
+                metrics[of_file == fold] += by_ranker(text, weights)[of_file == fold] / FOLDINGS
     return found
 
 
@@ -195,35 +201,6 @@ def _folds(users: pd.Series, folding: int) -> np.ndarray:
 def _metrics(text: Texts, ranked: pd.DataFrame) -> np.ndarray:
     targets = evaluate.targets_of(text.ranker.queries)
     return evaluate.per_user_metrics(ranking.as_run(ranked), targets)[METRICS].to_numpy(copy=True)
-
-
-def with_sasrec(texts: list[Texts], epochs: int, work: Path) -> list[Texts]:
-    """The same candidates with one feature more: 1 / sqrt(rank) in SASRec's ranking, 0 beyond its first 50."""
-    more = []
-    for text in texts:
-        queries, data = text.ranker.queries, text.ranker.data
-        told = {"seed": SEED, "sasrec_epochs": epochs, "sasrec_width": SASREC_WIDTH, "split": "validation"}
-        run = Run(RunFolder(work / text.dataset), EVALUATE, {}, told)
-        ranked = sasrec.rank(sasrec.prepare(run, data, queries), queries, data, SASREC_DEPTH)
-        users = pd.Index(queries["user"]).get_indexer(ranked["user"])
-        items = pd.Index(data.items["item"]).get_indexer(ranked["item"])
-        votes = sparse.csr_matrix((ranked["rank"] ** -0.5, (users, items)), (len(queries), len(data.items)))
-        found = text.candidates
-        vote = np.asarray(votes[found.user, found.item]).reshape(-1, 1)
-        more.append(replace(text, candidates=replace(found, features=np.hstack([found.features, vote]))))
-    return more
-
-
-def by_candidates(text: Texts, weights: dict[str, float]) -> np.ndarray:
-    """Metrics by user of the candidates alone, whatever features they have."""
-    some, metrics = text.candidates, np.zeros((len(text.target), len(METRICS)))
-    on = [FEATURES.index(feature) for feature in weights]
-    score = np.round(some.features[:, on] @ list(weights.values()), fusion.DECIMALS)
-    order = np.lexsort((some.item, -text.ranker.evidence.counts[some.item], -score, some.user))
-    user, hit = some.user[order], (some.item == text.target[some.user])[order]
-    rank = (np.arange(len(user)) - np.searchsorted(user, user) + 1)[hit]
-    metrics[user[hit]] = np.stack([rank <= 5, (rank <= 5) / np.log2(rank + 1)], axis=1)
-    return metrics
 
 
 def paper(text: Texts) -> np.ndarray:
@@ -285,17 +262,22 @@ def main():
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--sasrec", type=int, default=0, metavar="EPOCHS")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/sasrec-validation")
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", type=Path, nargs="?", const=WEIGHTS.parent, metavar="DIR")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     files = [tuple(pair.split("=", 1)) for pair in options.files]
     datasets = {name: load(name, options.data_dir) for name in dict.fromkeys(name for name, _ in files)}
     settings = choose_counting(datasets)
-    texts = []
+    texts, with_sasrec = [], []
     for name, data in datasets.items():
         titles = [item_text(title) for title in data.items["title"]]
         indexes = {"dense": DenseIndex.build(titles, DEFAULT_ENCODER), "bm25": BM25Index.build(titles)}
-        texts += [gather(name, file, data, indexes, settings) for of, file in files if of == name]
+        told = {"seed": SEED, "sasrec_epochs": options.sasrec, "sasrec_width": SASREC_WIDTH, "split": "validation"}
+        trained = Run(RunFolder(options.work / name), RETRIEVE, {}, told)
+        for file in [file for of, file in files if of == name]:
+            texts.append(gather(name, file, data, indexes, settings))
+            if options.sasrec:
+                with_sasrec.append(gather(name, file, data, indexes, settings, trained))
     for text in texts:
         print(f"{text.name}: {len(text.target):,} users; metrics are {', '.join(METRICS)}")
     base = [paper(text) for text in texts]
@@ -303,16 +285,12 @@ def main():
     for method, norm in RANX.items():
         rows += report(f"ranx {method}", [by_ranx(text, method, norm) for text in texts], base, texts)
     rows += report("fused", [fused(text) for text in texts], base, texts)
-    rows += report("hybrid", out_of_fold(texts, list(fusion.FEATURES)), base, texts)
-    for part, features in fusion.PARTS.items():
-        kept = [feature for feature in fusion.FEATURES if feature not in features]
+    rows += report("hybrid", out_of_fold(texts, FEATURES), base, texts)
+    for part in fusion.parts(settings.weights):
+        kept = list(fusion.leaving_out(part, settings.weights))
         rows += report(f"hybrid without {part}", out_of_fold(texts, kept), base, texts)
-    if options.sasrec:
-        more = with_sasrec(texts, options.sasrec, options.work)
-        rows += report("hybrid with sasrec", out_of_fold(more, list(FEATURES), by_candidates), base, texts)
-    weights = fit(texts, [np.ones(len(text.target), dtype=bool) for text in texts], list(fusion.FEATURES))
-    weights = {feature: round(weight, 3) for feature, weight in weights.items()}
-    print("weights fitted on all users:", weights)
+    if with_sasrec:
+        rows += report("hybrid with SASRec", out_of_fold(with_sasrec, list(fusion.FEATURES)), base, texts)
     fitted_on = {fingerprint(text.name): Path(text.name).name for text in texts}
     if options.results:
         command = "python -m benchmarks.ranking DATA_DIR " + " ".join(
@@ -320,10 +298,15 @@ def main():
         )
         command += f" --sasrec {options.sasrec}" if options.sasrec else ""
         results.write(options.results, "replay", command, fitted_on, asdict(settings), rows)
-    if options.write:
-        values = asdict(replace(settings, weights=weights, fitted_on=fitted_on))
-        with write_whole(WEIGHTS) as part:
-            part.write_text(NOTE + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    for name, on in ((WEIGHTS.name, texts), ("weights-sasrec.yaml", with_sasrec)):
+        if on:
+            weights = fit(on, [np.ones(len(text.target), dtype=bool) for text in on], list(on[0].ranker.weights))
+            weights = {feature: round(weight, 3) for feature, weight in weights.items()}
+            print(f"{name}, fitted on all users: {weights}")
+            if options.write:
+                values = asdict(replace(settings, weights=weights, fitted_on=fitted_on))
+                with write_whole(options.write / name) as part:
+                    part.write_text(NOTE + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from gloss_utils import cooccurrence, fusion, ranking, splits
+from gloss_utils import cooccurrence, fusion, ranking
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import BM25Index, DenseIndex
 
@@ -17,10 +17,11 @@ def rank(
     indexes: dict[str, DenseIndex | BM25Index],
     settings: fusion.Settings,
     depth: int,
+    learnable: dict[str, list[str]],
 ) -> dict[str, pd.DataFrame]:
-    """All rankings for the users of `queries` (user, history, target), by method."""
+    """All rankings for the users of `queries` (user, history, target), by method. learnable: see
+    `splits.learnable_sequences`."""
     histories = dict(zip(queries["user"], queries["history"], strict=True))
-    learnable = splits.learnable_sequences(data, queries)
     rankings = {"popularity": popularity(histories, learnable, data, depth)}
     for method in LAST_ITEM:
         retriever, unseen = method.split("-")[1], method.endswith("unseen")

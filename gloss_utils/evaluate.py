@@ -7,7 +7,7 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
-from gloss_utils import baselines, fusion, ranking, retrieve, sasrec, segments, significance
+from gloss_utils import baselines, fusion, ranking, retrieve, segments, significance
 from gloss_utils import queries as query_files
 from gloss_utils.explore_data import Dataset
 from gloss_utils.parameters import RETRIEVE
@@ -22,8 +22,7 @@ MEASURES = {
 MEASURES["mrr"] = ir_measures.RR
 METRICS = list(MEASURES)
 GLOSS, GLOSS_PAPER = "gloss", "gloss-paper"  # by the run's ranking, by the paper's rule
-SASREC = "sasrec"
-METHODS = (*baselines.METHODS, SASREC, GLOSS_PAPER, GLOSS)
+METHODS = (*baselines.METHODS, fusion.SASREC, GLOSS_PAPER, GLOSS)
 RETRIEVERS = ("dense", "bm25")
 COMPARED = ("recall@5", "ndcg@5")
 COLUMNS = ["user", "method", "segment", "new_item", "interactions", *METRICS]
@@ -124,7 +123,8 @@ def leave_parts_out(ranker: Ranker, seed: int) -> list[dict]:
     """
     if ranker.rule != HYBRID:
         return []
-    weightings = {"none": ranker.weights} | {part: fusion.leaving_out(part, ranker.weights) for part in fusion.PARTS}
+    weights = ranker.weights
+    weightings = {"none": weights} | {part: fusion.leaving_out(part, weights) for part in fusion.parts(weights)}
     targets = targets_of(ranker.queries)
     found = {
         part: per_user_metrics(ranking.as_run(ranked), targets).to_numpy()
@@ -160,15 +160,17 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
     if split != "next":
         queries = query_files.read(folder.queries, run["num_beams"], 0)
         ranker, targets = retrieve.ranker(run, queries, data), targets_of(queries)
-        rivals = baselines.rank(queries, data, ranker.indexes, ranker.settings, run["ranking_depth"])
+        depth = run["ranking_depth"]
+        rivals = baselines.rank(queries, data, ranker.indexes, ranker.settings, depth, ranker.learnable)
         if run["sasrec_epochs"]:
-            rivals[SASREC] = sasrec.rank(sasrec.prepare(run, data, queries), queries, data, run["ranking_depth"])
+            ranked = ranker.found(fusion.SASREC)
+            rivals[fusion.SASREC] = ranked[ranked["rank"] <= depth]
         for method, ranked in rivals.items():
             ranking.write_trec(folder.ranking(method), ranked, method)
             run.outputs.append(folder.ranking(method))
         evaluation.per_user = measure(run, data, queries, (*rivals, GLOSS_PAPER, GLOSS))
         inputs = folder.stages()[RETRIEVE]["inputs"]
-        fitted = {GLOSS: retrieve.in_sample(inputs, ranker) is not None}
+        fitted = {GLOSS: retrieve.in_sample(folder, inputs, ranker) is not None}
         evaluation.rows = [
             row | {"in_sample": fitted.get(row["method"], False)} for row in summarise(evaluation.per_user, split, seed)
         ]

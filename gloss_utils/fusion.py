@@ -7,8 +7,9 @@ texts_dense, texts_bm25   votes of the generated texts for the items near them, 
 last_dense, last_bm25     the same for the last item's own text
 cooccurrence              how often the item follows those of the history in the training histories
 popularity                log(1 + how often it occurs in the training histories)
+sasrec                    1 / its rank among the first 50 of a SASRec; only where the weights name it
 
-Votes and co-occurrence count by their square roots: the second voter adds less than the first.
+Votes, co-occurrence and SASRec count by their square roots: the second voter adds less than the first.
 """
 
 from collections.abc import Iterator
@@ -29,9 +30,12 @@ PARTS = {
     "co-occurrence": ("cooccurrence",),
     "last item": ("last_dense", "last_bm25"),
     "popularity": ("popularity",),
+    "SASRec": ("sasrec",),
 }
 FEATURES = tuple(feature for features in PARTS.values() for feature in features)
 VOTES = ("texts_dense", "texts_bm25", "last_dense", "last_bm25")
+SASREC = "sasrec"  # the one feature that weights may leave out
+SASREC_DEPTH = 50
 USERS_AT_A_TIME = 2048
 DECIMALS = 5
 
@@ -76,8 +80,9 @@ def _wrong(values) -> str | None:
     names = [field.name for field in fields(Settings)]
     if not isinstance(values, dict) or set(values) != set(names):
         return f"has to hold {', '.join(names)}, and nothing else"
-    if not isinstance(values["weights"], dict) or set(values["weights"]) != set(FEATURES):
-        return f"has to hold weights for {', '.join(FEATURES)}"
+    needed = [feature for feature in FEATURES if feature != SASREC]
+    if not isinstance(values["weights"], dict) or not set(needed) <= set(values["weights"]) <= set(FEATURES):
+        return f"has to hold weights for {', '.join(needed)}, and may for {SASREC}"
     if not isinstance(values["fitted_on"], dict):
         return "has to hold fitted_on as sha256: name"
     for name, value in {**values, **values["weights"]}.items():
@@ -117,8 +122,9 @@ class Evidence:
         items: pd.Series,
         settings: Settings,
     ):
-        """found: what `ranking.candidates` returned, by the feature that it counts for. histories: of the users that
-        are to be ranked for. learnable: see `splits.learnable_sequences`. items: ids, in the catalogue's order."""
+        """found: what `ranking.candidates` returned, by the feature that it counts for; of `sasrec`, its ranking.
+        histories: of the users that are to be ranked for. learnable: see `splits.learnable_sequences`. items: ids, in
+        the catalogue's order."""
         self.users, self.items, self.settings = pd.Index(list(histories)), pd.Index(items), settings
         self.votes = self._votes(found)
         sequences = list(learnable.values())
@@ -138,7 +144,9 @@ class Evidence:
     def _votes(self, found: dict[str, pd.DataFrame]) -> dict[str, sparse.csr_matrix]:
         temperature = {"dense": self.settings.temperature_dense, "bm25": self.settings.temperature_bm25}
         return {
-            feature: votes(rows, self.users, self.items, temperature[feature.split("_")[1]])
+            feature: by_rank(rows, self.users, self.items)
+            if feature == SASREC
+            else votes(rows, self.users, self.items, temperature[feature.split("_")[1]])
             for feature, rows in found.items()
         }
 
@@ -193,8 +201,17 @@ def votes(found: pd.DataFrame, users: pd.Index, items: pd.Index, temperature: fl
     """
     some = found[found["strength"] > 0]
     strength, query = (some[name].to_numpy(dtype=float) for name in ("strength", "query"))
-    values = np.exp((strength - 1) / temperature) / query
-    places = _places(some["user"], users), _places(some["item"], items)
+    return _of_users_and_items(np.exp((strength - 1) / temperature) / query, some, users, items)
+
+
+def by_rank(ranked: pd.DataFrame, users: pd.Index, items: pd.Index) -> sparse.csr_matrix:
+    """What a ranking (user, rank, item) says, [users, items]: 1 / rank of its first `SASREC_DEPTH` items."""
+    some = ranked[ranked["rank"] <= SASREC_DEPTH]
+    return _of_users_and_items(1 / some["rank"].to_numpy(dtype=float), some, users, items)
+
+
+def _of_users_and_items(values: np.ndarray, rows: pd.DataFrame, users: pd.Index, items: pd.Index) -> sparse.csr_matrix:
+    places = _places(rows["user"], users), _places(rows["item"], items)
     return sparse.csr_matrix((values, places), (len(users), len(items)))
 
 
@@ -248,6 +265,11 @@ def rankings(
             columns = evidence.users[some.user[best]], rank[kept], evidence.items[some.item[best]], score[best]
             parts[name].append(pd.DataFrame(dict(zip(ranking.COLUMNS, columns, strict=True))))
     return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+
+
+def parts(weights: dict[str, float]) -> list[str]:
+    """The parts (see `PARTS`) that the weights name."""
+    return [part for part, features in PARTS.items() if set(features) <= set(weights)]
 
 
 def leaving_out(part: str, weights: dict[str, float]) -> dict[str, float]:

@@ -71,7 +71,8 @@ def story(run: Run, before: Shop, after: Shop) -> pd.DataFrame:
         rows[f"found by its title, {name}"] = "yes" if place in ids else "no"
         rows[f"nearest other item, {name}"] = others[0] if others else "none"
     for rule in dict.fromkeys((run["ranking"], FUSED)):
-        ranked = Ranker(queries, after.data, after.indexes, run.parameters | {"ranking": rule}).rank()
+        told, sasrec = run.parameters | {"ranking": rule}, retrieve.trained(run, queries, before.data)
+        ranked = Ranker(queries, after.data, after.indexes, told, sasrec).rank()
         rows[f"users who are offered it, ranking {rule}"] = f"{(ranked['item'] == item).sum():,} of {len(queries):,}"
     if after.catalogue:
         rows["the decoder may write it"] = "yes" if text in after.catalogue.text.values() else "no"

@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from gloss_utils import published
-from gloss_utils.evaluate import GLOSS, GLOSS_PAPER, SASREC, with_interval
+from gloss_utils.evaluate import GLOSS, GLOSS_PAPER, with_interval
 from gloss_utils.figures import NAMES, spread
+from gloss_utils.fusion import SASREC
 from gloss_utils.parameters import FINE_TUNE, INDEX, RETRIEVE
 from gloss_utils.run_folder import write_whole
 from gloss_utils.segments import COLD_START
@@ -36,6 +37,9 @@ METRICS = ("recall@5", "ndcg@5")
 POINTS = {"markersize": 3, "elinewidth": 0.8, "capsize": 1.5, "linestyle": ""}
 TOLD = ("lis-dense-unseen", "item-knn", SASREC, GLOSS_PAPER, GLOSS)  # the methods that figures of segments show
 BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` counts together
+KINDS = dict.fromkeys(("popularity", "item-knn", SASREC), published.ID_BASED) | dict.fromkeys(
+    (GLOSS_PAPER, GLOSS), published.LLM_BASED
+)  # the others search by text
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
 RANKINGS = {
     "paper": "paper's rule",
@@ -81,32 +85,28 @@ def _texts(file: str) -> str:
 
 
 def comparison(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
-    """A metric of all methods on test users: measured with intervals, and below a line what others published."""
+    """A metric of all methods on test users, by kind: measured with intervals, below a line what others published."""
     measured = _all_users(tables, "test")
     datasets = list(measured["dataset"].unique())
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(datasets), figsize=(PAGE, 3.4), layout="constrained", squeeze=False, sharex=True
+            1, len(datasets), figsize=(PAGE, 4.5), layout="constrained", squeeze=False, sharex=True
         )
         for axis, dataset in zip(axes[0], datasets, strict=True):
-            ours = measured[measured["dataset"] == dataset].iloc[::-1]
-            theirs = published.results(dataset, "test")
-            theirs = (theirs if theirs is not None else pd.DataFrame({metric: []}))[metric].dropna().iloc[::-1]
-            axis.errorbar(
-                ours[metric],
-                np.arange(len(ours)) + len(theirs) + 1,
-                xerr=spread(ours, metric),
-                fmt="o",
-                markersize=3,
-                elinewidth=0.8,
-                capsize=1.5,
-                color=SHADES[2],
-            )
-            axis.plot(theirs, np.arange(len(theirs)), "D", markersize=3, markerfacecolor="white", color="0.4")
-            axis.axhline(len(theirs), color="0.4", linewidth=0.6)
-            names = [*theirs.index, "", *ours["name"]]
-            axis.set_yticks(range(len(names)), names)
+            ours, theirs = measured[measured["dataset"] == dataset], published.results(dataset, "test")
+            lines = _by_kind(ours)
+            border = len(lines)
+            lines += _by_kind(theirs.reset_index(names="name").dropna(subset=metric)) if theirs is not None else []
+            drawn = pd.DataFrame(lines).rename_axis("place").reset_index().dropna(subset=metric)
+            above, below = drawn[drawn["place"] < border], drawn[drawn["place"] > border]
+            axis.errorbar(above[metric], above["place"], xerr=spread(above, metric), fmt="o", color=SHADES[2], **POINTS)
+            axis.plot(below[metric], below["place"], "D", markersize=3, markerfacecolor="white", color="0.4")
+            axis.axhline(border - 0.5, color="0.4", linewidth=0.6)
+            axis.set_yticks(range(len(lines)), [row["name"] for row in lines])
+            for tick, row in zip(axis.get_yticklabels(), lines, strict=True):
+                tick.set_fontweight("normal" if metric in row else "bold")
             axis.set(xlabel=LABELS[metric], title=f"{dataset.title()}, test, {ours['users'].iloc[0]:,} users")
+            axis.set_ylim(len(lines) - 0.5, -0.5)
         marks = {"linestyle": "", "markersize": 3}
         handles = [
             Line2D([], [], marker="o", color=SHADES[2], label="measured here, 95 % interval", **marks),
@@ -116,9 +116,20 @@ def comparison(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
     return figure
 
 
+def _by_kind(frame: pd.DataFrame) -> list[dict]:
+    """The rows of each kind under one that has just the kind's name."""
+    lines = []
+    for kind in published.KINDS:
+        rows = frame[frame["kind"] == kind].to_dict("records")
+        lines += [{"name": kind}, *rows] if rows else []
+    return lines
+
+
 def _all_users(tables: list[dict], split: str) -> pd.DataFrame:
     rows = [
-        row | {"dataset": table["dataset"], "name": _name(row["method"], table["parameters"])}
+        row
+        | {"dataset": table["dataset"], "name": _name(row["method"], table["parameters"])}
+        | {"kind": KINDS.get(row["method"], published.SEARCH)}
         for table in tables
         if not table["parameters"].get("new_item_fraction")  # which learn from less
         for row in table["rows"]

@@ -129,11 +129,11 @@ PARAMETERS: dict[str, Parameter] = {
     "top_k": _p(RETRIEVE, kind=int, minimum=1, nullable=True),
     "exclude_seen": _p(RETRIEVE, kind=bool, nullable=True),
     "ranking_depth": _p(RETRIEVE, kind=int, minimum=1),
+    "sasrec_epochs": _p(RETRIEVE, kind=int, minimum=0),
+    "sasrec_width": _p(RETRIEVE, kind=int, minimum=2, multiple_of=2),
     "show_user": _p(RETRIEVE, kind=str, nullable=True),
     "cold_start_max": _p(EVALUATE, kind=int, minimum=3),
     "power_min": _p(EVALUATE, kind=int, minimum=4, nullable=True),
-    "sasrec_epochs": _p(EVALUATE, kind=int, minimum=0),
-    "sasrec_width": _p(EVALUATE, kind=int, minimum=2, multiple_of=2),
     "added_title": _p(SEGMENTS, kind=str, nullable=True),
 }
 

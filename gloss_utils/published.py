@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
+ID_BASED, LLM_BASED, SEARCH = KINDS = ("ID-based", "LLM-based", "search by text")
+GROUPS = (
+    ("table1", "table1", ID_BASED),
+    ("table2", "table2", LLM_BASED),
+    ("gloss", "paper", LLM_BASED),
+    ("lis", "lis", SEARCH),
+)
 NUMBERS = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 SOURCE = NUMBERS["source"]["paper"]
 
@@ -35,18 +42,19 @@ def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
 
 
 def results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:
-    """Published Recall@5 and NDCG@5 on a dataset with their source, or None: they are all of leave-one-out tests."""
+    """Published Recall@5 and NDCG@5 on a dataset, the kind of method (`KINDS`) and the source, or None: they are all
+    of leave-one-out tests."""
     if split != "test" or holdout != "leave_one_out" or dataset not in NUMBERS["dataset_statistics"]:
         return None
     rows = []
-    for group, source in (("table1", "table1"), ("table2", "table2"), ("gloss", "paper"), ("lis", "lis")):
+    for group, source, kind in GROUPS:
+        told = NUMBERS["source"][source].removeprefix("Acharya, Petrov, ")
         for method, by_dataset in NUMBERS[group].items():
             if by_dataset.get(dataset):
-                name = f"last-item search, {method}" if group == "lis" else method
-                rows.append((name, *by_dataset[dataset], NUMBERS["source"][source].removeprefix("Acharya, Petrov, ")))
-    return pd.DataFrame(rows, columns=["published method", "recall@5", "ndcg@5", "source"]).set_index(
-        "published method"
-    )
+                name = f"last item, {method.replace('bm25', 'BM25')}" if kind == SEARCH else method
+                rows.append((name, kind, *by_dataset[dataset], told))
+    columns = ["published method", "kind", "recall@5", "ndcg@5", "source"]
+    return pd.DataFrame(rows, columns=columns).set_index("published method")
 
 
 def segment_results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:

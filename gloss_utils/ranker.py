@@ -1,6 +1,6 @@
 """One door to all rankings of a run: the paper's rule, `fused` and `hybrid`, for the users of some queries."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import pandas as pd
@@ -23,10 +23,12 @@ class Ranker:
         data: Dataset,
         indexes: Mapping[str, DenseIndex | BM25Index],
         parameters: Mapping,
+        sasrec: Callable[[dict[str, list[str]]], pd.DataFrame] | None = None,
     ):
         """queries: user, history, target, texts. indexes: "dense" and "bm25". parameters: stage 4's; null ones take the
-        rule's own values."""
+        rule's own values. sasrec: gives SASRec's ranking for these users, from what may be learnt."""
         self.queries, self.data, self.indexes, self.parameters = queries, data, indexes, parameters
+        self.sasrec = sasrec
         self.histories = dict(zip(queries["user"], queries["history"], strict=True))
         self.rule = parameters["ranking"]
         self._found: dict[str, pd.DataFrame] = {}
@@ -82,23 +84,32 @@ class Ranker:
     @property
     def votes(self) -> tuple[str, ...]:
         """The features that are votes under the rule."""
-        return (f"texts_{self.parameters['retriever']}",) if self.rule == FUSED else fusion.VOTES
+        if self.rule == FUSED:
+            return (f"texts_{self.parameters['retriever']}",)
+        return fusion.VOTES + (fusion.SASREC,) * bool(self.settings.weights.get(fusion.SASREC))
 
     def found(self, feature: str) -> pd.DataFrame:
-        """The candidates whose votes a feature is: of the generated texts, or of the last item's own text."""
+        """The candidates whose votes a feature is: of the generated texts, or of the last item's own text; or SASRec's
+        ranking."""
         if feature not in self._found:
-            source, retriever = feature.split("_")
-            texts = self.queries if source == "texts" else ranking.last_items(self.histories, self.data)
-            top_k = self.parameters["top_k"] or (PAPER_TOP_K if self.rule == PAPER else self.settings.top_k)
-            self._found[feature] = ranking.candidates(texts, self.indexes[retriever], self.data.items["item"], top_k)
+            self._found[feature] = self.sasrec(self.learnable) if feature == fusion.SASREC else self._nearest(feature)
         return self._found[feature]
+
+    def _nearest(self, feature: str) -> pd.DataFrame:
+        source, retriever = feature.split("_")
+        texts = self.queries if source == "texts" else ranking.last_items(self.histories, self.data)
+        top_k = self.parameters["top_k"] or (PAPER_TOP_K if self.rule == PAPER else self.settings.top_k)
+        return ranking.candidates(texts, self.indexes[retriever], self.data.items["item"], top_k)
+
+    @cached_property
+    def learnable(self) -> dict[str, list[str]]:
+        """What may be learnt from; of an evaluated user's own interactions none from the target on."""
+        if self.parameters["split"] == "next":  # nothing is held out
+            return self.data.sequences()
+        return splits.learnable_sequences(self.data, self.queries)
 
     @cached_property
     def evidence(self) -> fusion.Evidence:
-        """What votes and training histories say; of an evaluated user's own interactions none from the target on."""
-        if self.parameters["split"] == "next":  # nothing is held out
-            learnable = self.data.sequences()
-        else:
-            learnable = splits.learnable_sequences(self.data, self.queries)
+        """What votes and training histories say."""
         found = {feature: self.found(feature) for feature in self.votes}
-        return fusion.Evidence(found, self.histories, learnable, self.data.items["item"], self.settings)
+        return fusion.Evidence(found, self.histories, self.learnable, self.data.items["item"], self.settings)

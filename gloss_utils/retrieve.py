@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
 import pandas as pd
 from IPython.display import HTML, display
 
+from gloss_utils import fusion, ranking, splits
 from gloss_utils import queries as query_files
-from gloss_utils import ranking, splits
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.index import BM25Index, DenseIndex
@@ -17,7 +18,7 @@ from gloss_utils.parameters import EVALUATE, EXPLORE, FINE_TUNE
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import Run, identity, write_whole
+from gloss_utils.run_folder import Run, RunFolder, fingerprint, identity, write_whole
 
 # What the texts depend on, besides the model and the split's users.
 DECODING_PARAMETERS = (
@@ -54,12 +55,36 @@ def ranker(run: Run, queries: pd.DataFrame, data: Dataset) -> Ranker:
     """What ranks for the users of these queries, on the run's indexes."""
     if run["ranking"] != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
         run.read_from_outside(run["ranking_weights"])
-    return Ranker(queries, data, load_indexes(run), run)
+    return Ranker(queries, data, load_indexes(run), run, trained(run, queries, data))
+
+
+def trained(run: Run, queries: pd.DataFrame, data: Dataset) -> Callable[[dict[str, list[str]]], pd.DataFrame]:
+    """What gives SASRec's ranking for these users when it is called: the run's, trained where it is not yet."""
+
+    def rank(learnable: dict[str, list[str]]) -> pd.DataFrame:
+        from gloss_utils import sasrec  # loads torch and transformers, which most rankings do not need
+
+        return sasrec.ranked(run, data, queries, max(fusion.SASREC_DEPTH, run["ranking_depth"]), learnable)
+
+    return rank
+
+
+def check_weights(run: Run):
+    """Raise `GlossError` where the weights cannot be read, or count a SASRec that is not to be trained."""
+    if run["ranking"] == PAPER:
+        return
+    counted = fusion.Settings.read(run["ranking_weights"]).weights.get(fusion.SASREC)
+    if run["ranking"] == HYBRID and counted and not run["sasrec_epochs"]:
+        raise GlossError(
+            f"parameter sasrec_epochs is 0, but {run['ranking_weights']} has a weight for SASRec; allowed there is a "
+            "whole number from 1 up"
+        )
 
 
 def prepare(run: Run, data: Dataset) -> Retrieved:
     """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, or `recommendations.parquet`."""
     folder, notes, upcoming = run.folder, [], run["split"] == "next"
+    check_weights(run)  # better known before the hours of generation
     if run["queries_file"]:
         run.read_from_outside(run["queries_file"])
         rejects = Rejects(folder.rejected_queries)
@@ -80,13 +105,13 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     if unknown:
         notes.append(f"{unknown} targets are not in the catalogue; each counts as a miss")
     found = ranker(run, queries, data)
-    if name := in_sample(run.inputs, found):
+    ranked = found.rank()
+    query_files.write(folder.queries, queries)
+    if name := in_sample(run.folder, run.inputs, found):
         notes.append(
             f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of gloss flatter "
             "it; python -m benchmarks.ranking prints out-of-fold ones"
         )
-    ranked = found.rank()
-    query_files.write(folder.queries, queries)
     ranking.write_trec(folder.ranking("gloss"), ranked, "gloss")
     ranking.write_trec(folder.ranking("gloss-paper"), found.paper(run["retriever"]), "gloss-paper")
     run.outputs += [folder.queries, folder.ranking("gloss"), folder.ranking("gloss-paper")]
@@ -100,10 +125,12 @@ def prepare(run: Run, data: Dataset) -> Retrieved:
     return Retrieved(data, queries, ranked, notes)
 
 
-def in_sample(inputs: dict[str, str], found: Ranker) -> str | None:
-    """The name of the texts, among a stage's inputs, that the weights of `hybrid` were fitted on, if there are any."""
+def in_sample(folder: RunFolder, inputs: dict[str, str], found: Ranker) -> str | None:
+    """The name of the texts, a run's own or among stage 4's inputs, that the weights of `hybrid` were fitted on, if
+    they were."""
     fitted_on = found.settings.fitted_on if found.rule == HYBRID else {}
-    return next((fitted_on[digest] for digest in inputs.values() if digest in fitted_on), None)
+    digests = (*inputs.values(), fingerprint(folder.queries)) if fitted_on else ()
+    return next((fitted_on[digest] for digest in digests if digest in fitted_on), None)
 
 
 def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:

@@ -59,16 +59,21 @@ def new_model(items: int, width: int) -> SASRec:
     )
 
 
-def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame) -> SASRec:
+def ranked(run: Run, data: Dataset, queries: pd.DataFrame, depth: int, learnable: dict[str, list[str]]) -> pd.DataFrame:
+    """`prepare` a model, and `rank` with it."""
+    return rank(prepare(run, data, queries, learnable), queries, data, depth, learnable)
+
+
+def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[str, list[str]]) -> SASRec:
     """Train once on what may be learnt (see `splits.learnable_sequences`) and save in the run folder; later calls with
     the same data and settings find it there. Training that was cut off goes on from its last epoch.
 
-    It stops early by the loss on validation users who are not evaluated, if there are any.
+    It stops early by the loss on validation users, under split test on all of them, else on those who are not
+    evaluated, if there are any.
     """
     folder = run.folder.sasrec
-    learnable = splits.learnable_sequences(data, evaluated)
     held_out = splits.held_out_examples(data, "validation")
-    held_out = held_out[~held_out["user"].isin(evaluated["user"])] if run["split"] == "validation" else held_out
+    held_out = held_out if run["split"] == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
     texts = [ids for ids in encode(list(learnable.values()), data) if len(ids) > 1]
     validation = encode([[*row.history, row.target] for row in held_out.itertuples()], data)
     told = {"seed": run["seed"], "epochs": run["sasrec_epochs"], "width": run["sasrec_width"], "items": len(data.items)}
@@ -109,13 +114,14 @@ def encode(histories: list[list[str]], data: Dataset) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def rank(model: SASRec, queries: pd.DataFrame, data: Dataset, depth: int) -> pd.DataFrame:
+def rank(
+    model: SASRec, queries: pd.DataFrame, data: Dataset, depth: int, learnable: dict[str, list[str]]
+) -> pd.DataFrame:
     """Rank the items that were trained on and that the user does not have.
 
     queries: user, history, target. A user whose history holds nothing that the catalogue knows is not ranked for.
     """
     items, users, histories = data.items["item"].to_numpy(), queries["user"].tolist(), queries["history"].tolist()
-    learnable = splits.learnable_sequences(data, queries)
     unknown = torch.from_numpy(cooccurrence.counts(list(learnable.values()), data.items["item"]) == 0)
     inputs = encode(histories, data)
     places = sorted((place for place in range(len(users)) if inputs[place]), key=lambda place: len(inputs[place]))

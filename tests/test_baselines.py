@@ -54,8 +54,9 @@ def quick(monkeypatch):
 def test_sasrec_learns_the_order(ring, quick, monkeypatch):
     data, run = ring
     evaluated = splits.evaluation_examples(data, "test")
-    model = sasrec.prepare(run, data, evaluated)
-    found = sasrec.rank(model, evaluated, data, 3)
+    learnable = splits.learnable_sequences(data, evaluated)
+    model = sasrec.prepare(run, data, evaluated, learnable)
+    found = sasrec.rank(model, evaluated, data, 3, learnable)
     first = found[found["rank"] == 1].set_index("user")["item"]
     of_ring = evaluated[evaluated["user"] != "v"].set_index("user")["target"]
     assert (first[of_ring.index] == of_ring).mean() > 0.9
@@ -63,18 +64,18 @@ def test_sasrec_learns_the_order(ring, quick, monkeypatch):
     assert all(not set(items) & set(histories[user]) for user, items in shown(found).items())
     assert "z" not in set(found["item"])  # only ever a target: no id-based method may rank it
     strangers = pd.DataFrame([("s", ["x"], "a"), ("t", ["x", "d"], "e"), ("n", [], "a")], columns=splits.COLUMNS)
-    few = shown(sasrec.rank(model, strangers, data, 99))
+    few = shown(sasrec.rank(model, strangers, data, 99, learnable))
     assert list(few) == ["t"] and few["t"][0] == "e" and sorted(few["t"]) == list("abcefgh")
 
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
-    again = sasrec.rank(sasrec.prepare(run, data, evaluated), evaluated, data, 3)
+    again = sasrec.ranked(run, data, evaluated, 3, learnable)
     pd.testing.assert_frame_equal(again, found)
     run.parameters["sasrec_width"] = 16
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        sasrec.prepare(run, data, evaluated)
+        sasrec.prepare(run, data, evaluated, learnable)
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("split", ["test", "validation", "next"])
 def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split):
     data, run = ring
     run.parameters["split"] = split
@@ -86,9 +87,9 @@ def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split):
 
     monkeypatch.setattr(training, "train", train)
     evaluated = splits.evaluation_examples(data, split)
-    with pytest.raises(InterruptedError):
-        sasrec.prepare(run, data, evaluated)
     learnable = splits.learnable_sequences(data, evaluated)
+    with pytest.raises(InterruptedError):
+        sasrec.prepare(run, data, evaluated, learnable)
     assert seen["texts"] == [[ord(item) - ord("a") + 1 for item in s] for s in learnable.values() if len(s) > 1]
     assert max(map(max, seen["texts"])) == 8  # z is never among them
     # Validation users tell when to stop, unless it is they who are evaluated.

@@ -135,20 +135,6 @@ def test_fit_finds_what_tells_the_target():
     assert few == rank_benchmark.fit([text], [np.arange(300) < 2], list(fusion.FEATURES))
 
 
-def test_candidates_alone_are_ranked_by_their_weighted_features():
-    users = [f"u{number}" for number in range(50)]
-    text = choices(users)
-    text.ranker.evidence = SimpleNamespace(counts=np.zeros(4))
-    features = text.candidates.features
-    features[:] = 0
-    hit = text.candidates.item == text.target[text.candidates.user]
-    features[:, 0] = 1 - hit  # the target is last by this one
-    text.candidates.features = np.hstack([features, hit[:, None]])  # and first by SASRec
-    last = rank_benchmark.by_candidates(text, {fusion.FEATURES[0]: 1.0})
-    first = rank_benchmark.by_candidates(text, {fusion.FEATURES[0]: 1.0, "sasrec": 2.0})
-    assert np.allclose(last, [1, 1 / np.log2(5)]) and np.allclose(first, [1, 1])
-
-
 def test_weights_have_not_seen_the_users_that_they_rank_for(monkeypatch):
     users = [f"u{n}" for n in range(200)]
     texts = [choices(users), choices([*users[::-1], "other"], "another file of the same users")]

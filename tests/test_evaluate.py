@@ -9,6 +9,7 @@ import pytest
 from helpers import dataset
 
 from gloss_utils import evaluate, ranking, retrieve, segments
+from gloss_utils.run_folder import RunFolder, fingerprint
 
 
 def trec(tmp_path, **rankings: list[str]) -> pd.DataFrame:
@@ -181,6 +182,10 @@ def test_tables_of_differences():
 def test_texts_that_the_weights_were_fitted_on_are_told(tmp_path):
     settings = SimpleNamespace(fitted_on={"cafe": "released.json.gz"})
     hybrid, paper = (SimpleNamespace(rule=rule, settings=settings) for rule in ("hybrid", "paper"))
-    assert retrieve.in_sample({"/some/file": "cafe", "/weights": "beef"}, hybrid) == "released.json.gz"
-    assert retrieve.in_sample({"/some/file": "beef"}, hybrid) is None
-    assert retrieve.in_sample({"/some/file": "cafe"}, paper) is None  # which has no weights
+    folder = RunFolder(tmp_path)
+    folder.queries.write_text("texts")
+    assert retrieve.in_sample(folder, {"/some/file": "cafe", "/weights": "beef"}, hybrid) == "released.json.gz"
+    assert retrieve.in_sample(folder, {"/some/file": "beef"}, hybrid) is None
+    assert retrieve.in_sample(folder, {"/some/file": "cafe"}, paper) is None  # which has no weights
+    settings.fitted_on[fingerprint(folder.queries)] = "queries.jsonl"
+    assert retrieve.in_sample(folder, {}, hybrid) == "queries.jsonl"  # which the run's model wrote

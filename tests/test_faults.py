@@ -74,12 +74,12 @@ def test_a_damaged_sasrec_is_trained_again(copied_run, monkeypatch):
     data = Dataset.load(folder)
     queries = generate.pd.DataFrame({"user": data.users["user"][:3], "history": [[]] * 3, "target": [None] * 3})
     monkeypatch.setattr(sasrec.training, "train", lambda *args, **kwargs: trained.append(1))
-    sasrec.prepare(run, data, queries)
+    sasrec.prepare(run, data, queries, data.sequences())
     trained.clear()
-    sasrec.prepare(run, data, queries)
+    sasrec.prepare(run, data, queries, data.sequences())
     assert not trained
     flip(folder.sasrec / "model.safetensors")
-    sasrec.prepare(run, data, queries)
+    sasrec.prepare(run, data, queries, data.sequences())
     assert trained
 
 

@@ -17,7 +17,7 @@ from gloss_utils.index import BM25Index
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import Ranker
 
-WEIGHTS = P.ROOT / "params/ranking/weights.yaml"
+WEIGHTS, WITH_SASREC = (P.ROOT / f"params/ranking/{name}.yaml" for name in ("weights", "weights-sasrec"))
 FROZEN = fusion.Settings.read(WEIGHTS)
 TOLD = {
     "ranking": "hybrid",
@@ -107,6 +107,10 @@ def plainly(found: dict[str, pd.DataFrame], histories, learnable, items: list[st
     for user, history in histories.items():
         parts = {feature: defaultdict(float) for feature in fusion.FEATURES}
         for feature, rows in found.items():
+            if feature == "sasrec":
+                for row in rows[(rows["user"] == user) & (rows["rank"] <= 2)].itertuples():
+                    parts[feature][row.item] = 1 / row.rank
+                continue
             heat = s.temperature_dense if feature.endswith("dense") else s.temperature_bm25
             for row in rows[(rows["user"] == user) & (rows["strength"] > 0)].itertuples():
                 parts[feature][row.item] += math.exp((row.strength - 1) / heat) / row.query
@@ -114,7 +118,7 @@ def plainly(found: dict[str, pd.DataFrame], histories, learnable, items: list[st
             for other, value in kept.get(item, {}).items():
                 parts["cooccurrence"][other] += s.recency**back * value
         near = sorted(parts["cooccurrence"], key=lambda o: (-parts["cooccurrence"][o], order[o]))[: s.neighbours]
-        candidates = {i for f in fusion.VOTES for i in parts[f]} | set(near) | set(popular[:depth])
+        candidates = {i for f in found for i in parts[f]} | set(near) | set(popular[:depth])
         candidates -= set(history)
         if len(candidates) < depth:
             candidates |= set(popular[: depth + len(set(history)) + len(candidates)]) - set(history)
@@ -148,8 +152,11 @@ def crowd(monkeypatch):
 
 @pytest.mark.parametrize("depth", [5, 38])
 @pytest.mark.parametrize("neighbours", [3, 100])
-def test_rankings_are_what_a_plain_loop_gives(crowd, depth, neighbours):
+def test_rankings_are_what_a_plain_loop_gives(crowd, depth, neighbours, monkeypatch):
     found, histories, learnable, items = crowd
+    monkeypatch.setattr(fusion, "SASREC_DEPTH", 2)
+    by_sasrec = [(u, rank, items[(7 * n + rank) % 40]) for n, u in enumerate(histories) for rank in (1, 2, 3)]
+    found["sasrec"] = pd.DataFrame(by_sasrec, columns=["user", "rank", "item"])
     settings = replace(FROZEN, neighbours=neighbours, weights=dict.fromkeys(fusion.FEATURES, 0.7) | {"last_bm25": 0.2})
     evidence = fusion.Evidence(found, histories, learnable, pd.Series(items), settings)
     ranked = fusion.rankings(evidence, {"": settings.weights}, True, depth)[""]
@@ -165,10 +172,12 @@ def test_rankings_are_what_a_plain_loop_gives(crowd, depth, neighbours):
 def test_several_weightings_at_once_are_each_of_them_alone(crowd):
     found, histories, learnable, items = crowd
     evidence = fusion.Evidence(found, histories, learnable, pd.Series(items), FROZEN)
-    weightings = {part: fusion.leaving_out(part, FROZEN.weights) for part in fusion.PARTS}
+    parts = fusion.parts(FROZEN.weights)
+    weightings = {part: fusion.leaving_out(part, FROZEN.weights) for part in parts}
     together = fusion.rankings(evidence, weightings, True, 5)
+    assert len(weightings) == 4
     for part, weights in weightings.items():
-        assert set(fusion.PARTS[part]) | set(weights) == set(fusion.FEATURES)
+        assert set(fusion.PARTS[part]) | set(weights) == set(FROZEN.weights)
         pd.testing.assert_frame_equal(together[part], fusion.rankings(evidence, {"": weights}, True, 5)[""])
 
 
@@ -244,6 +253,29 @@ def test_hybrid_ranks_a_new_item_that_a_text_names(shop):
     assert evidence.counts[4] == 0 and evidence.following[:, [4]].nnz == 0
     found = ranked((data, indexes), rows)
     assert found["named"][0] == "e" and found["not named"][-1] == "e"
+
+
+def test_hybrid_hears_sasrec_where_the_weights_name_it(shop, tmp_path):
+    data, indexes = shop
+    rows, asked = queries(("u", "ab", "d", [title("e")]), ("v", "", "a", [title("a")])), []
+
+    def sasrec(learnable):
+        asked.append(learnable)
+        return pd.DataFrame([("u", 1, "d", 9.0)], columns=["user", "rank", "item", "score"])
+
+    told = TOLD | {"ranking_weights": str(tmp_path / "weights.yaml")}
+    values = yaml.safe_load(WEIGHTS.read_text())
+    found = {}
+    for weight in (None, 0, 100):
+        weights = values["weights"] | ({} if weight is None else {"sasrec": weight})
+        (tmp_path / "weights.yaml").write_text(yaml.safe_dump(values | {"weights": weights}))
+        found[weight] = Ranker(rows, data, indexes, told, sasrec).rank()
+        assert len(asked) == bool(weight)
+    pd.testing.assert_frame_equal(found[0], found[None])
+    assert found[None].iloc[0]["item"] != "d" and found[100].iloc[0]["item"] == "d"
+    assert asked == [splits.learnable_sequences(data, rows)]
+    of_v = [frame[frame["user"] == "v"].reset_index(drop=True) for frame in found.values()]
+    pd.testing.assert_frame_equal(of_v[0], of_v[2])  # not ranked for by SASRec
 
 
 @pytest.mark.parametrize("rule", ["fused", "hybrid"])
@@ -338,12 +370,15 @@ def test_what_to_offer_next_learns_from_everything():
 # ---- the weights
 
 
-def test_frozen_weights_say_what_they_were_fitted_on():
-    assert set(FROZEN.weights) == set(fusion.FEATURES) and all(weight >= 0 for weight in FROZEN.weights.values())
-    assert sorted(FROZEN.fitted_on.values()) == [
+@pytest.mark.parametrize("path", [WEIGHTS, WITH_SASREC])
+def test_frozen_weights_say_what_they_were_fitted_on(path):
+    frozen = fusion.Settings.read(path)
+    assert set(fusion.FEATURES) - set(frozen.weights) == (set() if path == WITH_SASREC else {"sasrec"})
+    assert all(weight >= 0 for weight in frozen.weights.values())
+    assert sorted(frozen.fitted_on.values()) == [
         f"{name}.validation.json.gz" for name in ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
     ]
-    assert "benchmarks.ranking" in WEIGHTS.read_text().split("\n")[0]
+    assert "benchmarks.ranking" in path.read_text().split("\n")[0]
 
 
 @pytest.mark.parametrize(
@@ -356,6 +391,7 @@ def test_frozen_weights_say_what_they_were_fitted_on():
         ({"decay": True}, ["decay: True"]),
         ({"decay": float("nan")}, ["decay: nan"]),
         ({"weights": {"texts_dense": 1}}, ["weights for texts_dense, texts_bm25"]),
+        ({"weights": FROZEN.weights | {"sasrecs": 1}}, ["weights for texts_dense, texts_bm25"]),
         ({"weights": dict.fromkeys(fusion.FEATURES, "much")}, ["cooccurrence: 'much'"]),
         ({"fitted_on": None}, ["fitted_on"]),
         ({"surplus": 1}, ["has to hold top_k, neighbours"]),

@@ -75,8 +75,12 @@ def test_published_values_stand_apart_from_measured_ones(measured):
     theirs = published.results("beauty", "test")["recall@5"].dropna()
     [line] = [line for line in axis.lines if line.get_marker() == "D"]
     assert sorted(line.get_xdata()) == sorted(theirs) and line.get_markerfacecolor() == "white"
-    labels = [tick.get_text() for tick in axis.get_yticklabels()]
-    assert labels == [*theirs.index[::-1], "", "GLoSS tiny, free, hybrid", "popularity"]
+    ticks = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert ticks[:4] == ["ID-based", "popularity", "LLM-based", "GLoSS tiny, free, hybrid"]
+    assert ticks[4:8] == ["ID-based", "SASRec", "BERT4Rec", "FDSA"] and ticks[-4] == "search by text"
+    assert {"P5", "GLoSS-8B"} < set(ticks[ticks.index("LLM-based", 4) :]) and len(ticks) == 4 + 3 + len(theirs)
+    shown = dict(zip(line.get_ydata(), line.get_xdata(), strict=True))
+    assert {ticks[place]: value for place, value in shown.items()} == theirs.to_dict()
     assert axis.get_xlabel() == "Recall@5" and axis.get_title() == "Beauty, test, 1,234 users"
     plt.close(figure)
 
