@@ -43,8 +43,7 @@ report: $(READY)
 	$(PY) -m gloss_utils.report "$(RUN)"
 
 figures: $(READY)
-	mkdir -p runs
-	$(PY) -m papermill --cwd notebooks notebooks/07_paper_figures.ipynb runs/07_paper_figures.ipynb
+	$(PY) -m gloss_utils figures
 
 setup: $(READY)
 

@@ -1,4 +1,5 @@
-"""The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`."""
+"""The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`, and
+`python -m gloss_utils figures [RUN...] [--to DIR]`."""
 
 import argparse
 import logging
@@ -25,11 +26,17 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--from", dest="first", metavar="NN", help="first notebook to run, as 03")
     run.add_argument("--until", dest="last", metavar="NN", help="last notebook to run, as 06")
     run.add_argument("--force", action="store_true", help="run stages that are up to date, too")
+    figures = commands.add_parser("figures", help="draw a paper's figures and tables from finished runs")
+    figures.add_argument("runs", nargs="*", metavar="RUN", help="run folders or files of results; none: DIR/results")
+    figures.add_argument("--to", default="figures", metavar="DIR", help="where figures and tables go")
     options = parser.parse_args(arguments)
     try:
         with _signals_interrupt():
             from gloss_utils import runner  # after the arguments are known to be good: it loads papermill
 
+            if options.command == "figures":
+                print(f"figures and tables: {runner.draw(options.runs, options.to)}")
+                return 0
             folder = runner.run(
                 options.files, [tuple(pair) for pair in options.overrides], options.first, options.last, options.force
             )

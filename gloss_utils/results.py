@@ -54,8 +54,12 @@ def without_folder(value):
 
 
 def read_all(paths: list[Path], folder: Path) -> list[dict]:
-    """The tables of these run folders and files, or, where none is named, of all files in `folder`."""
-    return [read(path) for path in paths or sorted(folder.glob("*.json"))]
+    """The tables of these run folders and files, or, where none is named, of all files in `folder`. Raises `GlossError`
+    where there are none."""
+    tables = [read(path) for path in paths or sorted(folder.glob("*.json"))]
+    if not tables:
+        raise GlossError(f"{folder} holds no files of results; name run folders, or files of results")
+    return tables
 
 
 def provenance(tables: list[dict]) -> pd.DataFrame:

@@ -11,12 +11,13 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from gloss_utils import lock, queries, report
+from gloss_utils import lock, queries, report, results
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError, Interrupted
 from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, sweep, write_whole
 
 NOTEBOOKS = P.ROOT / "notebooks"
+FIGURES = "07_paper_figures"
 
 
 def defaults(stage: str) -> dict:
@@ -81,6 +82,18 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
                 folder.forget_texts()
             passed = {name: values[name] for name in P.stage_names(stage) if name in values}
             _execute(stage, passed, folder)
+
+
+def draw(runs: list[str], to: str) -> Path:
+    """Execute notebook 7 on finished runs or files of results (none: those in `to`/results); returns where figures are.
+
+    Raises `GlossError` where one of them is neither.
+    """
+    folder = Path(to).absolute()
+    tables = [str(Path(run).absolute()) for run in runs]
+    results.read_all([Path(table) for table in tables], folder / "results")  # what is wrong is told before any work
+    _execute(FIGURES, {"runs": tables, "figures_dir": str(folder)}, RunFolder(P.ROOT / "runs/figures"))
+    return folder
 
 
 def _number(text: str | None, default: int) -> int:

@@ -10,7 +10,8 @@ import papermill
 import pytest
 from helpers import one_line_error
 
-from gloss_utils import figures, paper_figures, published, results
+from gloss_utils import figures, paper_figures, published, results, runner
+from gloss_utils.__main__ import main
 from gloss_utils.parameters import ROOT
 
 DRAWN = ("rankings", "comparison", "number_of_queries", "retrievers", "segments", "cost")
@@ -228,6 +229,19 @@ def test_a_run_writes_its_table(small_run, tmp_path, capsys):
     assert str(tmp_path.parent) not in (tmp_path / "mine.json").read_text()
     assert results.main([str(tmp_path), "make run", "--to", str(tmp_path / "none.json")]) == 1
     assert "holds no finished 05_evaluate" in capsys.readouterr().err and not (tmp_path / "none.json").exists()
+
+
+def test_the_command_draws_what_it_is_given(small_run, tmp_path, monkeypatch, capsys):
+    folder, _ = small_run
+    monkeypatch.setattr(runner, "_execute", lambda stage, passed, _: print(stage, passed))
+    monkeypatch.chdir(folder.root.parent)
+    assert main(["figures", folder.root.name, "--to", str(tmp_path)]) == 0
+    passed = {"runs": [str(folder.root)], "figures_dir": str(tmp_path)}
+    assert capsys.readouterr().out == f"07_paper_figures {passed}\nfigures and tables: {tmp_path}\n"
+    assert main(["figures", "--to", str(tmp_path)]) == 1
+    assert main(["figures", "nowhere"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert "holds no files of results" in told[0] and "neither a run folder nor a file of results" in told[1]
 
 
 def test_what_is_no_table_is_told(tmp_path):
