@@ -23,7 +23,7 @@ LINKS, EF_CONSTRUCTION, EF_SEARCH = 32, 80, 128  # of HNSW
 CODE_BYTES = 64  # of a vector in IVF-PQ
 TRAINING_VECTORS = 40  # a list, at most
 NPROBE = 64
-RERANKED = 200  # candidates whose full vectors are read, a query
+RERANKED = 400  # candidates whose full vectors are read, a query: 200 are enough for 1 million items, not for 10
 
 
 def choose(items: int, dimensions: int, memory: int) -> tuple[str, str]:
