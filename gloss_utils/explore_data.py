@@ -227,7 +227,7 @@ def prepare(run: Run) -> Dataset:
     rules = Rules(**{rule.name: run[rule.name] for rule in fields(Rules)})
     data = build(reviews, metadata, run["max_users"], run["seed"], rules)
     data.statistics["rejected"] = {
-        kind: dict(rejects.reasons(path)) for kind, path in zip(("interactions", "items"), paths, strict=True)
+        kind: dict(rejects.reasons(path, kind)) for kind, path in zip(("interactions", "items"), paths, strict=True)
     }
     for path, frame in (
         (folder.items, data.items),

@@ -144,12 +144,15 @@ def tables(values: dict) -> tuple[tuple[Path, Path], Source]:
             raise GlossError(f"{name} is {path}; give a .csv, .jsonl or .parquet file, the first two gzipped or not")
         needed = [*own.values(), *(readers.template_columns(text) if name == "items_file" else ())]
         there = readers.columns_of(path, form)
-        # A line of JSON may leave out what is null: there, the ids at least have to be named in the first.
+        # A line of JSON may leave out what is null: there, only what every record needs has to be among the first.
         missing = [column for column in (own.values() if form == "json" else needed) if column not in there]
         if missing:
             raise GlossError(f"{path} has no column {missing[0]!r}; it has {', '.join(there)}: name it as a parameter")
+        twice = [column for column in needed if there.count(column) > 1]
+        if twice:
+            raise GlossError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
         paths.append(path)
-        layouts.append(Layout(form, own, typed=False, text=text))
+        layouts.append(Layout(form, own, typed=False, text=text, columns=tuple(there), spans=name == "items_file"))
     return tuple(paths), Source("", "", "", "", *layouts)
 
 

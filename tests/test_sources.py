@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import downloads, explore_data, sources
+from gloss_utils import downloads, explore_data, readers, sources
+from gloss_utils.errors import GlossError
 from gloss_utils.parameters import DATASET
 from gloss_utils.rejects import Rejects
 
@@ -244,10 +245,10 @@ def test_the_layouts_of_amazon_2018_and_2023(tmp_path, dataset, lines, times):
 
 def test_the_layouts_of_movielens(tmp_path):
     files = {
-        "ml-100k/u.data": "1\t1\t5\t874965758\n1\t2\t3\t876893171\n",
-        "ml-100k/u.item": "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|1\n2|Misérables, Les (1995)|01-Jan-1995||http://y|0|1|0\n",
-        "ml-1m/ratings.dat": "1::1::5::978300760\n1::2::3::978302109\n",
-        "ml-1m/movies.dat": "1::Toy Story (1995)::Animation|Children's|Comedy\n2::Misérables, Les (1995)::Drama\n",
+        "ml-100k/u.data": "1\t1\t5\t874965758\n1\t2\t3\t876893171\n1\t2\n",
+        "ml-100k/u.item": "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|1\n2|Misérables, Les (1995)|01-Jan-1995||http://y|0|1|0\n3\n",
+        "ml-1m/ratings.dat": "1::1::5::978300760\n1::2::3::978302109\nbroken\n",
+        "ml-1m/movies.dat": "1::Toy Story (1995)::Animation|Comedy\n2::Misérables, Les (1995)::Drama\nbroken\n",
     }
     for dataset in ("movielens-100k", "movielens-1m"):
         source = sources.describe(dataset)
@@ -255,10 +256,13 @@ def test_the_layouts_of_movielens(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             for name, text in files.items():
                 archive.writestr(name, text.encode("latin-1"))
-        interactions, items = sources.read((path, path), source, None, Rejects(), 0)
+        rejects = Rejects()
+        interactions, items = sources.read((path, path), source, None, rejects, 0.34)
+        # One archive holds both tables, and each has a bad line of its own: one of three.
+        assert [rejects.reasons(path, kind).total() for kind in ("interactions", "items")] == [1, 1]
         assert interactions["item"].tolist() == ["1", "2"] and interactions["rating"].tolist() == [5.0, 3.0]
         assert items["title"].tolist() == ["Toy Story (1995)", "Misérables, Les (1995)"]
-    with_genres = sources.read((path, path), source, "{title}, {genres}", Rejects(), 0)[1]
+    with_genres = sources.read((path, path), source, "{title}, {genres}", Rejects(), 0.34)[1]
     assert with_genres["title"].tolist()[1] == "Misérables, Les (1995), Drama"
 
 
@@ -325,6 +329,88 @@ def test_bad_rows_of_an_own_csv_are_rejected_with_their_reason(tmp_path):
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 6
 
 
+def read_own(folder, interactions: list | bytes, items: list | bytes, share: float, form: str = "csv", **values):
+    """Read two tables of the user's own, given as lines; what `sources.read` returns, and the rejects."""
+    for name, lines in (("i", interactions), ("t", items)):
+        data = lines if isinstance(lines, bytes) else "".join(line + "\n" for line in lines).encode()
+        (folder / f"{name}.{form}").write_bytes(data)
+    files = {"interactions_file": str(folder / f"i.{form}"), "items_file": str(folder / f"t.{form}")}
+    values, rejects = OWN | files | values, Rejects()
+    paths, source = sources.tables(values)
+    return *sources.read(paths, source, values["item_text"], rejects, share), rejects
+
+
+GOODS = ["id,title,brand", "1,Soap,Alder", "2,Balm,Oak"]
+ORDERS = ["who,what,when", *(f"user{number},{1 + number % 2},{number}" for number in range(20_000))]
+
+
+@pytest.mark.parametrize("block", [2**22, 2**12])
+def test_stray_quotes_in_a_csv_cost_their_lines_and_no_others(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(readers, "BLOCK", block)
+    lines = list(ORDERS)
+    lines[100], lines[15_000], lines[-1] = '"' + lines[100], '"' + lines[15_000], 'u,"1,5'
+    interactions, _, rejects = read_own(tmp_path, lines, GOODS, 0.01)
+    assert len(interactions) == 19_997
+    assert [kept["place"] for kept in rejects.records] == ["line 101", "line 15001", "line 20001"]
+    assert {kept["kind"] for kept in rejects.records} == {"interactions"}
+    # A value of two lines is no value of interactions: both are counted.
+    with one_line_error("i.csv", "2 of 20,000", "line 8: a quote in it is not closed", "max_rejected"):
+        read_own(tmp_path, [*ORDERS[:7], 'u,"1', 'x",5', *ORDERS[9:]], GOODS, 0)
+
+
+def test_stray_quotes_in_a_table_of_items_cost_their_lines_and_no_others(tmp_path):
+    goods = [f"{number},Thing {number},Oak" for number in range(1, 2000)]
+    goods[10] = '11,"Thing,Oak'  # never closed
+    goods[50], goods[60] = '51,"Thing,Oak', '61,"Thing,Oak'  # the second ends the first, in the middle of a value
+    goods[70] = '71,"A thing\nof ""two"" lines, and, commas","Oak"'
+    goods[80] = '81,5" pipe,Oak'
+    goods[90] = "92,Thing"
+    orders = ["who,what,when", *(f"u,{item},{item}" for item in range(1, 2000))]
+    _, items, rejects = read_own(tmp_path, orders, ["", "id,title,brand", *goods, ""], 0.01)
+    assert len(items) == 1999 - 4
+    places = [int(kept["place"].removeprefix("line ")) for kept in rejects.records]
+    assert places == [13, 53, 63, 94]  # of the file, blank lines and the item's two counted
+    titles = dict(items.itertuples(index=False))
+    assert titles["71"] == 'A thing\nof "two" lines, and, commas by Oak' and titles["81"] == '5" pipe by Oak'
+
+
+def test_lines_of_another_length_and_bytes_of_no_text_are_rejected_together(tmp_path):
+    lines = [line.encode() for line in ORDERS[:200]]
+    lines[50] = b"user,\xff"
+    goods = b"id,title,brand\n1,\xff Soap,Alder\n2,\xfe\n"
+    interactions, items, rejects = read_own(tmp_path, b"\n".join(lines), goods, 0.5)
+    assert len(interactions) == 198 and items.values.tolist() == [["1", "\ufffd Soap by Alder"]]
+    assert [kept["reason"] for kept in rejects.records] == ["it has 2 columns, not 3"] * 2
+
+
+def test_a_damaged_parquet_file_is_refused_or_read(tmp_path):
+    values = own_files(tmp_path, "parquet")
+    path = tmp_path / "interactions_file.parquet"
+    rows = [(f"u{number}", str(number % 3), number) for number in range(20_000)]
+    pd.DataFrame(rows, columns=["who", "what", "when"]).to_parquet(path)
+    paths, source = sources.tables(values)
+    sound, refused = path.read_bytes(), 0
+    for place in range(1000, len(sound) - 5000, len(sound) // 25):
+        path.write_bytes(sound[:place] + bytes(byte ^ 0xFF for byte in sound[place : place + 3]) + sound[place + 3 :])
+        try:
+            sources.read(paths, source, None, Rejects(), 1)
+        except GlossError as error:
+            assert "\n" not in str(error) and path.name in str(error)
+            refused += 1
+    assert refused > 2
+
+
+@pytest.mark.parametrize("first", ["broken", "", "[]", '{"who": "u", "what": 1}'])
+def test_the_first_line_of_a_json_table_does_not_decide(tmp_path, first):
+    orders = [first, *['{"who": "u", "what": 1, "when": 5}'] * 200]
+    goods = ["", '{"id": 1, "brand": "Alder"}', '{"id": 2, "title": "Soap"}']
+    interactions, items, rejects = read_own(tmp_path, orders, goods, 0.01, "jsonl")
+    assert len(interactions) == 200 and len(rejects.records) == bool(first)
+    assert items["item"].tolist() == ["1"]
+    with one_line_error("i.jsonl", "'buyer'", "who, what, when"):
+        read_own(tmp_path, orders, goods, 0.01, "jsonl", user_column="buyer")
+
+
 def test_a_wrong_column_template_or_kind_is_named(tmp_path):
     values = own_files(tmp_path, "csv")
     for wrong, *words in (
@@ -337,6 +423,9 @@ def test_a_wrong_column_template_or_kind_is_named(tmp_path):
     ):
         with one_line_error(*words):
             sources.tables(values | wrong)
+    write_lines(tmp_path / "twice.csv", ["who,what,when,who", "u,1,5,v"])
+    with one_line_error("twice.csv", "more than one column 'who'"):
+        sources.tables(values | {"interactions_file": str(tmp_path / "twice.csv")})
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "broken.parquet").write_text("PAR1")
     for name in ("empty.csv", "broken.parquet"):
