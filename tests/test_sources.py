@@ -3,7 +3,10 @@
 import gzip
 import hashlib
 import random
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,6 +31,11 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.faults.pop(0) if self.server.faults else ""
         self.server.asked.append((path, self.headers.get("Range")))
         body = self.server.files.get(path)
+        if fault.startswith("sends to "):
+            self.send_response(302)
+            self.send_header("Location", fault.removeprefix("sends to "))
+            self.end_headers()
+            return
         if body is None or fault.isdigit():
             self.send_error(int(fault or 404))
             return
@@ -43,13 +51,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {shown}-{len(body) - 1}/{len(body)}")
         self.send_header("ETag", f"W/{tag}" if fault == "weak tag" else tag)
         length = len(body) - start + {"announces more": 100, "announces less": -100}.get(fault, 0)
-        self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", fault.removeprefix("length ") if "length" in fault else str(length))
         if fault == "labels it packed":
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()
-        rest = body[start:]
+        rest = b"" if fault in ("length 0", "sends nothing") else body[start:]
         if fault == "wrong bytes":
             rest = bytes(len(rest))
+        if fault == "dawdles":
+            self.wfile.write(rest[:1000])
+            time.sleep(0.5)
+            rest = rest[1000:]
         self.wfile.write(rest[: len(rest) // 2] if fault in ("cuts", "weak tag") else rest)
         self.close_connection = True
 
@@ -138,6 +150,11 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(tmp_path, server):
         ["cuts", "ignores ranges"],
         ["cuts", "another range"],
         ["weak tag"],
+        ["length abc"],
+        ["length "],
+        ["length 5, 5"],
+        ["length 0"],
+        ["sends nothing"],
         ["cuts", "wrong bytes"],
         ["wrong bytes", "cuts"],
     ],
@@ -165,6 +182,37 @@ def test_what_the_server_refuses_is_not_asked_again(tmp_path, server):
     assert len(server.asked) == 1
     with one_line_error(NAMES[0], "http://127.0.0.1:9/", "ConnectionError"):
         sources.locate("beauty", tmp_path / "data", "http://127.0.0.1:9/")
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "file:///etc/passwd"])
+def test_an_address_that_leads_nowhere_is_one_line(tmp_path, server, address):
+    server.faults = [f"sends to {address}"]
+    with one_line_error("file.gz", server.address, "could not be downloaded"):
+        downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+
+
+@pytest.mark.parametrize("dataset", ["beauty", "demo"])
+def test_a_data_dir_that_cannot_be_is_one_line(tmp_path, dataset):
+    (tmp_path / "file").write_text("")
+    for data_dir in (tmp_path / "file", tmp_path / "file/below", tmp_path / ("x" * 300)):
+        with one_line_error(str(data_dir), "choose another"):
+            sources.locate(dataset, data_dir, "http://127.0.0.1:9/")
+    with one_line_error("amazon2018-aaa", "name too long"):
+        sources.locate("amazon2018-" + "a" * 300, tmp_path, "http://127.0.0.1:9/")
+
+
+def test_two_processes_download_a_file_once(tmp_path, server):
+    server.faults = ["dawdles"]
+    other = (
+        f"from pathlib import Path\nfrom gloss_utils import downloads\ndownloads.fetch({server.address + NAMES[0]!r}, "
+    )
+    process = subprocess.Popen([sys.executable, "-c", f"{other}Path({str(tmp_path / 'file.gz')!r}))"])
+    while not server.asked:
+        time.sleep(0.01)
+    downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    assert process.wait() == 0 and len(server.asked) == 1
+    assert (tmp_path / "file.gz").read_bytes() == BODY
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.gz", "file.gz.sha256"]
 
 
 @pytest.mark.parametrize(
