@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import math
+import re
 import warnings
 import zipfile
 import zlib
@@ -16,13 +17,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,7 +48,10 @@ csv.field_size_limit(LONGEST)  # Python's own limit is 128 KiB
 
 INTERACTIONS, ITEMS = "interactions", "items"  # the kinds of records
 
+PYTHON_DATES = -62_135_596_800, 253_402_300_800  # seconds: the years 1 to 9999
+
 _PLAIN_IDS = r"^[!-~]+$"
+_PLAIN_TIMES = r"^-?[0-9]+$"  # Arrow would take 0x10 for a number, too
 
 
 @dataclass(frozen=True)
@@ -82,24 +88,31 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def seconds(value) -> int:
-    """A time as a whole number: numbers are rounded down, texts are numbers or ISO 8601 dates (of UTC, if no other).
+def seconds(value) -> tuple[int, float]:
+    """A time as a whole number, rounded down, and the fraction left: of a number, a date, or a text that is a number or
+    an ISO 8601 date (of UTC, if no other).
 
     Raises `Unusable`.
     """
-    if isinstance(value, str):
-        try:
-            value = float(value) if not value.strip().lstrip("+-").isdigit() else int(value)
-        except ValueError:
-            try:
-                value = datetime.fromisoformat(value.strip())
-            except ValueError:
-                raise Unusable("time is neither a number nor an ISO 8601 date") from None
-    if isinstance(value, datetime):
-        value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**62:
-        raise Unusable("time is neither a number nor an ISO 8601 date")
-    return math.floor(value)
+    try:
+        if isinstance(value, str):
+            value = _written_time(value.strip())
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day)
+        if isinstance(value, datetime):
+            value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if not isinstance(value, bool) and math.isfinite(value) and abs(value) < 2**62:
+            return math.floor(value), float(value - math.floor(value))
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise Unusable("time is neither a number nor an ISO 8601 date")
+
+
+def _written_time(text: str) -> int | float | datetime:
+    for read in (int, float, datetime.fromisoformat):
+        with suppress(ValueError):
+            return read(text)
+    raise ValueError
 
 
 def _id(record: dict, key: str) -> str:
@@ -125,7 +138,8 @@ def _interaction(record, fields: dict[str, str]) -> tuple:
             raise Unusable(f"{fields['rating']} is not a number") from None
     if rating is not None and (isinstance(rating, bool) or not isinstance(rating, (int, float))):
         raise Unusable(f"{fields['rating']} is not a number")
-    return user, item, seconds(record[fields["time"]]), None if rating is None else float(rating)
+    time, part = seconds(record[fields["time"]])
+    return user, item, time, None if rating is None else float(rating), part
 
 
 def template_columns(template: str) -> list[str]:
@@ -140,19 +154,52 @@ def template_columns(template: str) -> list[str]:
     return columns
 
 
-def _text(record: dict, template: str) -> str | None:
-    """The template filled in, an empty column left out with the words before it; null where all columns are empty."""
-    pieces, anything = [], False
-    for literal, column, *_ in Formatter().parse(template):
-        value = record.get(column) if column else ""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
-            raise Unusable(f"{column} is not a text")
-        if value or not column:
-            pieces += [literal, value]
-        anything = anything or bool(value)
-    return whole_characters("".join(pieces)) if anything else None
+# Literal text of a template, without brackets; columns in it that are empty, with all such text around them.
+_PLAIN = r"[^\0\1(\[“«)\]”»]*"
+_GONE = rf"(?:{_PLAIN}\0)+{_PLAIN}"
+
+
+@lru_cache
+def _without(template: str, empty: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """What a template is where some columns are empty: each other column after the literal text before it.
+
+    Brackets around nothing go, and so does text between an empty column and an end, or a bracket; of the texts on both
+    sides of an empty column one stays, rather one without words. The last column is "", after the last text.
+    """
+    parts = [(literal, column or "") for literal, column, *_ in Formatter().parse(template)]
+    kept = [column for _, column in parts if column and column not in empty]
+    text = "".join(literal + (column and ("\0" if column in empty else "\1")) for literal, column in parts)
+    before = None
+    while text != before:
+        before, text = text, re.sub(rf"[(\[“«]{_GONE}[)\]”»]", "\0", text)
+    text = re.sub(rf"(^|[(\[“«]){_GONE}", r"\1", text)
+    text = re.sub(rf"{_GONE}($|[)\]”»])", r"\1", text)
+    text = re.sub(_GONE, _between, text)
+    if empty:
+        text = re.sub(r"^[(\[“«]([^(\[“«)\]”»]*)[)\]”»]$", r"\1", text)
+    return tuple(zip(text.split("\1"), [*kept, ""], strict=True))
+
+
+def _between(gone: re.Match) -> str:
+    texts = [text for text in gone[0].split("\0") if text]
+    return next((text for text in reversed(texts) if not any(map(str.isalnum, text))), "".join(texts[-1:]))
+
+
+def _text(record: dict, template: str, columns: list[str]) -> str | None:
+    """The template filled in, without what belongs to empty columns (see `_without`); null where all are empty."""
+    values = {column: _filling(record.get(column), column) for column in columns}
+    empty = frozenset(column for column, value in values.items() if not value)
+    if len(empty) == len(values):
+        return None
+    return whole_characters("".join(literal + values.get(column, "") for literal, column in _without(template, empty)))
+
+
+def _filling(value, column: str) -> str:
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return str(value) if isinstance(value, int) or math.isfinite(value) else ""
+    if value is not None and not isinstance(value, str):
+        raise Unusable(f"{column} is not a text")
+    return value if value and value.strip() else ""
 
 
 # ---- records, block by block
@@ -296,7 +343,8 @@ def _json_table(columns: dict[str, pa.DataType], typed: bool, block: bytes) -> p
     reading = pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
     try:
         table = pa.json.read_json(pa.BufferReader(block), reading, options)
-        table = table.select([name for name in columns if name in table.column_names])
+        there = set(table.column_names)  # all of a schema's, and those null throughout are as good as absent
+        table = table.select([name for name in columns if name in there and table[name].null_count < len(table)])
         table.validate(full=True)
     except (pa.ArrowException, ValueError):
         return None
@@ -473,6 +521,7 @@ def _json_names(source) -> list[str]:
 def read_interactions(path: Path, layout: Layout, rejects: Rejects, max_rejected: float) -> pd.DataFrame:
     """Interactions in the file's order: columns user, item (categories), time (int), rating (float, null if absent).
 
+    Times are rounded down; where any has a fraction, all are in the order of exact time instead.
     Raises `GlossError` where more than `max_rejected` (a share of the records) cannot be used, or none can.
     """
     columns = {
@@ -493,10 +542,14 @@ def read_interactions(path: Path, layout: Layout, rejects: Rejects, max_rejected
     parts.append(_encoded([INTERACTION.empty_table(), *waiting]))
     whole = pa.concat_tables(parts).unify_dictionaries()
     rejects.stop_above(max_rejected, path, len(whole), ", ".join(columns), INTERACTIONS)
-    return whole.to_pandas(self_destruct=True)
+    frame = whole.to_pandas(self_destruct=True)
+    part = frame.pop("part")
+    return frame.iloc[np.lexsort((part, frame["time"]))].reset_index(drop=True) if part.any() else frame
 
 
-INTERACTION = pa.schema({"user": pa.string(), "item": pa.string(), "time": pa.int64(), "rating": pa.float64()})
+INTERACTION = pa.schema(
+    {"user": pa.string(), "item": pa.string(), "time": pa.int64(), "rating": pa.float64(), "part": pa.float32()}
+)
 
 
 def _encoded(tables: list[pa.Table]) -> pa.Table:
@@ -520,13 +573,15 @@ def _plain_interactions(table: pa.Table, fields: dict[str, str]) -> pa.Table | N
     if not all(fields[name] in table.column_names for name in ("user", "item", "time")):
         return None
     found = [_plain_ids(table[fields[name]]) for name in ("user", "item")]
-    found.append(_plain_times(table[fields["time"]]))
+    times = _plain_times(table[fields["time"]])
     rating = table[fields["rating"]] if fields.get("rating") in table.column_names else pa.nulls(len(table))
     try:
-        found.append(rating.cast(pa.float64()))
+        rating = rating.cast(pa.float64())
     except pa.ArrowException:
         return None
-    return None if any(column is None for column in found) else pa.table(found, INTERACTION)
+    if times is None or any(column is None for column in found):
+        return None
+    return pa.table([*found, times[0], rating, times[1].cast(pa.float32())], INTERACTION)
 
 
 def _plain_ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -554,53 +609,65 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return None
 
 
-def _plain_times(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    kind = column.type
+def _plain_times(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array | pa.ChunkedArray] | None:
+    """What `seconds` says of each, or null where one is not plainly a time."""
+    kind, part, low, high = column.type, pa.repeat(0.0, len(column)), 1 - 2**62, 2**62
+    if pa.types.is_temporal(kind):
+        low, high = PYTHON_DATES
     try:
-        if pa.types.is_binary(kind):
-            column = column.cast(pa.string())
         if pa.types.is_timestamp(kind):
-            column = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s")).cast(pa.int64())
+            whole = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s")).cast(pa.int64())
+            per = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
+            part = pc.divide(pc.subtract(column.cast(pa.int64()), pc.multiply(whole, per)).cast(pa.float64()), per)
+        elif pa.types.is_date(kind):
+            whole = column.cast(pa.timestamp("s")).cast(pa.int64())
         elif pa.types.is_floating(kind):
-            column = pc.floor(column).cast(pa.int64())
-        elif pa.types.is_integer(kind) or pa.types.is_string(column.type):
-            column = column.cast(pa.int64())
+            floor = pc.floor(column)
+            whole, part = floor.cast(pa.int64()), pc.subtract(column, floor)
+        elif pa.types.is_integer(kind):
+            whole = column.cast(pa.int64())
+        elif (texts := _texts(column)) is not None and pc.all(pc.match_substring_regex(texts, _PLAIN_TIMES)).as_py():
+            whole = texts.cast(pa.int64())
         else:
             return None
     except pa.ArrowException:
         return None
-    if column.null_count or not pc.all(pc.less(pc.abs(column), 2**62)).as_py():
-        return None
-    return column
+    inside = pc.and_(pc.greater_equal(whole, low), pc.less(whole, high))
+    return None if column.null_count or not pc.all(inside).as_py() else (whole, part)
 
 
 def read_items(path: Path, layout: Layout, wanted: set[str], rejects: Rejects, max_rejected: float) -> pd.DataFrame:
     """The `wanted` items in the file's order: columns item, title (the layout's text; null where there is none).
 
     Of Python literals, which are slow to parse and describe twenty times what is kept, the others are not parsed.
-    Raises `GlossError` where more than `max_rejected` (a share of the records read) cannot be used, or none can.
+    Raises `GlossError` where more than `max_rejected` (a share of the records read) cannot be used, or none can, or
+    none has a column of the template.
     """
     key, texts = layout.fields["item"], template_columns(layout.text)
     columns = dict.fromkeys((key, *texts), pa.string())
-    rows, seen = [], 0
+    rows, seen, lacking = [], 0, set(texts)
     ids = pa.array(wanted, pa.string())
 
     def usable(record):
         if record is not None and not isinstance(record, dict):
             raise Unusable("it is not an object with named values")
-        return None if record is None else (_id(record, key), _text(record, layout.text))
+        lacking.difference_update(record or ())
+        return None if record is None else (_id(record, key), _text(record, layout.text, texts))
 
     for table, one_by_one in _blocks(path, layout, columns, ITEMS, wanted):
         plain = _plain_items(table, key, texts, ids) if table is not None else None
         if plain is not None:
             seen += len(table)
-            rows += [(record[key], _text(record, layout.text)) for record in plain.to_pylist()]
+            lacking.difference_update(table.column_names)
+            rows += [(record[key], _text(record, layout.text, texts)) for record in plain.to_pylist()]
             continue
         for row in _usable(path, ITEMS, one_by_one, usable, rejects):
             seen += 1
             if row is not None and row[0] in wanted:
                 rows.append(row)
     rejects.stop_above(max_rejected, path, seen, ", ".join(columns), ITEMS)
+    if lacking:
+        raise GlossError(f"no record of {path} has {min(lacking)!r}, which item_text names; name columns of the file")
     return pd.DataFrame(rows, columns=["item", "title"])
 
 

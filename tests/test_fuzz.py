@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -104,7 +105,8 @@ def test_metadata(tmp_path, form, data):
         item = str(item) if isinstance(item, int) and not isinstance(item, bool) else item
         numeric = isinstance(title, (int, float)) and not isinstance(title, bool)
         if item in ("a", "é", "2014-01-01", "7") and (title is None or numeric or isinstance(title, str)):
-            expected.append((item, readers.whole_characters(str(title)) if title not in (None, "") else None))
+            empty = title is None or (math.isinf(title) or math.isnan(title) if numeric else not title.strip())
+            expected.append((item, None if empty else readers.whole_characters(str(title))))
     found = [(item, title if isinstance(title, str) else None) for item, title in frame.itertuples(index=False)]
     assert found == expected
 

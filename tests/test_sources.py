@@ -2,15 +2,20 @@
 
 import gzip
 import hashlib
+import json
 import random
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+from datetime import date
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from helpers import one_line_error, write_lines
 
@@ -367,7 +372,7 @@ def test_bad_rows_of_an_own_csv_are_rejected_with_their_reason(tmp_path):
     paths, source = sources.tables(values)
     rejects = Rejects(tmp_path / "rejected.jsonl")
     interactions, _ = sources.read(paths, source, None, rejects, 0.7)
-    assert interactions["item"].tolist() == ["1", "6", "é"] and interactions["time"].tolist() == [5, 7, 5]
+    assert interactions["item"].tolist() == ["1", "é", "6"] and interactions["time"].tolist() == [5, 5, 7]
     reasons = {kept["place"]: kept["reason"] for kept in rejects.records}
     assert len(reasons) == 6 and reasons["line 3"] == "it has 2 columns, not 3"
     assert sum("is not an id" in reason for reason in reasons.values()) == 3
@@ -454,9 +459,82 @@ def test_the_first_line_of_a_json_table_does_not_decide(tmp_path, first):
     goods = ["", '{"id": 1, "brand": "Alder"}', '{"id": 2, "title": "Soap"}']
     interactions, items, rejects = read_own(tmp_path, orders, goods, 0.01, "jsonl")
     assert len(interactions) == 200 and len(rejects.records) == bool(first)
-    assert items["item"].tolist() == ["1"]
+    assert items.values.tolist() == [["1", "Alder"]]
     with one_line_error("i.jsonl", "'buyer'", "who, what, when"):
         read_own(tmp_path, orders, goods, 0.01, "jsonl", user_column="buyer")
+    with one_line_error("t.jsonl", "'titel'", "item_text"):
+        read_own(tmp_path, orders, goods, 0.01, "jsonl", item_text="{titel} ({brand})")
+
+
+def test_texts_that_are_no_numbers_or_dates_are_no_times_in_whatever_company(tmp_path):
+    for others in (["u,1,5"], ["u,1,5.5"]):
+        interactions, _, rejects = read_own(tmp_path, [ORDERS[0], *others, "u,1,0x10", "u,2, 7", "u,1,+8"], GOODS, 0.5)
+        assert interactions["time"].tolist() == [5, 7, 8]
+        assert [kept["place"] for kept in rejects.records] == ["line 3"]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (pa.array([date(2024, 5, 31), date(1969, 12, 31), None], pa.date32()), {"u0": 1717113600, "u1": -86400}),
+        (pa.array([date(2024, 5, 31), date(1969, 12, 31), None], pa.date64()), {"u0": 1717113600, "u1": -86400}),
+        (pa.array([Decimal("7.50"), Decimal("7.25"), None]), {"u1": 7, "u0": 7}),
+        (pa.array([5.9, 5.1, float("nan")]), {"u1": 5, "u0": 5}),
+        (pa.array([-1, -1500, 10**15], pa.timestamp("ms")), {"u1": -2, "u0": -1}),
+        (pa.array([1_900, 1_100, None], pa.timestamp("us", "Europe/Berlin")), {"u1": 0, "u0": 0}),
+        (pa.array([1_900, 1_100, 2**62], pa.timestamp("ns")), {"u1": 0, "u0": 0, "u2": 2**62 // 10**9}),
+        (pa.array(["2024-05-31T00:00:00.7", "2024-05-31T00:00:00.6", "24:00"]), {"u1": 1717113600, "u0": 1717113600}),
+        (pa.array(["9", "8", "9" * 5000]), {"u0": 9, "u1": 8}),
+        (pa.array([2**61, -(2**61), 5], pa.timestamp("us")), {"u2": 0}),
+    ],
+)
+def test_times_of_every_kind_keep_their_order(tmp_path, times, expected):
+    pa.parquet.write_table(
+        pa.table({"who": ["u0", "u1", "u2"], "what": [1, 1, 1], "when": times}), tmp_path / "i.parquet"
+    )
+    write_lines(tmp_path / "t.csv", GOODS)
+    files = {"interactions_file": str(tmp_path / "i.parquet"), "items_file": str(tmp_path / "t.csv")}
+    paths, source = sources.tables(OWN | files)
+    rejects = Rejects()
+    interactions, _ = sources.read(paths, source, None, rejects, 1)
+    assert dict(zip(interactions["user"], interactions["time"], strict=True)) == expected
+    assert interactions["user"].tolist() == list(expected) and len(interactions) + len(rejects.records) == 3
+
+
+@pytest.mark.parametrize(
+    ("template", "record", "text"),
+    [
+        ("{a} ({b})", "A B", "A (B)"),
+        ("{a} ({b})", "A ", "A"),
+        ("{a} ({b})", " B", "B"),
+        ("{a} by {b}", " B", "B"),
+        ("{a} by {b}", "A ", "A"),
+        ("Title: {a}", "A", "Title: A"),
+        ("{a}, {b} ml", "A ", "A"),
+        ("{a}, {b} ml, {c}", "A  C", "A, C"),
+        ("{a} by {b}, {c}", "A  C", "A, C"),
+        ("{a} by {b} of {c}", "A  C", "A of C"),
+        ("{a} - {b}{c}", "A  C", "A - C"),
+        ("{a} ({b}, {c})", "A B ", "A (B)"),
+        ("{a} ({b}, {c})", "A  C", "A (C)"),
+        ("{a} ({b}, {c})", "A  ", "A"),
+        ("{a} ({b}, {c})", " B C", "B, C"),
+        ("{a} (by {b} [{c}]) new", "A B ", "A (by B) new"),
+        ("{a} (by {b} [{c}])", "A  ", "A"),
+        ("{a} “{b}”: {c}", "A  C", "A: C"),
+        ("{a}: {b} (new)", "A ", "A (new)"),
+        ("{a} {{{b}}}", "A B", "A {B}"),
+        ("{a} {b}", "", None),
+        ("{a} {b}", "1e999 " + "9" * 400, "1e999 " + "9" * 400),
+    ],
+)
+def test_a_template_leaves_out_what_belongs_to_empty_columns(tmp_path, template, record, text):
+    values = dict(zip("abc", record.split(" "), strict=False))
+    columns = readers.template_columns(template)
+    lines = [json.dumps({"id": 1} | {name: values.get(name) or empty for name in columns}) for empty in ("", " ", None)]
+    lines += [json.dumps({"id": 1} | {name: values.get(name) or float("nan") for name in columns})]
+    _, items, _ = read_own(tmp_path, ['{"who": "u", "what": 1, "when": 5}'], lines, 0, "jsonl", item_text=template)
+    assert [None if pd.isna(found) else found for found in items["title"]] == [text] * 4
 
 
 def test_a_wrong_column_template_or_kind_is_named(tmp_path):
