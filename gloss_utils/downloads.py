@@ -1,6 +1,7 @@
 """Getting a file over HTTP: going on where a transfer broke off, checking what came, whole files only."""
 
 import gzip
+import math
 import os
 import time
 import zipfile
@@ -11,8 +12,9 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from gloss_utils import lock
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import fingerprint, full_disk_in_one_line, write_whole
+from gloss_utils.run_folder import fingerprint, full_disk_in_one_line, sync, write_whole
 
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt, twice as many before each later one
@@ -41,11 +43,26 @@ def fetch(address: str, path: Path):
 
     What came before a connection broke stays in a hidden `.part` file, from which this call or a later one goes on if
     the server's file is still the same. A length that is not the one announced, and gzip or zip data that does not
-    add up, count as broken. Raises `GlossError` after `ATTEMPTS` attempts, or sooner where nobody answers or the server
-    refuses.
+    add up, count as broken. Where another process is downloading the file, waits for it. Raises `GlossError` after
+    `ATTEMPTS` attempts, or sooner where nobody answers or the server refuses, and where the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    with full_disk_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    guard = part.with_name(part.name + ".lock")
+    held = lock.take(guard, math.inf)
+    try:
+        if path.exists():  # another process was first
+            part.unlink(missing_ok=True)
+        else:
+            _fetch(address, path, part)
+        guard.unlink(missing_ok=True)
+    finally:
+        held.release()
+
+
+def _fetch(address: str, path: Path, part: Path):
     reason = ""
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE * 2 ** (attempt - 1) if attempt else 0)
@@ -58,13 +75,15 @@ def fetch(address: str, path: Path):
             if attempt and isinstance(error, requests.ConnectionError):
                 break  # nobody answers
             continue
-        except (_Refused, requests.RequestException) as error:
-            reason = str(error) if isinstance(error, _Refused) else type(error).__name__
+        except (_Refused, requests.RequestException, ValueError) as error:  # ValueError: an address that is none
+            reason = type(error).__name__ if isinstance(error, requests.RequestException) else str(error)
             break
         # The sum comes first: a file without one would be taken for the user's own.
         with write_whole(_sum_of(path)) as kept:
             kept.write_text(fingerprint(part) + "\n")
-        os.replace(part, path)
+        sync(part)
+        with write_whole(path) as whole:
+            os.replace(part, whole)
         _validator_of(part).unlink(missing_ok=True)
         return
     raise GlossError(
@@ -109,7 +128,7 @@ def _transfer(address: str, part: Path):
         else:
             validator.unlink(missing_ok=True)
         length = answer.headers.get("Content-Length")
-        total = None if length is None else have + int(length)
+        total = have + int(length) if length and length.isascii() and length.isdigit() else None
         with (
             open(part, "ab" if going_on else "wb") as out,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name[1:-5], mininterval=1) as bar,
@@ -118,6 +137,8 @@ def _transfer(address: str, part: Path):
             for chunk in answer.raw.stream(CHUNK, decode_content=False):
                 bar.update(out.write(chunk))
     size = part.stat().st_size
+    if not size:
+        raise _Again("nothing came")
     if total is not None and size != total:
         raise _Again(f"{size:,} of {total:,} bytes came")
 

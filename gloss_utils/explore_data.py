@@ -25,7 +25,7 @@ class Dataset:
     interactions: user, item, time; by user, then time; users with fewer than `min_history` (3) left out.
     users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`), sorted by user.
     statistics: counts of the whole dataset, of what was dropped and rejected on the way, and the `periods` of a time
-    split: when validation and test begin (null: leave-one-out).
+    split: when validation and test begin (null: leave-one-out), with its `min_history` and `max_history`.
     """
 
     items: pd.DataFrame
@@ -63,9 +63,13 @@ class Rules:
 
     k_core: users and items with fewer interactions are left out until none is left that has (0: all stay).
     min_history: users with fewer interactions are counted and left out. max_history: each user's latest so many
-    interactions stay (null: all). holdout: "leave_one_out", or "time": the
-    last `holdout_share` of all interactions are the test period, and as many before them the validation period.
+    interactions stay (null: all). holdout: "leave_one_out", or "time": the last `holdout_share` of all interactions
+    are the test period, and as many before them the validation period.
     new_item_fraction: share of items held out of all training.
+
+    So that what is learnt hangs on nothing later, a time split takes the k-core of its training period, and leaves
+    other users and items out of all periods; cuts the training period, and the history of each example, to
+    `max_history`; and learns from no user with fewer than `min_history` in the training period (see `splits`).
     """
 
     k_core: int = 0
@@ -81,11 +85,12 @@ PAPER = Rules()
 
 def apply_rules(
     reviews: pd.DataFrame, metadata: pd.DataFrame, rules: Rules = PAPER
-) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict, list[int] | None]:
     """Apply the data rules (METHOD: "Data rules") to what was read.
 
     reviews: user, item, time, rating; users and items as texts or as categories, which take less memory.
-    Returns items (item, title), interactions (user, item, time) of all users, and what was dropped, by reason.
+    Returns items (item, title), interactions (user, item, time) of all users, what was dropped, by reason, and the
+    `periods` of a time split (null: leave-one-out).
     """
     once = metadata.drop_duplicates()
     titled = once[once["title"].fillna("").str.strip() != ""]
@@ -95,12 +100,17 @@ def apply_rules(
     unique = reviews.drop_duplicates(["user", "item", "time", "rating"])
     known = unique[unique["item"].isin(set(items["item"]))][["user", "item", "time"]]
     known = known.assign(user=_in_order(known["user"]), item=_in_order(known["item"]))
-    core = k_core(known, rules.k_core)
+    begin = periods(known["time"], rules.holdout_share) if rules.holdout == TIME and len(known) else None
+    later = known[known["time"] >= begin[0]] if begin else known.iloc[:0]
+    core = k_core(known[known["time"] < begin[0]] if begin else known, rules.k_core)
+    if rules.k_core:
+        later = later[later["user"].isin(core["user"].unique()) & later["item"].isin(core["item"].unique())]
     # Stable: interactions at the same time keep the file's order.
-    interactions = core.sort_values(["user", "time"], kind="stable")
+    latest = core.sort_values(["user", "time"], kind="stable")
     if rules.max_history is not None:
-        before_the_last = interactions.groupby("user", observed=True).cumcount(ascending=False)
-        interactions = interactions[before_the_last < rules.max_history]
+        before_the_last = latest.groupby("user", observed=True).cumcount(ascending=False)
+        latest = latest[before_the_last < rules.max_history]
+    interactions = pd.concat([latest, later]).sort_values(["user", "time"], kind="stable") if begin else latest
     interactions = interactions.astype({"user": str, "item": str})
     items = items[items["item"].isin(set(interactions["item"]))].reset_index(drop=True)
     dropped = {
@@ -110,10 +120,10 @@ def apply_rules(
         "items_listed_again_with_other_values": len(titled) - titled["item"].nunique(),
     }
     if rules.k_core:
-        dropped["interactions_outside_the_k_core"] = len(known) - len(core)
+        dropped["interactions_outside_the_k_core"] = len(known) - len(core) - len(later)
     if rules.max_history is not None:
-        dropped["interactions_before_max_history"] = len(core) - len(interactions)
-    return items, interactions.reset_index(drop=True), dropped
+        dropped["interactions_before_max_history"] = len(core) - len(latest)
+    return items, interactions.reset_index(drop=True), dropped, begin
 
 
 def _in_order(ids: pd.Series) -> pd.Series:
@@ -186,16 +196,17 @@ def build(
 
     Under a time split, all users are validation users, and items that nobody had before validation began are new.
     """
-    items, interactions, dropped = apply_rules(reviews, metadata, rules)
+    items, interactions, dropped, begin = apply_rules(reviews, metadata, rules)
     counts = interactions["user"].value_counts()
     kept = counts[counts >= rules.min_history]
-    if kept.empty:
+    learnt = interactions.loc[interactions["time"] < begin[0], "user"].value_counts() if begin else counts
+    if not (learnt >= rules.min_history).any():
         low = ", and is k_core low enough" if rules.k_core else ""
+        when = " before the validation period" if begin else ""
         raise GlossError(
-            f"no user with at least {rules.min_history} interactions with titled items is left; do the file of "
+            f"no user with at least {rules.min_history} interactions with titled items{when} is left; do the file of "
             f"interactions and the file of items belong together{low}?"
         )
-    begin = periods(interactions["time"], rules.holdout_share) if rules.holdout == TIME else None
     items["new"] = draw_new_items(items, rules.new_item_fraction, seed)
     if begin:
         items["new"] |= ~items["item"].isin(interactions.loc[interactions["time"] < begin[0], "item"])
@@ -209,7 +220,7 @@ def build(
         "std_history": round(float(counts.std()), 2),
         "dropped": dropped,
         "periods": begin,
-    }
+    } | ({"min_history": rules.min_history, "max_history": rules.max_history} if begin else {})
     interactions = interactions[interactions["user"].isin(kept.index)].reset_index(drop=True)
     users = draw_users(kept, max_users, seed)
     return Dataset(items, interactions, users.assign(validation=True) if begin else users, statistics)
@@ -227,7 +238,7 @@ def prepare(run: Run) -> Dataset:
     rules = Rules(**{rule.name: run[rule.name] for rule in fields(Rules)})
     data = build(reviews, metadata, run["max_users"], run["seed"], rules)
     data.statistics["rejected"] = {
-        kind: dict(rejects.reasons(path)) for kind, path in zip(("interactions", "items"), paths, strict=True)
+        kind: dict(rejects.reasons(path, kind)) for kind, path in zip(("interactions", "items"), paths, strict=True)
     }
     for path, frame in (
         (folder.items, data.items),

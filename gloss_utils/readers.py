@@ -5,21 +5,27 @@ those that cannot be used are rejected with a reason. A literal is parsed, never
 """
 
 import ast
+import csv
 import gzip
 import json
 import math
+import re
 import warnings
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,9 +39,19 @@ from gloss_utils.rejects import Rejects, Unusable
 
 BLOCK = 2**22  # bytes parsed at once
 LONGEST = 2**24  # bytes of a line that are read
+SPAN = 100  # lines that one value of a CSV file may go over
+LITERAL = 2**20  # bytes of a Python literal: parsing takes some 500 times as much memory
 ENCODED = 2**20  # interactions after which ids become numbers
+HEAD = 1000  # lines of JSON that are looked at for the names of columns
+
+csv.field_size_limit(LONGEST)  # Python's own limit is 128 KiB
+
+INTERACTIONS, ITEMS = "interactions", "items"  # the kinds of records
+
+PYTHON_DATES = -62_135_596_800, 253_402_300_800  # seconds: the years 1 to 9999
 
 _PLAIN_IDS = r"^[!-~]+$"
+_PLAIN_TIMES = r"^-?[0-9]+$"  # Arrow would take 0x10 for a number, too
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,8 @@ class Layout:
 
     form: json, literal, delimited, csv or parquet. typed: whether published files hold texts as ids, a whole number as
     time and a number as rating, or anything may come. text: of an item, as a template over columns. member: the file
-    inside a zip archive. separator, columns, encoding: of delimited text, which quotes nothing.
+    inside a zip archive. separator, encoding: of delimited text, which quotes nothing. columns: of delimited text and
+    CSV. spans: whether a quoted value of CSV may go over lines; where it may not, a stray quote costs its line only.
     """
 
     form: str
@@ -55,6 +72,7 @@ class Layout:
     separator: str = "\t"
     columns: tuple[str, ...] = ()
     encoding: str = "utf-8"
+    spans: bool = False
 
 
 # ---- values
@@ -70,24 +88,31 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def seconds(value) -> int:
-    """A time as a whole number: numbers are rounded down, texts are numbers or ISO 8601 dates (of UTC, if no other).
+def seconds(value) -> tuple[int, float]:
+    """A time as a whole number, rounded down, and the fraction left: of a number, a date, or a text that is a number or
+    an ISO 8601 date (of UTC, if no other).
 
     Raises `Unusable`.
     """
-    if isinstance(value, str):
-        try:
-            value = float(value) if not value.strip().lstrip("+-").isdigit() else int(value)
-        except ValueError:
-            try:
-                value = datetime.fromisoformat(value.strip())
-            except ValueError:
-                raise Unusable("time is neither a number nor an ISO 8601 date") from None
-    if isinstance(value, datetime):
-        value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**62:
-        raise Unusable("time is neither a number nor an ISO 8601 date")
-    return math.floor(value)
+    try:
+        if isinstance(value, str):
+            value = _written_time(value.strip())
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day)
+        if isinstance(value, datetime):
+            value = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if not isinstance(value, bool) and math.isfinite(value) and abs(value) < 2**62:
+            return math.floor(value), float(value - math.floor(value))
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise Unusable("time is neither a number nor an ISO 8601 date")
+
+
+def _written_time(text: str) -> int | float | datetime:
+    for read in (int, float, datetime.fromisoformat):
+        with suppress(ValueError):
+            return read(text)
+    raise ValueError
 
 
 def _id(record: dict, key: str) -> str:
@@ -113,7 +138,8 @@ def _interaction(record, fields: dict[str, str]) -> tuple:
             raise Unusable(f"{fields['rating']} is not a number") from None
     if rating is not None and (isinstance(rating, bool) or not isinstance(rating, (int, float))):
         raise Unusable(f"{fields['rating']} is not a number")
-    return user, item, seconds(record[fields["time"]]), None if rating is None else float(rating)
+    time, part = seconds(record[fields["time"]])
+    return user, item, time, None if rating is None else float(rating), part
 
 
 def template_columns(template: str) -> list[str]:
@@ -128,19 +154,52 @@ def template_columns(template: str) -> list[str]:
     return columns
 
 
-def _text(record: dict, template: str) -> str | None:
-    """The template filled in, an empty column left out with the words before it; null where all columns are empty."""
-    pieces, anything = [], False
-    for literal, column, *_ in Formatter().parse(template):
-        value = record.get(column) if column else ""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
-            raise Unusable(f"{column} is not a text")
-        if value or not column:
-            pieces += [literal, value]
-        anything = anything or bool(value)
-    return whole_characters("".join(pieces)) if anything else None
+# Literal text of a template, without brackets; columns in it that are empty, with all such text around them.
+_PLAIN = r"[^\0\1(\[“«)\]”»]*"
+_GONE = rf"(?:{_PLAIN}\0)+{_PLAIN}"
+
+
+@lru_cache
+def _without(template: str, empty: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """What a template is where some columns are empty: each other column after the literal text before it.
+
+    Brackets around nothing go, and so does text between an empty column and an end, or a bracket; of the texts on both
+    sides of an empty column one stays, rather one without words. The last column is "", after the last text.
+    """
+    parts = [(literal, column or "") for literal, column, *_ in Formatter().parse(template)]
+    kept = [column for _, column in parts if column and column not in empty]
+    text = "".join(literal + (column and ("\0" if column in empty else "\1")) for literal, column in parts)
+    before = None
+    while text != before:
+        before, text = text, re.sub(rf"[(\[“«]{_GONE}[)\]”»]", "\0", text)
+    text = re.sub(rf"(^|[(\[“«]){_GONE}", r"\1", text)
+    text = re.sub(rf"{_GONE}($|[)\]”»])", r"\1", text)
+    text = re.sub(_GONE, _between, text)
+    if empty:
+        text = re.sub(r"^[(\[“«]([^(\[“«)\]”»]*)[)\]”»]$", r"\1", text)
+    return tuple(zip(text.split("\1"), [*kept, ""], strict=True))
+
+
+def _between(gone: re.Match) -> str:
+    texts = [text for text in gone[0].split("\0") if text]
+    return next((text for text in reversed(texts) if not any(map(str.isalnum, text))), "".join(texts[-1:]))
+
+
+def _text(record: dict, template: str, columns: list[str]) -> str | None:
+    """The template filled in, without what belongs to empty columns (see `_without`); null where all are empty."""
+    values = {column: _filling(record.get(column), column) for column in columns}
+    empty = frozenset(column for column, value in values.items() if not value)
+    if len(empty) == len(values):
+        return None
+    return whole_characters("".join(literal + values.get(column, "") for literal, column in _without(template, empty)))
+
+
+def _filling(value, column: str) -> str:
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return str(value) if isinstance(value, int) or math.isfinite(value) else ""
+    if value is not None and not isinstance(value, str):
+        raise Unusable(f"{column} is not a text")
+    return value if value and value.strip() else ""
 
 
 # ---- records, block by block
@@ -158,13 +217,11 @@ def _opened(path: Path, member: str | None, name: str) -> Iterator[Any]:
             open(path, "rb") as raw,
             tqdm.wrapattr(raw, "read", total=path.stat().st_size, desc=name, mininterval=1) as counted,
         ):
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
             if member:
                 with zipfile.ZipFile(counted) as archive, archive.open(member) as inner:
                     yield inner
             else:
-                yield gzip.GzipFile(fileobj=counted) if zipped else counted
+                yield gzip.GzipFile(fileobj=counted) if _is_gzip(raw) else counted
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise GlossError(
             f"{path} is cut or damaged in the middle of its packed data; delete it and get it again"
@@ -175,9 +232,23 @@ def _opened(path: Path, member: str | None, name: str) -> Iterator[Any]:
         raise GlossError(f"{path} has no {member} in it; get it again, as it is published") from None
 
 
-def _line_blocks(source) -> Iterator[tuple[int, bytes]]:
+def _is_gzip(raw) -> bool:
+    magic = raw.read(2)
+    raw.seek(0)
+    return magic == b"\x1f\x8b"
+
+
+def _header(source) -> tuple[bytes, int]:
+    """The first line that is not blank, and the number of the next."""
+    number = 1
+    while (line := source.readline(LONGEST)) and not line.strip():
+        number += 1
+    return line, number + 1
+
+
+def _line_blocks(source, number: int) -> Iterator[tuple[int, bytes]]:
     """Whole lines, about `BLOCK` bytes at once, and the number of the first; a longer line than `LONGEST` is cut."""
-    number, rest = 1, b""
+    rest = b""
     while data := source.read(BLOCK):
         head, newline, tail = data.rpartition(b"\n")
         if newline:
@@ -194,12 +265,13 @@ def _line_blocks(source) -> Iterator[tuple[int, bytes]]:
 def _lines(path: Path, layout: Layout, name: str, table: Callable, record: Callable) -> Iterator[Block]:
     """Blocks of a file of lines. table: bytes to a table, or null; record: a line's bytes to a record."""
     with _opened(path, layout.member, name) as source:
-        for first, block in _line_blocks(source):
+        number = _header(source)[1] if layout.form == "csv" else 1
+        for first, block in _line_blocks(source, number):
 
             def one_by_one(first=first, block=block):
-                for number, line in enumerate(block.split(b"\n"), first):
+                for place, line in enumerate(block.split(b"\n"), first):
                     if line.strip():
-                        yield f"line {number}", line, partial(record, line)
+                        yield f"line {place}", line, partial(record, line)
 
             yield table(block), one_by_one
 
@@ -210,16 +282,30 @@ def _rows(batches: Iterator[pa.Table]) -> Iterator[Block]:
     for batch in batches:
 
         def one_by_one(batch=batch, done=done):
-            for number, record in enumerate(batch.to_pylist(), done + 1):
-                record = {key: _decoded(value) for key, value in record.items()}
+            values = [_values(column) for column in batch.columns]
+            for number, row in enumerate(zip(*values, strict=True), done + 1):
+                record = dict(zip(batch.column_names, row, strict=True))
                 yield f"row {number}", record, lambda record=record: record
 
         yield batch, one_by_one
         done += len(batch)
 
 
-def _decoded(value):
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+def _values(column: pa.Array) -> list:
+    """A column's values; null for one that Python has no value for, as the year 10000."""
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):  # bytes: not all may be UTF-8
+        return [value and value.decode("utf-8", errors="replace") for value in column.cast(pa.binary()).to_pylist()]
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: pa.Scalar):
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _blocks(
@@ -227,7 +313,6 @@ def _blocks(
     layout: Layout,
     columns: dict[str, pa.DataType],
     name: str,
-    rejects: Rejects,
     wanted: set[str] = frozenset(),
 ) -> Iterator[Block]:
     """A file as blocks; columns: what is needed of it, and its type in published files."""
@@ -243,8 +328,10 @@ def _blocks(
         )
     if layout.form == "delimited":
         return _lines(path, layout, name, partial(_delimited_table, layout), partial(_delimited_record, layout))
+    if layout.form == "csv" and layout.spans:
+        return _csv_rows(path, layout, name)
     if layout.form == "csv":
-        return _rows(_csv_batches(path, list(columns), name, rejects))
+        return _lines(path, layout, name, partial(_csv_table, layout, list(columns)), partial(_csv_record, layout))
     return _rows(_parquet_batches(path, list(columns), name))
 
 
@@ -256,7 +343,8 @@ def _json_table(columns: dict[str, pa.DataType], typed: bool, block: bytes) -> p
     reading = pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
     try:
         table = pa.json.read_json(pa.BufferReader(block), reading, options)
-        table = table.select([name for name in columns if name in table.column_names])
+        there = set(table.column_names)  # all of a schema's, and those null throughout are as good as absent
+        table = table.select([name for name in columns if name in there and table[name].null_count < len(table)])
         table.validate(full=True)
     except (pa.ArrowException, ValueError):
         return None
@@ -276,6 +364,8 @@ def _literal_record(start: bytes, wanted: set[str], line: bytes):
         found, quote, _ = line[len(start) : len(start) + 100].partition(b"'")
         if quote and b"\\" not in found and found.decode("utf-8", errors="replace") not in wanted:
             return None
+    if len(line) > LITERAL:
+        raise Unusable(f"it is longer than {LITERAL:,} bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # a lone backslash in a title
@@ -305,36 +395,97 @@ def _delimited_record(layout: Layout, line: bytes) -> dict:
     return dict(zip(layout.columns, values, strict=False))
 
 
-def _csv_batches(path: Path, columns: list[str], name: str, rejects: Rejects) -> Iterator[pa.Table]:
-    def another_length(row):
-        reason = f"it has {row.actual_columns} columns, not {row.expected_columns}"
-        rejects.add(path, f"line {row.number}", reason, row.text)
-        return "skip"
-
-    with _opened(path, None, name) as source:
-        yield from pa.csv.open_csv(
-            pa.PythonFile(source, mode="r"),
-            pa.csv.ReadOptions(use_threads=False, block_size=BLOCK),
-            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=another_length),
-            # Bytes: one that is not UTF-8 shall cost its row only.
-            pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.binary()),
-                include_columns=columns,
-                strings_can_be_null=True,
-                null_values=[""],
+def _csv_table(layout: Layout, needed: list[str], block: bytes) -> pa.Table | None:
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(block),
+            pa.csv.ReadOptions(use_threads=False, column_names=layout.columns, block_size=len(block) + 1),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(layout.columns, pa.string()), include_columns=needed
             ),
         )
+    except (pa.ArrowException, ValueError):
+        return None
+    # A quote that is never closed makes one row of many lines; a lone carriage return makes two of one.
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    return table if len(table) == lines and block.count(b"\r") == block.count(b"\r\n") else None
+
+
+def _csv_record(layout: Layout, line: bytes) -> dict:
+    reader = csv.reader([line.decode("utf-8", errors="replace"), ""])
+    try:
+        values = next(reader)
+    except csv.Error as error:
+        raise Unusable(f"it is not CSV ({error})") from None
+    if reader.line_num > 1:
+        raise Unusable("a quote in it is not closed (in a table of interactions, no value may go over lines)")
+    return _named(layout, values)
+
+
+def _named(layout: Layout, values: list[str]) -> dict:
+    if len(values) != len(layout.columns):
+        raise Unusable(f"it has {len(values)} columns, not {len(layout.columns)}")
+    return dict(zip(layout.columns, values, strict=True))
+
+
+def _csv_rows(path: Path, layout: Layout, name: str) -> Iterator[Block]:
+    with _opened(path, None, name) as source:
+        records = _csv_spans(source, layout)
+        while block := list(islice(records, 2**13)):
+            yield None, partial(iter, block)
+
+
+def _csv_spans(source, layout: Layout) -> Iterator[tuple[str, bytes, Callable]]:
+    """Records whose quoted values may go over lines. Of one that is not sound, the first line alone is given up: what
+    a stray quote has swallowed is read again."""
+    _, number = _header(source)
+    ahead: deque[bytes] = deque()
+
+    def lines(taken: list[bytes]) -> Iterator[str]:
+        while len(taken) < SPAN and (line := ahead.popleft() if ahead else source.readline(LONGEST)):
+            taken.append(line)
+            yield line.decode("utf-8", errors="replace")
+
+    while True:
+        taken, problem, values = [], None, None
+        try:
+            values = next(csv.reader(lines(taken), strict=True), None)
+        except csv.Error as error:
+            problem = f"it is not CSV ({error})"
+        if not taken:
+            return
+        if len(taken) > 1 and (problem or len(values) != len(layout.columns)):
+            problem = "a quote in it is not closed"
+            ahead.extendleft(reversed(taken[1:]))
+            del taken[1:]
+        if problem or values:
+            yield f"line {number}", b"".join(taken), partial(_sound, layout, problem, values)
+        number += len(taken)
+
+
+def _sound(layout: Layout, problem: str | None, values: list[str]) -> dict:
+    if problem:
+        raise Unusable(problem)
+    return _named(layout, values)
 
 
 def _parquet_batches(path: Path, columns: list[str], name: str) -> Iterator[pa.Table]:
-    with pa.parquet.ParquetFile(path) as file, tqdm(total=file.metadata.num_rows, desc=name, unit="row") as bar:
-        for batch in file.iter_batches(columns=columns, batch_size=2**16):
-            bar.update(len(batch))
-            yield batch
+    try:
+        with (
+            pa.parquet.ParquetFile(path, page_checksum_verification=True) as file,
+            tqdm(total=file.metadata.num_rows, desc=name, unit="row") as bar,
+        ):
+            for batch in file.iter_batches(columns=columns, batch_size=2**16):
+                batch.validate(full=True)
+                bar.update(len(batch))
+                yield batch
+    except (pa.ArrowException, OSError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise GlossError(f"{path} is damaged and cannot be read as Parquet ({told}); make it again") from None
 
 
 def columns_of(path: Path, form: str) -> list[str]:
-    """The names of the columns of a CSV, JSON-lines (of its first line) or Parquet file.
+    """The names of the columns of a CSV, JSON-lines (of its first `HEAD` lines) or Parquet file.
 
     Raises `GlossError` where it is no such file.
     """
@@ -342,14 +493,26 @@ def columns_of(path: Path, form: str) -> list[str]:
         if form == "parquet":
             return pa.parquet.read_schema(path).names
         with open(path, "rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            first = (gzip.GzipFile(fileobj=raw) if zipped else raw).readline(LONGEST)
-        if form == "json":
-            return list(json.loads(first))
-        return pa.csv.read_csv(pa.BufferReader(first)).column_names
-    except (pa.ArrowException, ValueError, RecursionError, TypeError, OSError, EOFError) as error:
+            source = gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw
+            names = _json_names(source) if form == "json" else _csv_names(source)
+        if not names:
+            raise ValueError("no column is named in it")
+    except (pa.ArrowException, ValueError, csv.Error, OSError, EOFError, zlib.error) as error:
         raise GlossError(f"{path} cannot be read as {form} ({' '.join(str(error).split())})") from None
+    return names
+
+
+def _csv_names(source) -> list[str]:
+    return next(csv.reader([_header(source)[0].decode("utf-8-sig")], strict=True), [])
+
+
+def _json_names(source) -> list[str]:
+    names = {}
+    for line in islice(iter(partial(source.readline, LONGEST), b""), HEAD):
+        with suppress(Unusable):
+            record = _json_record(line)
+            names |= dict.fromkeys(record) if isinstance(record, dict) else {}
+    return list(names)
 
 
 # ---- frames
@@ -358,6 +521,7 @@ def columns_of(path: Path, form: str) -> list[str]:
 def read_interactions(path: Path, layout: Layout, rejects: Rejects, max_rejected: float) -> pd.DataFrame:
     """Interactions in the file's order: columns user, item (categories), time (int), rating (float, null if absent).
 
+    Times are rounded down; where any has a fraction, all are in the order of exact time instead.
     Raises `GlossError` where more than `max_rejected` (a share of the records) cannot be used, or none can.
     """
     columns = {
@@ -367,21 +531,25 @@ def read_interactions(path: Path, layout: Layout, rejects: Rejects, max_rejected
     }
     columns |= {layout.fields["rating"]: pa.float64()} if "rating" in layout.fields else {}
     parts, waiting = [], []
-    for table, one_by_one in _blocks(path, layout, columns, "interactions", rejects):
+    for table, one_by_one in _blocks(path, layout, columns, INTERACTIONS):
         found = None if table is None else _plain_interactions(table, layout.fields)
         if found is None:
-            rows = _usable(path, one_by_one, partial(_interaction, fields=layout.fields), rejects)
+            rows = _usable(path, INTERACTIONS, one_by_one, partial(_interaction, fields=layout.fields), rejects)
             found = pa.Table.from_pylist([dict(zip(INTERACTION.names, row, strict=True)) for row in rows], INTERACTION)
         waiting.append(found)
         if sum(map(len, waiting)) >= ENCODED:
             parts, waiting = [*parts, _encoded(waiting)], []
     parts.append(_encoded([INTERACTION.empty_table(), *waiting]))
     whole = pa.concat_tables(parts).unify_dictionaries()
-    rejects.stop_above(max_rejected, path, len(whole), ", ".join(columns))
-    return whole.to_pandas(self_destruct=True)
+    rejects.stop_above(max_rejected, path, len(whole), ", ".join(columns), INTERACTIONS)
+    frame = whole.to_pandas(self_destruct=True)
+    part = frame.pop("part")
+    return frame.iloc[np.lexsort((part, frame["time"]))].reset_index(drop=True) if part.any() else frame
 
 
-INTERACTION = pa.schema({"user": pa.string(), "item": pa.string(), "time": pa.int64(), "rating": pa.float64()})
+INTERACTION = pa.schema(
+    {"user": pa.string(), "item": pa.string(), "time": pa.int64(), "rating": pa.float64(), "part": pa.float32()}
+)
 
 
 def _encoded(tables: list[pa.Table]) -> pa.Table:
@@ -392,12 +560,12 @@ def _encoded(tables: list[pa.Table]) -> pa.Table:
     return whole
 
 
-def _usable(path: Path, one_by_one: Callable, read: Callable, rejects: Rejects) -> Iterator[tuple]:
+def _usable(path: Path, kind: str, one_by_one: Callable, read: Callable, rejects: Rejects) -> Iterator[tuple]:
     for place, shown, record in one_by_one():
         try:
             yield read(record())
         except Unusable as error:
-            rejects.add(path, place, str(error), shown)
+            rejects.add(path, place, str(error), shown, kind)
 
 
 def _plain_interactions(table: pa.Table, fields: dict[str, str]) -> pa.Table | None:
@@ -405,13 +573,15 @@ def _plain_interactions(table: pa.Table, fields: dict[str, str]) -> pa.Table | N
     if not all(fields[name] in table.column_names for name in ("user", "item", "time")):
         return None
     found = [_plain_ids(table[fields[name]]) for name in ("user", "item")]
-    found.append(_plain_times(table[fields["time"]]))
+    times = _plain_times(table[fields["time"]])
     rating = table[fields["rating"]] if fields.get("rating") in table.column_names else pa.nulls(len(table))
     try:
-        found.append(rating.cast(pa.float64()))
+        rating = rating.cast(pa.float64())
     except pa.ArrowException:
         return None
-    return None if any(column is None for column in found) else pa.table(found, INTERACTION)
+    if times is None or any(column is None for column in found):
+        return None
+    return pa.table([*found, times[0], rating, times[1].cast(pa.float32())], INTERACTION)
 
 
 def _plain_ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -439,53 +609,65 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return None
 
 
-def _plain_times(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    kind = column.type
+def _plain_times(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array | pa.ChunkedArray] | None:
+    """What `seconds` says of each, or null where one is not plainly a time."""
+    kind, part, low, high = column.type, pa.repeat(0.0, len(column)), 1 - 2**62, 2**62
+    if pa.types.is_temporal(kind):
+        low, high = PYTHON_DATES
     try:
-        if pa.types.is_binary(kind):
-            column = column.cast(pa.string())
         if pa.types.is_timestamp(kind):
-            column = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s")).cast(pa.int64())
+            whole = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s")).cast(pa.int64())
+            per = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
+            part = pc.divide(pc.subtract(column.cast(pa.int64()), pc.multiply(whole, per)).cast(pa.float64()), per)
+        elif pa.types.is_date(kind):
+            whole = column.cast(pa.timestamp("s")).cast(pa.int64())
         elif pa.types.is_floating(kind):
-            column = pc.floor(column).cast(pa.int64())
-        elif pa.types.is_integer(kind) or pa.types.is_string(column.type):
-            column = column.cast(pa.int64())
+            floor = pc.floor(column)
+            whole, part = floor.cast(pa.int64()), pc.subtract(column, floor)
+        elif pa.types.is_integer(kind):
+            whole = column.cast(pa.int64())
+        elif (texts := _texts(column)) is not None and pc.all(pc.match_substring_regex(texts, _PLAIN_TIMES)).as_py():
+            whole = texts.cast(pa.int64())
         else:
             return None
     except pa.ArrowException:
         return None
-    if column.null_count or not pc.all(pc.less(pc.abs(column), 2**62)).as_py():
-        return None
-    return column
+    inside = pc.and_(pc.greater_equal(whole, low), pc.less(whole, high))
+    return None if column.null_count or not pc.all(inside).as_py() else (whole, part)
 
 
 def read_items(path: Path, layout: Layout, wanted: set[str], rejects: Rejects, max_rejected: float) -> pd.DataFrame:
     """The `wanted` items in the file's order: columns item, title (the layout's text; null where there is none).
 
     Of Python literals, which are slow to parse and describe twenty times what is kept, the others are not parsed.
-    Raises `GlossError` where more than `max_rejected` (a share of the records read) cannot be used, or none can.
+    Raises `GlossError` where more than `max_rejected` (a share of the records read) cannot be used, or none can, or
+    none has a column of the template.
     """
     key, texts = layout.fields["item"], template_columns(layout.text)
     columns = dict.fromkeys((key, *texts), pa.string())
-    rows, seen = [], 0
+    rows, seen, lacking = [], 0, set(texts)
     ids = pa.array(wanted, pa.string())
 
     def usable(record):
         if record is not None and not isinstance(record, dict):
             raise Unusable("it is not an object with named values")
-        return None if record is None else (_id(record, key), _text(record, layout.text))
+        lacking.difference_update(record or ())
+        return None if record is None else (_id(record, key), _text(record, layout.text, texts))
 
-    for table, one_by_one in _blocks(path, layout, columns, "items", rejects, wanted):
+    for table, one_by_one in _blocks(path, layout, columns, ITEMS, wanted):
         plain = _plain_items(table, key, texts, ids) if table is not None else None
         if plain is not None:
             seen += len(table)
-            rows += [(record[key], _text(record, layout.text)) for record in plain.to_pylist()]
+            lacking.difference_update(table.column_names)
+            rows += [(record[key], _text(record, layout.text, texts)) for record in plain.to_pylist()]
             continue
-        for row in _usable(path, one_by_one, usable, rejects):
+        for row in _usable(path, ITEMS, one_by_one, usable, rejects):
             seen += 1
             if row is not None and row[0] in wanted:
                 rows.append(row)
-    rejects.stop_above(max_rejected, path, seen, ", ".join(columns))
+    rejects.stop_above(max_rejected, path, seen, ", ".join(columns), ITEMS)
+    if lacking:
+        raise GlossError(f"no record of {path} has {min(lacking)!r}, which item_text names; name columns of the file")
     return pd.DataFrame(rows, columns=["item", "title"])
 
 

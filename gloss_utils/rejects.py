@@ -1,7 +1,7 @@
 """Records that cannot be used: counted, kept with the reason, and too many of them stop a stage."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from gloss_utils.errors import GlossError
@@ -18,28 +18,35 @@ class Rejects:
     """What was rejected of the files that a stage reads. path: where `write` keeps it; null: nowhere."""
 
     def __init__(self, path: Path | None = None):
-        self.path, self.records, self._counts, self._seen = path, [], Counter(), Counter()
+        self.path, self.records = path, []
+        # One file may hold two kinds of records: MovieLens is one archive.
+        self._counts: dict[tuple[Path, str], Counter] = defaultdict(Counter)
+        self._first: dict[tuple[Path, str], dict] = {}
 
-    def add(self, file: Path, place: str, reason: str, record):
-        """Note a record of `file`; place: as "line 7"; record: the line (text or bytes), or what was read from it."""
-        self._counts[str(file), reason] += 1
-        self._seen[str(file)] += 1
-        if self._seen[str(file)] <= KEPT:
+    def add(self, file: Path, place: str, reason: str, record, kind: str = "queries"):
+        """Note a record of `file`; place: as "line 7"; record: the line (text or bytes), or what was read from it.
+
+        kind: what it was read as: interactions, items or queries.
+        """
+        counts = self._counts[file, kind]
+        counts[reason] += 1
+        if counts.total() <= KEPT:
             text = record.decode("utf-8", errors="replace") if isinstance(record, bytes) else record
             text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
-            self.records.append({"file": file.name, "place": place, "reason": reason, "record": text[:SHOWN]})
+            kept = {"file": file.name, "kind": kind, "place": place, "reason": reason, "record": text[:SHOWN]}
+            self.records.append(kept)
+            self._first.setdefault((file, kind), kept)
 
-    def reasons(self, file: Path) -> Counter:
-        """How many records of `file` were rejected, by reason."""
-        return Counter({reason: count for (name, reason), count in self._counts.items() if name == str(file)})
+    def reasons(self, file: Path, kind: str) -> Counter:
+        """How many records of this kind were rejected of `file`, by reason."""
+        return self._counts[file, kind]
 
-    def stop_above(self, share: float, file: Path, good: int, needed: str):
-        """Raise `GlossError` where more than this share of `file` was rejected, or nothing of it is good.
+    def stop_above(self, share: float, file: Path, good: int, needed: str, kind: str = "queries"):
+        """Raise `GlossError` where more than this share of a file's records of a kind was rejected, or none is good.
 
         good: how many records were usable; needed: what a usable one has, in words.
         """
-        bad = self._seen[str(file)]
-        first = next((kept for kept in self.records if kept["file"] == file.name), None)
+        bad, first = self._counts[file, kind].total(), self._first.get((file, kind))
         told = f" (the first is {first['place']}: {first['reason']})" if first else ""
         if good and bad <= share * (good + bad):
             return

@@ -107,19 +107,22 @@ def locate(dataset: str, data_dir: str | Path, address: str | None = None) -> tu
     """The files of interactions and of items in `data_dir`, made (demo) or downloaded where they are lacking.
 
     address: takes the place of the published one. Raises `GlossError` where a file can neither be found nor
-    downloaded, or is not what was downloaded once.
+    downloaded, is not what was downloaded once, or the folder cannot be used.
     """
     source = describe(dataset)
     folder = Path(data_dir) / source.folder
     paths = [folder / Path(name).name for name in (source.interactions, source.items)]
-    if dataset == "demo" and not all(_present(path) for path in paths):
-        demo.write(*paths)
-    found = []
-    for path, name in zip(paths, (source.interactions, source.items), strict=True):
-        if not _present(path):
-            downloads.fetch((address or source.address).rstrip("/") + "/" + name, path)
-        found.append(_present(path))
-    return tuple(found)
+    try:
+        if dataset == "demo" and not all(_present(path) for path in paths):
+            demo.write(*paths)
+        for path, name in zip(paths, (source.interactions, source.items), strict=True):
+            if not _present(path):
+                downloads.fetch((address or source.address).rstrip("/") + "/" + name, path)
+        return tuple(map(_present, paths))
+    except OSError as error:  # as a name that is too long, or a folder that may not be read
+        raise GlossError(
+            f"{folder} cannot hold the files of {dataset[:50]} ({error.strerror}); choose another data_dir, or dataset"
+        ) from error
 
 
 def _present(path: Path) -> Path | None:
@@ -144,12 +147,15 @@ def tables(values: dict) -> tuple[tuple[Path, Path], Source]:
             raise GlossError(f"{name} is {path}; give a .csv, .jsonl or .parquet file, the first two gzipped or not")
         needed = [*own.values(), *(readers.template_columns(text) if name == "items_file" else ())]
         there = readers.columns_of(path, form)
-        # A line of JSON may leave out what is null: there, the ids at least have to be named in the first.
+        # A line of JSON may leave out what is null: there, only what every record needs has to be among the first.
         missing = [column for column in (own.values() if form == "json" else needed) if column not in there]
         if missing:
             raise GlossError(f"{path} has no column {missing[0]!r}; it has {', '.join(there)}: name it as a parameter")
+        twice = [column for column in needed if there.count(column) > 1]
+        if twice:
+            raise GlossError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
         paths.append(path)
-        layouts.append(Layout(form, own, typed=False, text=text))
+        layouts.append(Layout(form, own, typed=False, text=text, columns=tuple(there), spans=name == "items_file"))
     return tuple(paths), Source("", "", "", "", *layouts)
 
 

@@ -25,8 +25,9 @@ def cuts(data: Dataset) -> dict[str, Cut]:
     """Each user's cut: leave-one-out, or by the periods of a time split (see `explore_data.Rules`).
 
     Leave-one-out: the last item is the test target; of validation users, the last before it that is not new is the
-    validation target, and training ends before it. Time: training ends where the validation period begins, and a
-    target is a user's first item in its period; new items are no validation targets.
+    validation target, and training ends before it. Time: training ends where the validation period begins (and reads
+    nothing of a user with fewer than `min_history` items before that), and a target is a user's first item in its
+    period; new items are no validation targets.
     """
     new, found = data.new_items(), {}
     validation = dict(zip(data.users["user"], data.users["validation"], strict=True))
@@ -34,9 +35,10 @@ def cuts(data: Dataset) -> dict[str, Cut]:
     times = data.interactions.groupby("user", sort=True)["time"].agg(list).to_dict() if begin else {}
     for user, sequence in data.sequences().items():
         if begin:
-            train, test = np.searchsorted(times[user], begin)
-            seen = [place for place in range(train, test) if sequence[place] not in new]
-            found[user] = Cut(int(train), min(seen, default=None), int(test) if test < len(sequence) else None)
+            end, test = map(int, np.searchsorted(times[user], begin))
+            seen = [place for place in range(end, test) if sequence[place] not in new]
+            train = end if end >= data.statistics.get("min_history", 0) else 0
+            found[user] = Cut(train, min(seen, default=None), test if test < len(sequence) else None)
             continue
         test = len(sequence) - 1
         seen = [place for place in range(test) if sequence[place] not in new] if validation[user] else []
@@ -52,6 +54,12 @@ def _known(data: Dataset) -> dict[str, list[str]]:
 
 def _without(sequence: list[str], new: set[str]) -> list[str]:
     return [item for item in sequence if item not in new] if new else sequence
+
+
+def _latest(data: Dataset, history: list[str]) -> list[str]:
+    """What `max_history` leaves of a history under a time split; leave-one-out cuts whole sequences instead."""
+    longest = data.statistics.get("max_history")
+    return history[-longest:] if longest else history
 
 
 def training_examples(data: Dataset) -> pd.DataFrame:
@@ -76,19 +84,19 @@ def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
     """Evaluation examples of the drawn users: columns user, history, target.
 
     test, validation: the target from all that came before it, new items left out of validation histories, and users
-    with nothing before it; next: no target (null), the history is whole.
+    with nothing before it; next: no target (null), the history is whole. `max_history` cuts each.
     """
     new, at, sequences, rows = data.new_items(), cuts(data), data.sequences(), []
     for user in _drawn(data):
         sequence = sequences[user]
         if split == "next":
-            rows.append((user, sequence, None))
+            rows.append((user, _latest(data, sequence), None))
             continue
         place = at[user].test if split == "test" else at[user].validation
         history = sequence[: place or 0]
         history = _without(history, new) if split == "validation" else history
         if history:
-            rows.append((user, history, sequence[place]))
+            rows.append((user, _latest(data, history), sequence[place]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -101,13 +109,16 @@ def learnable_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, lis
     learnt, whatever the target; else the target's first occurrence does; where that is not in it either, nothing of
     that user may.
     """
-    whole, new, at = data.sequences(), data.new_items(), cuts(data)
+    whole, new, at, begin = data.sequences(), data.new_items(), cuts(data), data.statistics.get("periods")
     sequences = {user: known if len(known) >= 2 else [] for user, known in _known(data).items()}
     for user, history, target in evaluated[COLUMNS].itertuples(index=False):
         if target is None or user not in sequences:
             continue
         sequence, history = whole[user], list(history)
         before = _without(sequence[: at[user].test], new)
+        validated = _without(sequence[: at[user].validation], new)
+        if begin and history in (_latest(data, sequence[: at[user].test]), _latest(data, validated)):
+            continue  # the target came after all that is learnt
         if sequence[: len(history)] == history:
             end = len(_without(history, new))
         elif before[: len(history)] == history:

@@ -20,7 +20,7 @@ def rows(interactions: pd.DataFrame) -> list[str]:
 def test_items_without_a_title_go_with_their_interactions():
     read = reviews(("u", "a", 1), ("u", "none", 2), ("u", "blank", 3), ("u", "unlisted", 4), ("v", "none", 5))
     titles = metadata(("none", None), ("blank", " \t"), ("a", "Soap"))
-    items, interactions, dropped = explore_data.apply_rules(read, titles)
+    items, interactions, dropped, _ = explore_data.apply_rules(read, titles)
     assert items.values.tolist() == [["a", "Soap"]]
     assert rows(interactions) == ["ua1"]
     assert dropped["items_without_title"] == 3
@@ -39,7 +39,7 @@ def test_titles_are_cut_to_25_words_and_entities_stay():
 def test_an_item_listed_twice_counts_once():
     read = reviews(("u", "a", 1), ("u", "b", 2), ("u", "c", 3))
     titles = metadata(("b", "B"), ("a", "A"), ("b", "B"), ("c", None), ("a", "other"), ("c", "C"))
-    items, interactions, dropped = explore_data.apply_rules(read, titles)
+    items, interactions, dropped, _ = explore_data.apply_rules(read, titles)
     assert items.values.tolist() == [["b", "B"], ["a", "A"], ["c", "C"]]  # the metadata's order
     assert len(interactions) == 3
     assert dropped["items_listed_again_with_other_values"] == 1
@@ -61,7 +61,7 @@ def test_only_reviews_alike_in_user_item_time_and_rating_are_duplicates():
         ("u", "b", 1, None),  # dropped
         ("u", "b", 1, 5.0),
     )
-    _, interactions, dropped = explore_data.apply_rules(read, metadata(("a", "A"), ("b", "B")))
+    _, interactions, dropped, _ = explore_data.apply_rules(read, metadata(("a", "A"), ("b", "B")))
     assert rows(interactions) == ["ua1", "ua1", "ub1", "ub1", "ua2", "va1"]
     assert dropped["duplicate_reviews"] == 2
 
@@ -70,7 +70,7 @@ def test_ties_keep_the_files_order():
     # More than 16 equal times: a sort that is not stable would mix them.
     items = [f"{7 * number % 40:02d}" for number in range(40)]
     read = reviews(*((user, item, 5) for item in items for user in ("v", "u")), ("u", "99", 4))
-    _, interactions, _ = explore_data.apply_rules(read, metadata(*((item, "T") for item in [*items, "99"])))
+    _, interactions, *_ = explore_data.apply_rules(read, metadata(*((item, "T") for item in [*items, "99"])))
     assert interactions["user"].tolist() == ["u"] * 41 + ["v"] * 40
     assert interactions["item"].tolist() == ["99", *items, *items]
 
@@ -111,17 +111,17 @@ def test_the_k_core_leaves_nobody_and_nothing_below_k():
     )
     titles = metadata(*((item, item) for item in "abcd"))
     for k, left in ((0, 8), (1, 8), (2, 4), (3, 0)):
-        _, interactions, dropped = explore_data.apply_rules(read, titles, Rules(k_core=k))
+        _, interactions, dropped, _ = explore_data.apply_rules(read, titles, Rules(k_core=k))
         assert len(interactions) == left
         assert dropped.get("interactions_outside_the_k_core", 0) == 8 - left
-    _, interactions, _ = explore_data.apply_rules(read, titles, Rules(k_core=2))
+    _, interactions, *_ = explore_data.apply_rules(read, titles, Rules(k_core=2))
     assert rows(interactions) == ["u1a1", "u1b1", "u2a1", "u2b1"]
 
 
 def test_of_a_long_history_the_latest_stay():
     read = reviews(*(("u", item, time) for time, item in enumerate("abcde")), ("v", "a", 9))
     titles = metadata(*((item, item) for item in "abcde"))
-    items, interactions, dropped = explore_data.apply_rules(read, titles, Rules(max_history=3))
+    items, interactions, dropped, _ = explore_data.apply_rules(read, titles, Rules(max_history=3))
     assert rows(interactions) == ["uc2", "ud3", "ue4", "va9"]
     assert items["item"].tolist() == ["a", "c", "d", "e"]
     assert dropped["interactions_before_max_history"] == 2

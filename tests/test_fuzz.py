@@ -1,7 +1,10 @@
-"""The three readers on whatever hypothesis thinks of: they end with a table or one line, and reject by one rule."""
+"""The readers on whatever hypothesis thinks of: they end with a table or one line, and reject by one rule."""
 
 import ast
+import csv
+import io
 import json
+import math
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from gloss_utils import queries, readers, sources
 from gloss_utils.errors import GlossError
-from gloss_utils.readers import is_id
+from gloss_utils.readers import Layout, is_id
 from gloss_utils.rejects import Rejects
 
 # Bounded: the same few hundred cases in every run.
@@ -104,9 +107,81 @@ def test_metadata(tmp_path, form, data):
         item = str(item) if isinstance(item, int) and not isinstance(item, bool) else item
         numeric = isinstance(title, (int, float)) and not isinstance(title, bool)
         if item in ("a", "é", "2014-01-01", "7") and (title is None or numeric or isinstance(title, str)):
-            expected.append((item, readers.whole_characters(str(title)) if title not in (None, "") else None))
+            empty = title is None or (math.isinf(title) or math.isnan(title) if numeric else not title.strip())
+            expected.append((item, None if empty else readers.whole_characters(str(title))))
     found = [(item, title if isinstance(title, str) else None) for item, title in frame.itertuples(index=False)]
     assert found == expected
+
+
+PLAIN = ["u", "a", "1", "7", '"1"', "5.5", "-7", "1e3", "2024-05-31", "2024-05-31T12:00:00.25Z", "20240531", "é"]
+ODD = [
+    *["", " ", " 7", "+3", "1e400", "0x10", "nan", "inf", "1_0", "²", "24:00", "true", "null", "\0", "\r", "9" * 25],
+    *[
+        '""',
+        '"',
+        '"a,b"',
+        '"x""y"',
+        '"x"y',
+        'a"b',
+        "a b",
+        "\u2028",
+        "\ufeff",
+        "2024-W01-1",
+        "2024-05-31T25:00",
+        "9" * 5000,
+    ],
+    *["0001-01-01T00:00+23:59", "9999-12-31T23:59:59-23:59", "2024-05-31 10:00", "2024-05-31T10"],
+]
+CELLS = st.sampled_from(PLAIN).map(str.encode) | st.sampled_from(ODD).map(str.encode) | st.binary(max_size=3)
+TABLE_LINES = {
+    "csv": lines_of(st.lists(CELLS, min_size=2, max_size=4), b",".join),
+    "json": lines_of(
+        st.dictionaries(
+            st.sampled_from(["user", "item", "time"]),
+            IDS | CELLS.map(lambda cell: cell.decode(errors="replace")) | st.sampled_from([10**400, 1.5, 2**53 + 1]),
+        ),
+        as_json,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", TABLE_LINES)
+@given(data=st.data())
+@settings(BOUNDED, max_examples=100)
+def test_interactions_of_own_tables(tmp_path, form, data):
+    text, head = data.draw(TABLE_LINES[form]), b"user,item,time\n" if form == "csv" else b"\n"
+    fields = {name: name for name in ("user", "item", "time")}
+    path, layout = tmp_path / "own", Layout(form, fields, typed=False, columns=tuple(fields))
+    found = interactions_of(path, layout, head + text)
+    alone = [interactions_of(path, layout, head + line) for line in text.split(b"\n")]
+    rows = [row for part in alone if part for row in part[0]]
+    assert sorted(map(repr, found[0] if found else [])) == sorted(map(repr, rows))
+    if found:
+        assert len(found[0]) + len(found[1].records) == sum(bool(line.strip()) for line in text.split(b"\n"))
+
+
+@given(lines_of(st.lists(CELLS, min_size=2, max_size=3), b",".join))
+@BOUNDED
+def test_items_of_own_tables(tmp_path, text):
+    path = tmp_path / "own"
+    path.write_bytes(b"item,title\n" + text)
+    layout = Layout("csv", {"item": "item"}, typed=False, columns=("item", "title"), spans=True)
+    rejects = Rejects()
+    try:
+        frame = readers.read_items(path, layout, {"1", "u", "a"}, rejects, 1)
+    except GlossError as error:
+        assert "\n" not in str(error)
+        return
+    try:
+        rows = list(csv.reader(io.StringIO(text.decode("utf-8", errors="replace"), newline=""), strict=True))
+    except csv.Error:
+        assert rejects.records
+        return
+    if all(len(row) in (0, 2) for row in rows):
+        expected = [tuple(row) for row in rows if row and row[0] in ("1", "u", "a")]
+        assert [(item, title or "") for item, title in frame.fillna("").itertuples(index=False)] == [
+            (item, title if title.strip() else "") for item, title in expected
+        ]
 
 
 @given(lines_of(QUERIES, as_json) | st.lists(QUERIES, max_size=4).map(as_json))

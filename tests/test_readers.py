@@ -160,6 +160,13 @@ def test_a_malformed_metadata_line_is_counted_and_left_out(tmp_path, line):
     assert frame["title"].tolist() == ["A"] and bad == 1
 
 
+def test_a_literal_that_would_fill_the_memory_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LITERAL", 1000)
+    long = "{'asin': 'a', 'title': 'A', 'more': [" + "0," * 1000 + "]}"
+    frame, bad = read_metadata(write_lines(tmp_path / "meta", [long, "{'asin': 'a', 'title': 'A'}"]), {"a"}, 0.5)
+    assert len(frame) == 1 and bad == 1
+
+
 def test_metadata_of_unwanted_items_is_not_parsed(tmp_path, monkeypatch):
     parsed, literal_eval = [], ast.literal_eval
     monkeypatch.setattr(ast, "literal_eval", lambda text: parsed.append(text) or literal_eval(text))
@@ -195,7 +202,7 @@ def test_of_many_rejects_all_are_counted_and_the_first_are_kept(tmp_path, monkey
     noted.write()
     kept = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert [(one["place"], one["record"]) for one in kept] == [("line 2", "broken ?"), ("line 3", "[]")]
-    assert noted.reasons(path).total() == 3
+    assert noted.reasons(path, "interactions").total() == 3
     with one_line_error("3 of 4", "line 2: it is not JSON", "rejected.jsonl"):
         readers.read_interactions(path, AMAZON.interactions_layout, Rejects(tmp_path / "rejected.jsonl"), 0.74)
 

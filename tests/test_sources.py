@@ -2,16 +2,25 @@
 
 import gzip
 import hashlib
+import json
 import random
+import subprocess
+import sys
 import threading
+import time
 import zipfile
+from datetime import date
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import downloads, explore_data, sources
+from gloss_utils import downloads, explore_data, readers, sources
+from gloss_utils.errors import GlossError
 from gloss_utils.parameters import DATASET
 from gloss_utils.rejects import Rejects
 
@@ -27,6 +36,11 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.faults.pop(0) if self.server.faults else ""
         self.server.asked.append((path, self.headers.get("Range")))
         body = self.server.files.get(path)
+        if fault.startswith("sends to "):
+            self.send_response(302)
+            self.send_header("Location", fault.removeprefix("sends to "))
+            self.end_headers()
+            return
         if body is None or fault.isdigit():
             self.send_error(int(fault or 404))
             return
@@ -42,13 +56,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {shown}-{len(body) - 1}/{len(body)}")
         self.send_header("ETag", f"W/{tag}" if fault == "weak tag" else tag)
         length = len(body) - start + {"announces more": 100, "announces less": -100}.get(fault, 0)
-        self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", fault.removeprefix("length ") if "length" in fault else str(length))
         if fault == "labels it packed":
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()
-        rest = body[start:]
+        rest = b"" if fault in ("length 0", "sends nothing") else body[start:]
         if fault == "wrong bytes":
             rest = bytes(len(rest))
+        if fault == "dawdles":
+            self.wfile.write(rest[:1000])
+            time.sleep(0.5)
+            rest = rest[1000:]
         self.wfile.write(rest[: len(rest) // 2] if fault in ("cuts", "weak tag") else rest)
         self.close_connection = True
 
@@ -137,6 +155,11 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(tmp_path, server):
         ["cuts", "ignores ranges"],
         ["cuts", "another range"],
         ["weak tag"],
+        ["length abc"],
+        ["length "],
+        ["length 5, 5"],
+        ["length 0"],
+        ["sends nothing"],
         ["cuts", "wrong bytes"],
         ["wrong bytes", "cuts"],
     ],
@@ -164,6 +187,37 @@ def test_what_the_server_refuses_is_not_asked_again(tmp_path, server):
     assert len(server.asked) == 1
     with one_line_error(NAMES[0], "http://127.0.0.1:9/", "ConnectionError"):
         sources.locate("beauty", tmp_path / "data", "http://127.0.0.1:9/")
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "file:///etc/passwd"])
+def test_an_address_that_leads_nowhere_is_one_line(tmp_path, server, address):
+    server.faults = [f"sends to {address}"]
+    with one_line_error("file.gz", server.address, "could not be downloaded"):
+        downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+
+
+@pytest.mark.parametrize("dataset", ["beauty", "demo"])
+def test_a_data_dir_that_cannot_be_is_one_line(tmp_path, dataset):
+    (tmp_path / "file").write_text("")
+    for data_dir in (tmp_path / "file", tmp_path / "file/below", tmp_path / ("x" * 300)):
+        with one_line_error(str(data_dir), "choose another"):
+            sources.locate(dataset, data_dir, "http://127.0.0.1:9/")
+    with one_line_error("amazon2018-aaa", "name too long"):
+        sources.locate("amazon2018-" + "a" * 300, tmp_path, "http://127.0.0.1:9/")
+
+
+def test_two_processes_download_a_file_once(tmp_path, server):
+    server.faults = ["dawdles"]
+    other = (
+        f"from pathlib import Path\nfrom gloss_utils import downloads\ndownloads.fetch({server.address + NAMES[0]!r}, "
+    )
+    process = subprocess.Popen([sys.executable, "-c", f"{other}Path({str(tmp_path / 'file.gz')!r}))"])
+    while not server.asked:
+        time.sleep(0.01)
+    downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
+    assert process.wait() == 0 and len(server.asked) == 1
+    assert (tmp_path / "file.gz").read_bytes() == BODY
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.gz", "file.gz.sha256"]
 
 
 @pytest.mark.parametrize(
@@ -244,10 +298,10 @@ def test_the_layouts_of_amazon_2018_and_2023(tmp_path, dataset, lines, times):
 
 def test_the_layouts_of_movielens(tmp_path):
     files = {
-        "ml-100k/u.data": "1\t1\t5\t874965758\n1\t2\t3\t876893171\n",
-        "ml-100k/u.item": "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|1\n2|Misérables, Les (1995)|01-Jan-1995||http://y|0|1|0\n",
-        "ml-1m/ratings.dat": "1::1::5::978300760\n1::2::3::978302109\n",
-        "ml-1m/movies.dat": "1::Toy Story (1995)::Animation|Children's|Comedy\n2::Misérables, Les (1995)::Drama\n",
+        "ml-100k/u.data": "1\t1\t5\t874965758\n1\t2\t3\t876893171\n1\t2\n",
+        "ml-100k/u.item": "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|1\n2|Misérables, Les (1995)|01-Jan-1995||http://y|0|1|0\n3\n",
+        "ml-1m/ratings.dat": "1::1::5::978300760\n1::2::3::978302109\nbroken\n",
+        "ml-1m/movies.dat": "1::Toy Story (1995)::Animation|Comedy\n2::Misérables, Les (1995)::Drama\nbroken\n",
     }
     for dataset in ("movielens-100k", "movielens-1m"):
         source = sources.describe(dataset)
@@ -255,10 +309,13 @@ def test_the_layouts_of_movielens(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             for name, text in files.items():
                 archive.writestr(name, text.encode("latin-1"))
-        interactions, items = sources.read((path, path), source, None, Rejects(), 0)
+        rejects = Rejects()
+        interactions, items = sources.read((path, path), source, None, rejects, 0.34)
+        # One archive holds both tables, and each has a bad line of its own: one of three.
+        assert [rejects.reasons(path, kind).total() for kind in ("interactions", "items")] == [1, 1]
         assert interactions["item"].tolist() == ["1", "2"] and interactions["rating"].tolist() == [5.0, 3.0]
         assert items["title"].tolist() == ["Toy Story (1995)", "Misérables, Les (1995)"]
-    with_genres = sources.read((path, path), source, "{title}, {genres}", Rejects(), 0)[1]
+    with_genres = sources.read((path, path), source, "{title}, {genres}", Rejects(), 0.34)[1]
     assert with_genres["title"].tolist()[1] == "Misérables, Les (1995), Drama"
 
 
@@ -315,7 +372,7 @@ def test_bad_rows_of_an_own_csv_are_rejected_with_their_reason(tmp_path):
     paths, source = sources.tables(values)
     rejects = Rejects(tmp_path / "rejected.jsonl")
     interactions, _ = sources.read(paths, source, None, rejects, 0.7)
-    assert interactions["item"].tolist() == ["1", "6", "é"] and interactions["time"].tolist() == [5, 7, 5]
+    assert interactions["item"].tolist() == ["1", "é", "6"] and interactions["time"].tolist() == [5, 5, 7]
     reasons = {kept["place"]: kept["reason"] for kept in rejects.records}
     assert len(reasons) == 6 and reasons["line 3"] == "it has 2 columns, not 3"
     assert sum("is not an id" in reason for reason in reasons.values()) == 3
@@ -323,6 +380,160 @@ def test_bad_rows_of_an_own_csv_are_rejected_with_their_reason(tmp_path):
     with one_line_error("i.csv", "6 of 9", "max_rejected", "rejected.jsonl"):
         sources.read(paths, source, None, Rejects(tmp_path / "rejected.jsonl"), 0.6)
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 6
+
+
+def read_own(folder, interactions: list | bytes, items: list | bytes, share: float, form: str = "csv", **values):
+    """Read two tables of the user's own, given as lines; what `sources.read` returns, and the rejects."""
+    for name, lines in (("i", interactions), ("t", items)):
+        data = lines if isinstance(lines, bytes) else "".join(line + "\n" for line in lines).encode()
+        (folder / f"{name}.{form}").write_bytes(data)
+    files = {"interactions_file": str(folder / f"i.{form}"), "items_file": str(folder / f"t.{form}")}
+    values, rejects = OWN | files | values, Rejects()
+    paths, source = sources.tables(values)
+    return *sources.read(paths, source, values["item_text"], rejects, share), rejects
+
+
+GOODS = ["id,title,brand", "1,Soap,Alder", "2,Balm,Oak"]
+ORDERS = ["who,what,when", *(f"user{number},{1 + number % 2},{number}" for number in range(20_000))]
+
+
+@pytest.mark.parametrize("block", [2**22, 2**12])
+def test_stray_quotes_in_a_csv_cost_their_lines_and_no_others(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(readers, "BLOCK", block)
+    lines = list(ORDERS)
+    lines[100], lines[15_000], lines[-1] = '"' + lines[100], '"' + lines[15_000], 'u,"1,5'
+    interactions, _, rejects = read_own(tmp_path, lines, GOODS, 0.01)
+    assert len(interactions) == 19_997
+    assert [kept["place"] for kept in rejects.records] == ["line 101", "line 15001", "line 20001"]
+    assert {kept["kind"] for kept in rejects.records} == {"interactions"}
+    # A value of two lines is no value of interactions: both are counted.
+    with one_line_error("i.csv", "2 of 20,000", "line 8: a quote in it is not closed", "max_rejected"):
+        read_own(tmp_path, [*ORDERS[:7], 'u,"1', 'x",5', *ORDERS[9:]], GOODS, 0)
+
+
+def test_stray_quotes_in_a_table_of_items_cost_their_lines_and_no_others(tmp_path):
+    goods = [f"{number},Thing {number},Oak" for number in range(1, 2000)]
+    goods[10] = '11,"Thing,Oak'  # never closed
+    goods[50], goods[60] = '51,"Thing,Oak', '61,"Thing,Oak'  # the second ends the first, in the middle of a value
+    goods[70] = '71,"A thing\nof ""two"" lines, and, commas","Oak"'
+    goods[80] = '81,5" pipe,Oak'
+    goods[90] = "92,Thing"
+    orders = ["who,what,when", *(f"u,{item},{item}" for item in range(1, 2000))]
+    _, items, rejects = read_own(tmp_path, orders, ["", "id,title,brand", *goods, ""], 0.01)
+    assert len(items) == 1999 - 4
+    places = [int(kept["place"].removeprefix("line ")) for kept in rejects.records]
+    assert places == [13, 53, 63, 94]  # of the file, blank lines and the item's two counted
+    titles = dict(items.itertuples(index=False))
+    assert titles["71"] == 'A thing\nof "two" lines, and, commas by Oak' and titles["81"] == '5" pipe by Oak'
+
+
+def test_lines_of_another_length_and_bytes_of_no_text_are_rejected_together(tmp_path):
+    lines = [line.encode() for line in ORDERS[:200]]
+    lines[50] = b"user,\xff"
+    goods = b"id,title,brand\n1,\xff Soap,Alder\n2,\xfe\n"
+    interactions, items, rejects = read_own(tmp_path, b"\n".join(lines), goods, 0.5)
+    assert len(interactions) == 198 and items.values.tolist() == [["1", "\ufffd Soap by Alder"]]
+    assert [kept["reason"] for kept in rejects.records] == ["it has 2 columns, not 3"] * 2
+
+
+def test_a_damaged_parquet_file_is_refused_or_read(tmp_path):
+    values = own_files(tmp_path, "parquet")
+    path = tmp_path / "interactions_file.parquet"
+    rows = [(f"u{number}", str(number % 3), number) for number in range(20_000)]
+    pd.DataFrame(rows, columns=["who", "what", "when"]).to_parquet(path)
+    paths, source = sources.tables(values)
+    sound, refused = path.read_bytes(), 0
+    for place in range(1000, len(sound) - 5000, len(sound) // 25):
+        path.write_bytes(sound[:place] + bytes(byte ^ 0xFF for byte in sound[place : place + 3]) + sound[place + 3 :])
+        try:
+            sources.read(paths, source, None, Rejects(), 1)
+        except GlossError as error:
+            assert "\n" not in str(error) and path.name in str(error)
+            refused += 1
+    assert refused > 2
+
+
+@pytest.mark.parametrize("first", ["broken", "", "[]", '{"who": "u", "what": 1}'])
+def test_the_first_line_of_a_json_table_does_not_decide(tmp_path, first):
+    orders = [first, *['{"who": "u", "what": 1, "when": 5}'] * 200]
+    goods = ["", '{"id": 1, "brand": "Alder"}', '{"id": 2, "title": "Soap"}']
+    interactions, items, rejects = read_own(tmp_path, orders, goods, 0.01, "jsonl")
+    assert len(interactions) == 200 and len(rejects.records) == bool(first)
+    assert items.values.tolist() == [["1", "Alder"]]
+    with one_line_error("i.jsonl", "'buyer'", "who, what, when"):
+        read_own(tmp_path, orders, goods, 0.01, "jsonl", user_column="buyer")
+    with one_line_error("t.jsonl", "'titel'", "item_text"):
+        read_own(tmp_path, orders, goods, 0.01, "jsonl", item_text="{titel} ({brand})")
+
+
+def test_texts_that_are_no_numbers_or_dates_are_no_times_in_whatever_company(tmp_path):
+    for others in (["u,1,5"], ["u,1,5.5"]):
+        interactions, _, rejects = read_own(tmp_path, [ORDERS[0], *others, "u,1,0x10", "u,2, 7", "u,1,+8"], GOODS, 0.5)
+        assert interactions["time"].tolist() == [5, 7, 8]
+        assert [kept["place"] for kept in rejects.records] == ["line 3"]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (pa.array([date(2024, 5, 31), date(1969, 12, 31), None], pa.date32()), {"u0": 1717113600, "u1": -86400}),
+        (pa.array([date(2024, 5, 31), date(1969, 12, 31), None], pa.date64()), {"u0": 1717113600, "u1": -86400}),
+        (pa.array([Decimal("7.50"), Decimal("7.25"), None]), {"u1": 7, "u0": 7}),
+        (pa.array([5.9, 5.1, float("nan")]), {"u1": 5, "u0": 5}),
+        (pa.array([-1, -1500, 10**15], pa.timestamp("ms")), {"u1": -2, "u0": -1}),
+        (pa.array([1_900, 1_100, None], pa.timestamp("us", "Europe/Berlin")), {"u1": 0, "u0": 0}),
+        (pa.array([1_900, 1_100, 2**62], pa.timestamp("ns")), {"u1": 0, "u0": 0, "u2": 2**62 // 10**9}),
+        (pa.array(["2024-05-31T00:00:00.7", "2024-05-31T00:00:00.6", "24:00"]), {"u1": 1717113600, "u0": 1717113600}),
+        (pa.array(["9", "8", "9" * 5000]), {"u0": 9, "u1": 8}),
+        (pa.array([2**61, -(2**61), 5], pa.timestamp("us")), {"u2": 0}),
+    ],
+)
+def test_times_of_every_kind_keep_their_order(tmp_path, times, expected):
+    pa.parquet.write_table(
+        pa.table({"who": ["u0", "u1", "u2"], "what": [1, 1, 1], "when": times}), tmp_path / "i.parquet"
+    )
+    write_lines(tmp_path / "t.csv", GOODS)
+    files = {"interactions_file": str(tmp_path / "i.parquet"), "items_file": str(tmp_path / "t.csv")}
+    paths, source = sources.tables(OWN | files)
+    rejects = Rejects()
+    interactions, _ = sources.read(paths, source, None, rejects, 1)
+    assert dict(zip(interactions["user"], interactions["time"], strict=True)) == expected
+    assert interactions["user"].tolist() == list(expected) and len(interactions) + len(rejects.records) == 3
+
+
+@pytest.mark.parametrize(
+    ("template", "record", "text"),
+    [
+        ("{a} ({b})", "A B", "A (B)"),
+        ("{a} ({b})", "A ", "A"),
+        ("{a} ({b})", " B", "B"),
+        ("{a} by {b}", " B", "B"),
+        ("{a} by {b}", "A ", "A"),
+        ("Title: {a}", "A", "Title: A"),
+        ("{a}, {b} ml", "A ", "A"),
+        ("{a}, {b} ml, {c}", "A  C", "A, C"),
+        ("{a} by {b}, {c}", "A  C", "A, C"),
+        ("{a} by {b} of {c}", "A  C", "A of C"),
+        ("{a} - {b}{c}", "A  C", "A - C"),
+        ("{a} ({b}, {c})", "A B ", "A (B)"),
+        ("{a} ({b}, {c})", "A  C", "A (C)"),
+        ("{a} ({b}, {c})", "A  ", "A"),
+        ("{a} ({b}, {c})", " B C", "B, C"),
+        ("{a} (by {b} [{c}]) new", "A B ", "A (by B) new"),
+        ("{a} (by {b} [{c}])", "A  ", "A"),
+        ("{a} “{b}”: {c}", "A  C", "A: C"),
+        ("{a}: {b} (new)", "A ", "A (new)"),
+        ("{a} {{{b}}}", "A B", "A {B}"),
+        ("{a} {b}", "", None),
+    ],
+)
+def test_a_template_leaves_out_what_belongs_to_empty_columns(tmp_path, template, record, text):
+    values = dict(zip("abc", record.split(" "), strict=False))
+    columns = readers.template_columns(template)
+    lines = [json.dumps({"id": 1} | {name: values.get(name) or empty for name in columns}) for empty in ("", " ", None)]
+    lines += [json.dumps({"id": 1} | {name: values.get(name) or float("nan") for name in columns})]
+    _, items, _ = read_own(tmp_path, ['{"who": "u", "what": 1, "when": 5}'], lines, 0, "jsonl", item_text=template)
+    assert [None if pd.isna(found) else found for found in items["title"]] == [text] * 4
 
 
 def test_a_wrong_column_template_or_kind_is_named(tmp_path):
@@ -337,6 +548,9 @@ def test_a_wrong_column_template_or_kind_is_named(tmp_path):
     ):
         with one_line_error(*words):
             sources.tables(values | wrong)
+    write_lines(tmp_path / "twice.csv", ["who,what,when,who", "u,1,5,v"])
+    with one_line_error("twice.csv", "more than one column 'who'"):
+        sources.tables(values | {"interactions_file": str(tmp_path / "twice.csv")})
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "broken.parquet").write_text("PAR1")
     for name in ("empty.csv", "broken.parquet"):

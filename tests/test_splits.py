@@ -1,8 +1,9 @@
 """Splits, leave-one-out and by time: who is predicted from what, and what a method may learn from."""
 
+import numpy as np
 import pandas as pd
 import pytest
-from helpers import SHARED, dataset, one_line_error, real
+from helpers import SHARED, dataset, metadata, one_line_error, real, reviews
 
 from gloss_utils import demo, explore_data, queries, sources, splits
 from gloss_utils.rejects import Rejects
@@ -162,6 +163,44 @@ def test_nothing_of_the_future_is_learnt_under_a_time_split():
         examples = splits.held_out_examples(data, split)
         known = splits.learnable_sequences(data, examples)
         assert {user: "".join(items) for user, items in known.items()} == {"u": "abc", "v": "ae", "x": "", "y": "abe"}
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{}, {"min_history": 5}, {"k_core": 4}, {"max_history": 3}, {"min_history": 4, "k_core": 4, "max_history": 5}],
+    ids=str,
+)
+def test_what_is_learnt_hangs_on_nothing_later(rules):
+    titles = metadata(*((f"i{item}", f"T {item}") for item in range(12)))
+    rng = np.random.default_rng(3)
+    draw = [(f"u{user}", f"i{item}") for user, item in rng.integers([25, 12], size=(200, 2))]
+    found, offered = [], []
+    for _ in range(5):
+        draw[120:] = [(f"u{user}", f"i{item}") for user, item in rng.integers([25, 12], size=(80, 2))]
+        read = reviews(*((*pair, time) for time, pair in enumerate(draw)))
+        data = explore_data.build(read, titles, None, 1, explore_data.Rules(holdout="time", holdout_share=0.2, **rules))
+        assert data.statistics["periods"] == [120, 160]
+        examples = [splits.held_out_examples(data, split) for split in ("validation", "test", "next")]
+        assert max(map(len, pd.concat(examples)["history"])) <= rules.get("max_history", 200)
+        learnt = [splits.learnable_sequences(data, evaluated) for evaluated in examples]
+        learnt = [{user: items for user, items in one.items() if items} for one in learnt]
+        assert learnt[0] == learnt[1] == learnt[2] and min(map(len, learnt[0].values())) >= 3
+        found.append((splits.training_examples(data).values.tolist(), learnt[0]))
+        offered.append(examples[1].values.tolist())
+    assert all(one == found[0] for one in found) and len(found[0][0]) >= 3
+    assert offered[0] != offered[1]
+
+
+def test_max_history_cuts_the_history_of_each_example_of_a_time_split():
+    rows = [("u", "abcd", 0), ("v", "abc", 0), ("u", "a", 10), ("u", "c", 20)]
+    read = reviews(*((user, item, first + place) for user, items, first in rows for place, item in enumerate(items)))
+    rules = explore_data.Rules(holdout="time", holdout_share=0.1, max_history=3)
+    data = explore_data.build(read, metadata(*((item, item) for item in "abcd")), None, 1, rules)
+    assert data.statistics["periods"] == [10, 20]
+    assert shown(splits.training_examples(data)) == {"u": "bc>d", "v": "ab>c"}
+    assert shown(splits.held_out_examples(data, "validation")) == {"u": "bcd>a"}
+    assert shown(splits.held_out_examples(data, "test")) == {"u": "cda>c"}
+    assert shown(splits.held_out_examples(data, "next")) == {"u": "dac>", "v": "abc>"}
 
 
 def test_the_demo_split_by_time_keeps_its_periods_apart(tmp_path):
