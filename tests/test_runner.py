@@ -13,7 +13,7 @@ from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.run_folder import Run, RunFolder, open_run, read_json, write_json
 
-WEIGHTS = P.ROOT / "params/ranking/weights.yaml"
+NAMED = fusion.parts(fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml").weights)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_metrics_file(small_run):
     for metric in evaluate.METRICS:
         assert whole["hybrid", "both"][metric] == rows["gloss"][metric] == metrics["parts"][0][metric]
         assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
-    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.parts(fusion.Settings.read(WEIGHTS).weights)]
+    assert [row["left_out"] for row in metrics["parts"]] == ["none", *NAMED]
     assert len(metrics["comparisons"]) == 2 * (len(evaluate.METHODS) - 1) and len(metrics["ties"]) == 100
     assert not any(row["in_sample"] for row in metrics["rows"])
 
