@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from gloss_utils import demo, downloads, readers
+from gloss_utils import blocks, demo, downloads, readers, templates
+from gloss_utils.blocks import Layout
 from gloss_utils.errors import GlossError
 from gloss_utils.parameters import DATASET
-from gloss_utils.readers import Layout
 from gloss_utils.rejects import Rejects
 
 NAMED = {"demo": "Demo", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
@@ -145,8 +145,8 @@ def tables(values: dict) -> tuple[tuple[Path, Path], Source]:
         form = FORMS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
         if form is None or (form == "parquet" and path.suffix == ".gz"):
             raise GlossError(f"{name} is {path}; give a .csv, .jsonl or .parquet file, the first two gzipped or not")
-        needed = [*own.values(), *(readers.template_columns(text) if name == "items_file" else ())]
-        there = readers.columns_of(path, form)
+        needed = [*own.values(), *(templates.columns(text) if name == "items_file" else ())]
+        there = blocks.columns_of(path, form)
         # A line of JSON may leave out what is null: there, only what every record needs has to be among the first.
         missing = [column for column in (own.values() if form == "json" else needed) if column not in there]
         if missing:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gloss_utils import queries, readers, sources
+from gloss_utils import queries, readers, sources, templates
+from gloss_utils.blocks import Layout
 from gloss_utils.errors import GlossError
-from gloss_utils.readers import Layout, is_id
+from gloss_utils.readers import is_id
 from gloss_utils.rejects import Rejects
 
 # Bounded: the same few hundred cases in every run.
@@ -108,7 +109,7 @@ def test_metadata(tmp_path, form, data):
         numeric = isinstance(title, (int, float)) and not isinstance(title, bool)
         if item in ("a", "é", "2014-01-01", "7") and (title is None or numeric or isinstance(title, str)):
             empty = title is None or (math.isinf(title) or math.isnan(title) if numeric else not title.strip())
-            expected.append((item, None if empty else readers.whole_characters(str(title))))
+            expected.append((item, None if empty else templates.whole_characters(str(title))))
     found = [(item, title if isinstance(title, str) else None) for item, title in frame.itertuples(index=False)]
     assert found == expected
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import readers, rejects, sources
+from gloss_utils import blocks, readers, rejects, sources
 from gloss_utils.rejects import Rejects
 
 AMAZON = sources.describe("beauty")
@@ -161,7 +161,7 @@ def test_a_malformed_metadata_line_is_counted_and_left_out(tmp_path, line):
 
 
 def test_a_literal_that_would_fill_the_memory_is_not_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LITERAL", 1000)
+    monkeypatch.setattr(blocks, "LITERAL", 1000)
     long = "{'asin': 'a', 'title': 'A', 'more': [" + "0," * 1000 + "]}"
     frame, bad = read_metadata(write_lines(tmp_path / "meta", [long, "{'asin': 'a', 'title': 'A'}"]), {"a"}, 0.5)
     assert len(frame) == 1 and bad == 1
@@ -208,8 +208,8 @@ def test_of_many_rejects_all_are_counted_and_the_first_are_kept(tmp_path, monkey
 
 
 def test_a_line_without_end_is_cut_and_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK", 64)
-    monkeypatch.setattr(readers, "LONGEST", 256)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "LONGEST", 256)
     path = write_lines(tmp_path / "reviews", [review("a"), "x" * 5000, review("b")])
     frame, bad = read_reviews(path, 1)
     assert frame["user"].tolist() == ["a", "b"] and bad == 1
@@ -219,7 +219,7 @@ def test_blocks_and_their_borders_do_not_show(tmp_path, monkeypatch):
     lines = [review(f"u{number}", time=number) for number in range(500)]
     path = write_lines(tmp_path / "reviews", [*lines, "broken", "", *lines])
     whole, bad = read_reviews(path, 1)
-    monkeypatch.setattr(readers, "BLOCK", 1000)
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
     monkeypatch.setattr(readers, "ENCODED", 64)
     pd.testing.assert_frame_equal(read_reviews(path, 1)[0], whole)
     assert bad == 1 and len(whole) == 1000

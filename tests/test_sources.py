@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import downloads, explore_data, readers, sources
+from gloss_utils import blocks, downloads, explore_data, sources, templates
 from gloss_utils.errors import GlossError
 from gloss_utils.parameters import DATASET
 from gloss_utils.rejects import Rejects
@@ -399,7 +399,7 @@ ORDERS = ["who,what,when", *(f"user{number},{1 + number % 2},{number}" for numbe
 
 @pytest.mark.parametrize("block", [2**22, 2**12])
 def test_stray_quotes_in_a_csv_cost_their_lines_and_no_others(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(readers, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     lines = list(ORDERS)
     lines[100], lines[15_000], lines[-1] = '"' + lines[100], '"' + lines[15_000], 'u,"1,5'
     interactions, _, rejects = read_own(tmp_path, lines, GOODS, 0.01)
@@ -529,7 +529,7 @@ def test_times_of_every_kind_keep_their_order(tmp_path, times, expected):
 )
 def test_a_template_leaves_out_what_belongs_to_empty_columns(tmp_path, template, record, text):
     values = dict(zip("abc", record.split(" "), strict=False))
-    columns = readers.template_columns(template)
+    columns = templates.columns(template)
     lines = [json.dumps({"id": 1} | {name: values.get(name) or empty for name in columns}) for empty in ("", " ", None)]
     lines += [json.dumps({"id": 1} | {name: values.get(name) or float("nan") for name in columns})]
     _, items, _ = read_own(tmp_path, ['{"who": "u", "what": 1, "when": 5}'], lines, 0, "jsonl", item_text=template)
