@@ -63,7 +63,7 @@ def test_how_good_recommendations_from_two_csv_files_are(own, holdout):
     files, values = [str(P.ROOT / "params/my_data.yaml")], [*own, ("holdout", holdout), ("holdout_share", "0.3")]
     folder = runner.run(files, values)
     rows = {row["method"]: row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
-    assert {"gloss", "gloss-paper", "popularity", "item-knn"} <= set(rows) and rows["gloss"]["users"] > 5
+    assert {"gloss", "gloss-paper", "popularity", "item-knn"} <= set(rows) and rows["gloss"]["users"] >= 5
     runner.run(files, [*values, ("split", "next")], last="04")
     offered = pd.read_parquet(folder.recommendations)
     assert offered["user"].nunique() == 60 and offered["title"].str.contains("(", regex=False).all()
