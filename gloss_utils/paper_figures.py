@@ -139,8 +139,8 @@ def _all_users(tables: list[dict], split: str) -> pd.DataFrame:
 
 
 def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
-    """A metric against the number of generated texts used, by ranking and retriever, one panel a run."""
-    tables = [table for table in tables if table.get("ablation")]
+    """A metric against the number of generated texts used, by ranking and retriever, one panel a run (`_panels`)."""
+    tables = _panels([table for table in tables if table.get("ablation")])
     with plt.rc_context(STYLE):
         columns = min(len(tables), 3)
         lines = -(-len(tables) // columns)
@@ -156,8 +156,7 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
                 low, high = some[f"{metric}_low"], some[f"{metric}_high"]
                 axis.plot(some["queries"], some[metric], **look)
                 axis.fill_between(some["queries"], low, high, alpha=0.15, color=shade)
-            split = table["ablation"][0]["split"]
-            axis.set(xlabel="generated texts used", title=textwrap.fill(_panel(table, split), 36))
+            axis.set(xlabel="generated texts used", title=textwrap.fill(_panel(table), 36))
             axis.set_xticks(sorted({row["queries"] for row in table["ablation"]}))
         highest = max(row[f"{metric}_high"] for table in tables for row in table["ablation"])
         axes[0, 0].set_ylim(0, 1.05 * highest)
@@ -169,7 +168,7 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
 
 def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
     """A metric of all generated texts by ranking, retriever and encoder, one row of points a run."""
-    points, runs = [], [table for table in tables if table.get("ablation")]
+    points, runs = [], _panels([table for table in tables if table.get("ablation")])
     for place, table in enumerate(runs):
         frame = pd.DataFrame(table["ablation"])
         frame = frame[frame["queries"] == frame["queries"].max()].assign(place=place)
@@ -186,8 +185,7 @@ def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
             xerr = spread(some, metric)
             axis.errorbar(some[metric], some["place"] + shift, xerr=xerr, label=label, **_look(number))
         axis.set(xlabel=f"{LABELS[metric]}, 95 % intervals", xlim=(0, None))
-        names = [_panel(table, table["ablation"][0]["split"]) for table in runs]
-        axis.set_yticks(range(len(runs)), [textwrap.fill(name, 22) for name in names])
+        axis.set_yticks(range(len(runs)), [textwrap.fill(_panel(table), 22) for table in runs])
         axis.set_ylim(len(runs) - 0.5, -0.5)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=1)
     return figure
@@ -195,7 +193,7 @@ def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
 
 def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] = TOLD) -> plt.Figure:
     """A metric by user segment and method, one panel a run; new items, where some were held out, are the last group."""
-    runs = [table for table in tables if any(row.get("segment") == COLD_START for row in table["rows"])]
+    runs = _panels([table for table in tables if any(row.get("segment") == COLD_START for row in table["rows"])])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(runs), 1, figsize=(PAGE, 0.5 + 1.3 * len(runs)), layout="constrained", squeeze=False
@@ -213,7 +211,7 @@ def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] =
                 axis.errorbar(places, some[metric], yerr=yerr, label=NAMES[method], **_look(number))
             users = frame.drop_duplicates("segment").set_index("segment")["users"]
             axis.set_xticks(range(len(groups)), [f"{group}\n{users[group]:,} users" for group in groups])
-            axis.set(ylabel=LABELS[metric], title=_panel(table, frame["split"].iloc[0]), ylim=(0, None))
+            axis.set(ylabel=LABELS[metric], title=_panel(table), ylim=(0, None))
             axis.grid(visible=False, axis="x")
         figure.legend(**_labels_of(axes), loc="outside upper center", ncols=len(of))
     return figure
@@ -268,7 +266,7 @@ def _name(method: str, told: dict) -> str:
     """What a method is called beside those of other runs."""
     if method not in (GLOSS, GLOSS_PAPER):
         return NAMES.get(method, method)
-    ranking = told["ranking"] if method == GLOSS else "paper's rule"
+    ranking = told["ranking"] + _weights(told) if method == GLOSS else "paper's rule"
     return f"GLoSS {_model(told)}, {told['decoding']}, {ranking}"
 
 
@@ -276,8 +274,21 @@ def _model(told: dict) -> str:
     return told["base_model"].split("/")[-1]
 
 
-def _panel(table: dict, split: str) -> str:
-    told = table["parameters"]
+def _weights(told: dict) -> str:
+    of_ours = {None: "", "params/ranking/weights.yaml": "", "params/ranking/weights-sasrec.yaml": " with SASRec"}
+    return of_ours.get(told.get("ranking_weights"), ", own weights")
+
+
+def _panels(tables: list[dict]) -> list[dict]:
+    """Of runs that differ in nothing but how they rank the same texts, the first."""
+    first = {}
+    for table in tables:
+        first.setdefault((_panel(table), table["parameters"].get("encoder")), table)
+    return list(first.values())
+
+
+def _panel(table: dict) -> str:
+    told, split = table["parameters"], table["rows"][0]["split"]
     new = told.get("new_item_fraction")
     held_out = f", {new:.0%} of items new" if new else ""
     return f"{table['dataset'].title()}, {_model(told)}, {told['decoding']} decoding, {split}{held_out}"

@@ -97,11 +97,24 @@ def test_lines_of_the_number_of_texts(measured):
 
 def test_titles_of_many_panels_do_not_touch(measured):
     measured["parameters"] |= {"base_model": "Llama-3.2-1B", "decoding": "catalogue", "new_item_fraction": 0.05}
-    figure = paper_figures.number_of_queries([measured] * 5)
+    runs = [measured | {"parameters": measured["parameters"] | {"encoder": str(number)}} for number in range(5)]
+    figure = paper_figures.number_of_queries(runs)
     figure.canvas.draw()
     boxes = [axis.title.get_window_extent() for axis in figure.axes]
     assert len(boxes) == 5 and not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
     plt.close(figure)
+
+
+def test_texts_that_are_ranked_by_other_weights_are_methods_of_their_own_but_no_panel(measured):
+    told = measured["parameters"]
+    files = ("params/ranking/weights.yaml", "params/ranking/weights-sasrec.yaml", "mine.yaml")
+    runs = [measured | {"parameters": told | {"ranking_weights": file}} for file in files]
+    [comparison] = paper_figures.comparison(runs).axes
+    names = [tick.get_text() for tick in comparison.get_yticklabels()]
+    of_gloss = [name.removeprefix("GLoSS tiny, free, ") for name in names if name.startswith("GLoSS tiny")]
+    assert of_gloss == ["hybrid", "hybrid with SASRec", "hybrid, own weights"]
+    assert len(paper_figures.segments(runs).axes) == len(paper_figures.number_of_queries(runs).axes) == 1
+    plt.close("all")
 
 
 def test_no_line_leaves_its_panel(measured):
@@ -130,7 +143,8 @@ def test_a_method_looks_the_same_in_all_panels(measured):
     of = ("lis-dense-unseen", "item-knn", "sasrec", "gloss-paper", "gloss")
     groups = ("all", "cold-start")
     runs = [
-        measured | {"rows": [row(method, 0.05, segment=group) for method in methods for group in groups]}
+        measured
+        | {"rows": [row(method, 0.05, segment=group) for method in methods for group in groups], "dataset": methods[0]}
         for methods in (("sasrec", "gloss"), ("gloss", "item-knn"))
     ]
     figure = paper_figures.segments(runs, of=of)
