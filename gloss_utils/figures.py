@@ -81,34 +81,21 @@ def loss_curves(result: dict) -> plt.Figure:
 
 
 def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figure:
-    """The catalogue in two dimensions (t-SNE of at most 2,000 items), in groups named by their telling words.
-
-    Two items and less are set in a line: there is nothing to map.
-    """
+    """The catalogue in two dimensions (t-SNE of at most 2,000 items), in groups named by their telling words."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(titles))[:MAP_ITEMS])
     vectors, titles = vectors[chosen], titles.iloc[chosen]
-    if len(titles) > 2:
-        places = TSNE(perplexity=min(30, (len(titles) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
-    else:
-        places = np.arange(2 * len(titles)).reshape(-1, 2)
+    places = TSNE(perplexity=min(30, (len(titles) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
     groups = KMeans(min(MAP_GROUPS, len(titles)), random_state=seed, n_init=3).fit_predict(vectors)
+    words = TfidfVectorizer(stop_words="english", token_pattern=r"[a-zA-Z]{3,}")
+    weights = words.fit_transform(titles.map(unescape)).toarray()
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for group, words in zip(np.unique(groups), telling_words(titles, groups), strict=True):
-        axis.scatter(*places[groups == group].T, s=6, label=words)
+    for group in np.unique(groups):
+        inside = groups == group
+        telling = (weights[inside].mean(axis=0) - weights.mean(axis=0)).argsort()[::-1][:3]
+        axis.scatter(*places[inside].T, s=6, label=", ".join(words.get_feature_names_out()[telling]))
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, title="telling words")
     return figure
-
-
-def telling_words(titles: pd.Series, groups: np.ndarray) -> list[str]:
-    """Three words that tell each group's titles from the others', or its number where no title has a word."""
-    words, names = TfidfVectorizer(stop_words="english", token_pattern=r"[^\W\d_]{2,}"), np.unique(groups)
-    try:
-        weights = words.fit_transform(titles.map(unescape)).toarray()
-    except ValueError:
-        return [str(group) for group in names]
-    more = [(weights[groups == group].mean(axis=0) - weights.mean(axis=0)).argsort()[::-1][:3] for group in names]
-    return [", ".join(words.get_feature_names_out()[places]) for places in more]
 
 
 def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5")) -> plt.Figure:

@@ -177,10 +177,11 @@ class Evidence:
         everyone = np.arange(users)
         keys = _without(np.concatenate([*proposed, _pairs(everyone, self.popular[:depth], items)]), seen)
         have = np.bincount(keys // items, minlength=users)
-        needed = depth + have + np.bincount(seen // items, minlength=users)
         short = everyone[have < depth]
-        more = [_pairs(short[[place]], self.popular[: needed[user]], items) for place, user in enumerate(short)]
-        return _without(np.concatenate([keys, *more]), seen) if more else keys
+        if len(short):
+            taken = have[short] + np.bincount(seen // items, minlength=users)[short]
+            keys = _without(np.concatenate([keys, _pairs(short, self.popular[: depth + taken.max()], items)]), seen)
+        return keys
 
     def _with_features(self, start: int, known: dict[str, sparse.csr_matrix], keys: np.ndarray) -> Candidates:
         user, item = np.divmod(keys, len(self.items))

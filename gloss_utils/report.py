@@ -60,8 +60,7 @@ def page(notebook: NotebookNode, title: str, template: str = PAGE, **resources: 
 
 
 def write(folder: RunFolder) -> dict[str, str]:
-    """Write `report.html`: results, parameters, contents, and the executed notebooks with their code folded, as they
-    stand in the run folder: they have no hash in the manifest, since a reader may go on working in them.
+    """Write `report.html`: results, parameters, contents, and the executed notebooks with their code folded.
 
     Returns the stages that are left out, and why. Raises `GlossError` where nothing is left to report.
     """
@@ -77,7 +76,7 @@ def write(folder: RunFolder) -> dict[str, str]:
     front = [
         f"<h1>{escape(title)}</h1>",
         _results(folder),
-        *(f"<p>Left out: {stage}, which {escape(reason)}.</p>" for stage, reason in left_out.items()),
+        *(f"<p>Left out: {stage}, which {reason}.</p>" for stage, reason in left_out.items()),
         _parameters(stages),
         _contents(cells),
     ]

@@ -214,7 +214,7 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
 
 def _scored(row: pd.Series) -> list[str]:
     scores = zip(row["logprobs"], row["lengths"], strict=True)
-    means = ["" if None in pair else f" ({pair[0] / pair[1]:.2f})" for pair in scores]
+    means = ["" if total is None else f" ({total / length:.2f})" for total, length in scores]
     return [escape(text) + mean for text, mean in zip(row["texts"], means, strict=True)]
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
 from gloss_utils.lock import Lock, take_stage
 
-RECORD = "made_from.json"  # see `seal`
 # What a stage reads from earlier ones. Stage 04 needs the fine-tuned model only where no queries file is given.
 NEEDS = {
     P.EXPLORE: (),
@@ -66,8 +65,10 @@ def write_whole(path: str | Path):
             sync(temporary)
             _replace(temporary, path)
     finally:
-        with suppress(OSError):  # what went wrong before says more
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -77,8 +78,7 @@ def full_disk_in_one_line(path: Path):
         yield
     except Exception as error:
         # Libraries wrap the operating system's error each in their own way, and some drop it.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(error) or _is_full(path):
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or _is_full(path):
             raise GlossError(
                 f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
             ) from error
@@ -88,7 +88,6 @@ def full_disk_in_one_line(path: Path):
             errno.EPERM,
             errno.ENOTDIR,
             errno.EEXIST,
-            errno.ENAMETOOLONG,
         ):
             raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         raise
@@ -114,8 +113,6 @@ def _sync_one(path: Path):
 
 
 def _replace(temporary: Path, path: Path):
-    if path.is_symlink():
-        path.unlink()
     if path.is_dir():
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         path.rename(old)
@@ -155,23 +152,6 @@ def read_json(path: Path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
         raise GlossError(f"{path} is damaged; delete it and run again") from None
-
-
-def seal(folder: Path, made_from: dict):
-    """Write into a folder what it was made from, and the hashes of its files."""
-    write_json(folder / RECORD, made_from | {"files": _hashes(folder)})
-
-
-def is_sealed(folder: Path, made_from: dict) -> bool:
-    """Whether a folder was made from just this, and no file of it has changed since."""
-    try:
-        return read_json(folder / RECORD) == made_from | {"files": _hashes(folder)}
-    except (OSError, GlossError):
-        return False
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name != RECORD}
 
 
 def fingerprint(path: str | Path) -> str:
@@ -222,7 +202,7 @@ class RunFolder:
         self.sasrec = self.root / "model/sasrec"
         self.dense_index = self.root / "index/dense"
         self.bm25_index = self.root / "index/bm25"
-        self.parts = self.root / ".parts"
+        self.parts = self.root / "parts"
         self.queries = self.root / "queries.jsonl"
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
@@ -270,16 +250,6 @@ class RunFolder:
             if not path.exists() or fingerprint(path) != value:
                 return name
         return None
-
-    def refuse_strangers(self):
-        """Raise `GlossError` where the folder is there already and no run made it: what is in it could be replaced."""
-        ours = (self.manifest, self.parameters, self.run_lock, self.stage_lock)
-        around = self.root.resolve() in (P.ROOT, *P.ROOT.parents)
-        if around or (self.root.is_dir() and any(self.root.iterdir()) and not any(path.exists() for path in ours)):
-            raise GlossError(
-                f"parameter run_dir is {str(self.root)!r}, which holds other things than a run; give a new folder, or "
-                "one that an earlier run made"
-            )
 
     def finished(self, stage: str, values: dict) -> bool:
         """Whether `stage` was finished with these parameters, on these inputs, and nothing of it changed since."""
@@ -414,7 +384,6 @@ def open_run(stage: str, notebook: dict) -> Run:
     values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
     P.check_files(values)
     folder = RunFolder(values.pop("run_dir"))
-    folder.refuse_strangers()
     if not folder.root.exists():
         _earlier(folder, stage, values)  # what is lacking is told before a lock leaves a folder behind
     held = _locked(folder)

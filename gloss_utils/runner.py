@@ -60,7 +60,6 @@ def run(
         own = resolved[P.RETRIEVE]
         queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next")
     folder = RunFolder(values["run_dir"])
-    folder.refuse_strangers()
     same_dataset(folder, resolved[P.EXPLORE])
     chosen = P.STAGES[_number(first, 0) : _number(last, len(P.STAGES) - 1) + 1]
     if not chosen:
@@ -81,8 +80,6 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
         else:
             if force:
                 folder.forget_texts()
-            elif (entry := folder.stages().get(stage)) and (damaged := folder.damaged(entry)):
-                print(f"{stage}: {folder.root / damaged} is missing or not as it was left, and is made again")
             passed = {name: values[name] for name in P.stage_names(stage) if name in values}
             _execute(stage, passed, folder)
 
