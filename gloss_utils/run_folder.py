@@ -202,7 +202,7 @@ class RunFolder:
         self.sasrec = self.root / "model/sasrec"
         self.dense_index = self.root / "index/dense"
         self.bm25_index = self.root / "index/bm25"
-        self.parts = self.root / "parts"
+        self.parts = self.root / ".parts"
         self.queries = self.root / "queries.jsonl"
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
@@ -384,6 +384,7 @@ def open_run(stage: str, notebook: dict) -> Run:
     values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
     P.check_files(values)
     folder = RunFolder(values.pop("run_dir"))
+    only_runs(folder)
     if not folder.root.exists():
         _earlier(folder, stage, values)  # what is lacking is told before a lock leaves a folder behind
     held = _locked(folder)
@@ -427,6 +428,21 @@ def _earlier(folder: RunFolder, stage: str, values: dict) -> dict:
             )
         earlier |= stages[other]["parameters"]
     return earlier
+
+
+def only_runs(folder: RunFolder):
+    """Raise `GlossError` where a folder holds other things than a run, whose stages would replace them."""
+    root = folder.root.resolve()
+    if P.ROOT.resolve().is_relative_to(root):
+        raise GlossError(f"run_dir {folder.root} holds this repository; choose a folder for the run alone")
+    try:
+        holds = set(os.listdir(root)) if root.is_dir() else set()
+    except OSError as error:
+        raise GlossError(f"run_dir {folder.root} cannot be read ({error.strerror}); choose another") from error
+    if holds and not holds & {path.name for path in (folder.manifest, folder.parameters, folder.run_lock)}:
+        raise GlossError(
+            f"run_dir {folder.root} is not empty and not the folder of a run; choose a new or an empty folder"
+        )
 
 
 def same_dataset(folder: RunFolder, values: dict):

@@ -14,7 +14,7 @@ from papermill.exceptions import PapermillExecutionError
 from gloss_utils import lock, queries, report, results
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError, Interrupted
-from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, sweep, write_whole
+from gloss_utils.run_folder import RunFolder, needs, only_runs, read_json, same_dataset, sweep, write_whole
 
 NOTEBOOKS = P.ROOT / "notebooks"
 FIGURES = "07_paper_figures"
@@ -60,6 +60,7 @@ def run(
         own = resolved[P.RETRIEVE]
         queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next")
     folder = RunFolder(values["run_dir"])
+    only_runs(folder)
     same_dataset(folder, resolved[P.EXPLORE])
     chosen = P.STAGES[_number(first, 0) : _number(last, len(P.STAGES) - 1) + 1]
     if not chosen:

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import yaml
+from helpers import one_line_error
 
 from gloss_utils import evaluate, fusion, queries, ranking, retrieve, runner, segments
 from gloss_utils import parameters as P
@@ -237,6 +238,28 @@ def test_a_failing_cell_is_shown(copied_run, monkeypatch, capfd, tmp_path):
     assert main(["run", str(file), "--force", "--from", "06"]) == 1
     error = capfd.readouterr().err
     assert "06_user_segments failed in cell" in error and "ZeroDivisionError: division by zero" in error
+
+
+@pytest.mark.parametrize("kind", ["other files", "repository", "above it"])
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, executed, kind):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/01_explore_data.ipynb").write_text("mine")
+    root = {"other files": tmp_path, "repository": P.ROOT, "above it": P.ROOT / "tests/../.."}[kind]
+    before = sorted(path.name for path in root.iterdir())
+    with one_line_error("run_dir", "choose a", "this repository" if kind != "other files" else "not empty"):
+        runner.run([str(P.ROOT / "params/demo.yaml")], [("run_dir", str(root))])
+    with one_line_error("run_dir", "choose a"):
+        open_alone(P.EXPLORE, RunFolder(root))
+    assert not executed and sorted(path.name for path in root.iterdir()) == before
+    assert (tmp_path / "notebooks/01_explore_data.ipynb").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mark", ["manifest.json", "params.yaml", ".run.lock"])
+def test_a_run_that_was_cut_off_early_is_taken_up(tmp_path, mark):
+    (tmp_path / mark).write_text("{}")
+    (tmp_path / "figures").mkdir()
+    assert open_alone(P.EXPLORE, RunFolder(tmp_path)).folder.root == tmp_path
 
 
 def test_run_dir_by_default_is_named_after_the_files(tmp_path):
