@@ -29,6 +29,7 @@ NEEDS = {
     P.EVALUATE: (P.EXPLORE, P.INDEX, P.RETRIEVE),
     P.SEGMENTS: (P.EXPLORE, P.INDEX, P.RETRIEVE, P.EVALUATE),
 }
+MADE_FROM = "made_from.json"
 VERSIONS_OF = (
     "torch",
     "transformers",
@@ -154,15 +155,28 @@ def read_json(path: Path):
         raise GlossError(f"{path} is damaged; delete it and run again") from None
 
 
-def fingerprint(path: str | Path) -> str:
-    """sha256 of a file, or of a folder's names and contents."""
+def fingerprint(path: str | Path, without: str = "") -> str:
+    """sha256 of a file, or of a folder's names and contents; without: a file of the folder that is left out."""
     path = Path(path)
     if not path.is_dir():
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files]
+    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files if file != path / without]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def sign(folder: Path, made_from: dict):
+    """Note in a folder what it was made from, and what it holds now."""
+    write_json(folder / MADE_FROM, made_from | {"holds": fingerprint(folder, without=MADE_FROM)})
+
+
+def is_signed(folder: Path, made_from: dict) -> bool:
+    """Whether a folder was made from the same, and neither it nor its note has changed since."""
+    try:
+        return read_json(folder / MADE_FROM) == made_from | {"holds": fingerprint(folder, without=MADE_FROM)}
+    except (OSError, GlossError):
+        return False
 
 
 def commit() -> str:

@@ -14,7 +14,7 @@ from helpers import flip, one_line_error, run_of
 from kill import environment
 from test_finetune import train_small
 
-from gloss_utils import generate, index, models, runner, sasrec
+from gloss_utils import generate, index, models, runner, sasrec, tiny
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
@@ -68,19 +68,30 @@ def test_a_manifest_names_nothing_outside_its_folder(copied_run):
             folder.stages()
 
 
-def test_a_damaged_sasrec_is_trained_again(copied_run, monkeypatch):
+@pytest.mark.parametrize("kind", ["base", "sasrec"])
+def test_a_model_of_the_run_with_any_damaged_file_is_trained_again(copied_run, monkeypatch, kind):
     folder, _ = copied_run
-    run, trained = run_of(copied_run), []
-    data = Dataset.load(folder)
+    run, trained, data = run_of(copied_run), [], Dataset.load(folder)
     queries = generate.pd.DataFrame({"user": data.users["user"][:3], "history": [[]] * 3, "target": [None] * 3})
     monkeypatch.setattr(sasrec.training, "train", lambda *args, **kwargs: trained.append(1))
-    sasrec.prepare(run, data, queries, data.sequences())
-    trained.clear()
-    sasrec.prepare(run, data, queries, data.sequences())
-    assert not trained
-    flip(folder.sasrec / "model.safetensors")
-    sasrec.prepare(run, data, queries, data.sequences())
-    assert trained
+
+    def prepare() -> bool:
+        trained.clear()
+        if kind == "base":
+            tiny.prepare(run, data.trained_titles())
+        else:
+            sasrec.prepare(run, data, queries, data.sequences())
+        return bool(trained)
+
+    prepare()
+    files = [path for path in getattr(folder, kind).rglob("*") if path.is_file()]
+    assert {"config.json", "made_from.json", "model.safetensors"} <= {path.name for path in files}
+    for file in files:
+        assert not prepare()
+        flip(file)
+        assert prepare(), file
+        file.unlink()
+        assert prepare(), file
 
 
 def test_a_journal_on_a_full_disk_keeps_its_batches(full_disk):
