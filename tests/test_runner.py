@@ -162,7 +162,8 @@ def test_metrics_file(small_run):
     for metric in evaluate.METRICS:
         assert whole["hybrid", "both"][metric] == rows["gloss"][metric] == metrics["parts"][0][metric]
         assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
-    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.PARTS]
+    weights = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml").weights
+    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.parts(weights)]
     assert len(metrics["comparisons"]) == 2 * (len(evaluate.METHODS) - 1) and len(metrics["ties"]) == 100
     assert not any(row["in_sample"] for row in metrics["rows"])
 
