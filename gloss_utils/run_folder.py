@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ NEEDS = {
     P.SEGMENTS: (P.EXPLORE, P.INDEX, P.RETRIEVE, P.EVALUATE),
 }
 MADE_FROM = "made_from.json"
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 VERSIONS_OF = (
     "torch",
     "transformers",
@@ -66,10 +67,15 @@ def write_whole(path: str | Path):
             sync(temporary)
             _replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong is told already
+            _remove(temporary)
+
+
+def _remove(path: Path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -78,19 +84,14 @@ def full_disk_in_one_line(path: Path):
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         # Libraries wrap the operating system's error each in their own way, and some drop it.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or _is_full(path):
+        told = any(words in str(error) for words in ("No space left", "quota exceeded"))
+        if told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(path):
             raise GlossError(
                 f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
             ) from error
-        if isinstance(error, OSError) and error.errno in (
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
-            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         raise
 
 
@@ -118,7 +119,7 @@ def _replace(temporary: Path, path: Path):
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         path.rename(old)
         temporary.rename(path)
-        shutil.rmtree(old)
+        _remove(old)
     else:
         temporary.replace(path)
     _sync_one(path.parent)  # the rename itself
@@ -135,10 +136,8 @@ def sweep(root: Path, *alive: int):
             continue
         if left[3] == "old" and not path.with_name(left[1]).exists():
             path.rename(path.with_name(left[1]))
-        elif path.is_dir():
-            shutil.rmtree(path)
         else:
-            path.unlink()
+            _remove(path)
 
 
 def write_json(path: Path, value):

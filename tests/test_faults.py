@@ -1,5 +1,6 @@
 """Faults that are no fault of the user's: flipped bytes, full disks, folders that cannot be written, hostile files."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -241,3 +242,30 @@ def test_a_write_that_is_killed_leaves_what_was_there(tmp_path):
         part.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EDQUOT, "Disk quota exceeded"), RuntimeError("IO error: Disk quota exceeded (os error 122)")],
+)
+def test_a_spent_quota_is_a_full_disk(tmp_path, error):
+    with one_line_error("the disk is full", "nothing was lost"), write_whole(tmp_path / "new"):
+        raise error
+
+
+@pytest.mark.parametrize("name", ["file/under", "x" * 250, "x" * 300])
+def test_a_path_that_cannot_be_is_one_line(tmp_path, name):
+    (tmp_path / "file").write_text("before")
+    with one_line_error(f"{name} cannot be written", "choose another folder"), write_whole(tmp_path / name) as part:
+        part.write_text("after")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "before"
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_left(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    with write_whole(tmp_path / "link") as part:
+        part.mkdir()
+        (part / "file").write_text("after")
+    assert (tmp_path / "link/file").read_text() == "after" and not os.listdir(tmp_path / "theirs")
+    assert sorted(os.listdir(tmp_path)) == ["link", "theirs"]
