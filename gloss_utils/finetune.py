@@ -220,7 +220,7 @@ def _run_together(files: list[str], overrides: list[tuple[str, str]]):
     together = training.processes()
     together.wait_for_everyone()
     run = open_run(P.FINE_TUNE, runner.resolve(P.FINE_TUNE, runner.given(files, overrides)))
-    if run.folder.finished(P.FINE_TUNE, run.own):
+    if not run.folder.why_run(P.FINE_TUNE, run.own):
         together.print(f"{P.FINE_TUNE}: up to date")
         return
     result = prepare(run, Dataset.load(run.folder))

@@ -264,20 +264,31 @@ class RunFolder:
                 return name
         return None
 
-    def finished(self, stage: str, values: dict) -> bool:
-        """Whether `stage` was finished with these parameters, on these inputs, and nothing of it changed since."""
-        stages = self.stages()
-        entry = stages.get(stage)
+    def why_run(self, stage: str, values: dict) -> str | None:
+        """Why `stage` has to be run; None where it was finished with these parameters and nothing changed since."""
+        entry = self.stages().get(stage)
         if entry is None:
-            return False
+            return "it is not finished yet"
         if stage == P.FINE_TUNE and values["queries_file"]:
-            return True  # there is nothing to do
-        if entry["parameters"] != values or self.outdated(stage):
-            return False
-        for name, value in entry["inputs"].items():
-            if not Path(name).exists() or fingerprint(name) != value:
-                return False
-        return self.damaged(entry) is None
+            return None  # there is nothing to do
+        before = entry["parameters"]
+        if other := [name for name in before | values if before.get(name, ...) != values.get(name, ...)]:
+            return f"it was finished with other values of {', '.join(other)}"
+        if newer := self.outdated(stage):
+            return f"{newer} was run again after it"
+        if changed := changed_input(entry):
+            return f"{changed} is missing or not as it was read"
+        if damaged := self.damaged(entry):
+            return f"{self.root / damaged} is missing or not as it was left"
+        return None
+
+
+def changed_input(entry: dict) -> str | None:
+    """The first file or folder from outside that is missing or changed since a stage read it, or None."""
+    for name, value in entry["inputs"].items():
+        if not Path(name).exists() or fingerprint(name) != value:
+            return name
+    return None
 
 
 def _is_entry(stage: str, entry) -> bool:
@@ -432,6 +443,10 @@ def _earlier(folder: RunFolder, stage: str, values: dict) -> dict:
             raise GlossError(
                 f"{folder.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
             )
+        # Later stages load the models that these two were given; raw data is read once, and may be gone.
+        changed = changed_input(stages[other]) if other in (P.FINE_TUNE, P.INDEX) else None
+        if changed:
+            raise GlossError(f"{changed} is missing or not as {other} read it; run notebooks/{other}.ipynb again")
         newer = folder.outdated(other)
         if newer:
             raise GlossError(f"{newer} was run again after {other}; run notebooks/{other}.ipynb again, too")

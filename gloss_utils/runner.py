@@ -76,11 +76,13 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
         own = {name: value for name, value in resolved[stage].items() if name != "run_dir"}
         if stage not in chosen:
             _say_if_kept(folder, stage, own, chosen)
-        elif not force and folder.finished(stage, own):
+        elif not force and not (why := folder.why_run(stage, own)):
             print(f"{stage}: up to date")
         else:
             if force:
                 folder.forget_texts()
+            elif stage in folder.stages():
+                print(f"{stage}: {why}")
             passed = {name: values[name] for name in P.stage_names(stage) if name in values}
             _execute(stage, passed, folder)
 

@@ -20,13 +20,13 @@ from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.journal import Journal
-from gloss_utils.run_folder import needs, open_run, write_json, write_whole
+from gloss_utils.run_folder import fingerprint, identity, needs, open_run, write_json, write_whole
 
 NOBODY = 65534
 
 
 @pytest.mark.parametrize("stage", P.STAGES)
-def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypatch, stage):
+def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypatch, capsys, stage):
     """For every file and folder in the manifest."""
     folder, file = copied_run
     again = []
@@ -36,8 +36,10 @@ def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypa
         flip(folder.root / name)
         assert folder.damaged(folder.stages()[stage]) == name
         again.clear()
+        capsys.readouterr()
         runner.run([str(file)], [], first=stage[:2], last=stage[:2])
         assert again == [stage]
+        assert f"{stage}: {folder.root / name} is missing or not as it was left" in capsys.readouterr().out.splitlines()
         if later:
             with one_line_error(str(folder.root / name), f"run notebooks/{stage}.ipynb again"):
                 open_run(later, runner.defaults(later) | {"run_dir": str(folder.root)})
@@ -269,3 +271,20 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left(tmp_path):
         (part / "file").write_text("after")
     assert (tmp_path / "link/file").read_text() == "after" and not os.listdir(tmp_path / "theirs")
     assert sorted(os.listdir(tmp_path)) == ["link", "theirs"]
+
+
+def test_a_model_from_outside_that_was_changed_is_named_by_the_stages_that_load_it(copied_run, encoder):
+    folder, _ = copied_run
+    stages = folder.stages()
+    stages[P.INDEX]["inputs"] = {str(encoder): fingerprint(encoder)}
+    for later in (P.RETRIEVE, P.EVALUATE, P.SEGMENTS):  # as if the run had been made with it
+        stages[later]["builds_on"][P.INDEX] = identity(stages[P.INDEX])
+        for other in (P.RETRIEVE, P.EVALUATE):
+            if other in stages[later]["builds_on"]:
+                stages[later]["builds_on"][other] = identity(stages[other])
+    write_json(folder.manifest, stages)
+    values = runner.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
+    open_run(P.EVALUATE, values).lock.release()
+    flip(encoder / "config.json")
+    with one_line_error(str(encoder), f"not as {P.INDEX} read it", f"run notebooks/{P.INDEX}.ipynb again"):
+        open_run(P.EVALUATE, values)
