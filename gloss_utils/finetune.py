@@ -42,6 +42,7 @@ def _with_unsloth(run: Run, base: str | Path):
             max_seq_length=run["max_length"],
             dtype=compute_dtype(),
             load_in_4bit=run["load_in_4bit"],
+            use_safetensors=True,
             trust_remote_code=False,
             use_exact_model_name=True,  # else it trains on its own copy of the weights, which generation does not load
         )
