@@ -14,6 +14,7 @@ from papermill.exceptions import PapermillExecutionError
 from gloss_utils import lock, queries, report, results
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError, Interrupted
+from gloss_utils.rejects import Rejects
 from gloss_utils.run_folder import RunFolder, needs, only_runs, read_json, same_dataset, sweep, write_whole
 
 NOTEBOOKS = P.ROOT / "notebooks"
@@ -56,9 +57,6 @@ def run(
     resolved = {stage: resolve(stage, values) for stage in P.STAGES}
     P.check_all({name: value for own in resolved.values() for name, value in own.items()})
     P.check_files(values)
-    if values.get("queries_file"):
-        own = resolved[P.RETRIEVE]
-        queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next")
     folder = RunFolder(values["run_dir"])
     only_runs(folder)
     same_dataset(folder, resolved[P.EXPLORE])
@@ -67,6 +65,9 @@ def run(
         raise GlossError(f"--from {first} is after --until {last}; nothing to run")
     with lock.for_runner(folder.run_lock, folder.stage_lock):
         sweep(folder.root)
+        if values.get("queries_file"):
+            own, rejects = resolved[P.RETRIEVE], Rejects(folder.rejected_queries)
+            queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next", rejects)
         _run_stages(folder, resolved, values, chosen, force)
     return folder
 

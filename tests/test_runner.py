@@ -263,6 +263,17 @@ def test_a_run_that_was_cut_off_early_is_taken_up(tmp_path, mark):
     assert open_alone(P.EXPLORE, RunFolder(tmp_path)).folder.root == tmp_path
 
 
+def test_queries_that_stop_a_run_before_any_work_can_be_looked_at(tmp_path, executed):
+    good = {"reviewer_id": "u", "asin": "t", "seen_asins": [], "generated_sequences": ["x"]}
+    file, folder = tmp_path / "queries.jsonl", RunFolder(tmp_path / "run")
+    file.write_text("\n".join(map(json.dumps, [good, good | {"reviewer_id": "v v"}])))
+    for _ in range(2):  # what it leaves is the folder of a run
+        with one_line_error("1 of 2 records", "line 2: reviewer_id is not an id", f"are in {folder.rejected_queries}"):
+            told = [("queries_file", str(file)), ("run_dir", str(folder.root))]
+            runner.run([str(P.ROOT / "params/demo.yaml")], told)
+    assert read_json(folder.rejected_queries)["place"] == "line 2" and not executed
+
+
 def test_run_dir_by_default_is_named_after_the_files(tmp_path):
     params = P.ROOT / "params"
     toys, llama, demo = (str(params / f"{name}.yaml") for name in ("toys", "llama-1b", "demo"))
