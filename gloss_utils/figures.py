@@ -84,18 +84,31 @@ def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figu
     """The catalogue in two dimensions (t-SNE of at most 2,000 items), in groups named by their telling words."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(titles))[:MAP_ITEMS])
     vectors, titles = vectors[chosen], titles.iloc[chosen]
-    places = TSNE(perplexity=min(30, (len(titles) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
-    groups = KMeans(min(MAP_GROUPS, len(titles)), random_state=seed, n_init=3).fit_predict(vectors)
-    words = TfidfVectorizer(stop_words="english", token_pattern=r"[a-zA-Z]{3,}")
-    weights = words.fit_transform(titles.map(unescape)).toarray()
+    places, different = np.zeros((len(titles), 2)), len(np.unique(vectors, axis=0))
+    if different > 1:  # t-SNE has no place for what is all the same
+        places = TSNE(perplexity=min(30, (len(titles) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
+    groups = KMeans(min(MAP_GROUPS, different), random_state=seed, n_init=3).fit_predict(vectors)
+    named = _telling_words(titles, groups)
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for group in np.unique(groups):
-        inside = groups == group
-        telling = (weights[inside].mean(axis=0) - weights.mean(axis=0)).argsort()[::-1][:3]
-        axis.scatter(*places[inside].T, s=6, label=", ".join(words.get_feature_names_out()[telling]))
+        axis.scatter(*places[groups == group].T, s=6, label=named.get(group))
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, title="telling words")
+    if named:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, title="telling words")
     return figure
+
+
+def _telling_words(titles: pd.Series, groups: np.ndarray) -> dict[int, str]:
+    words = TfidfVectorizer(stop_words="english", token_pattern=r"[^\W\d_]{3,}")
+    try:
+        weights = words.fit_transform(titles.map(unescape)).toarray()
+    except ValueError:  # no title holds such a word
+        return {}
+    named = {}
+    for group in np.unique(groups):
+        telling = (weights[groups == group].mean(axis=0) - weights.mean(axis=0)).argsort()[::-1][:3]
+        named[group] = ", ".join(words.get_feature_names_out()[telling])
+    return named
 
 
 def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5")) -> plt.Figure:

@@ -42,6 +42,7 @@ def _with_unsloth(run: Run, base: str | Path):
             max_seq_length=run["max_length"],
             dtype=compute_dtype(),
             load_in_4bit=run["load_in_4bit"],
+            use_safetensors=True,
             trust_remote_code=False,
             use_exact_model_name=True,  # else it trains on its own copy of the weights, which generation does not load
         )
@@ -220,7 +221,7 @@ def _run_together(files: list[str], overrides: list[tuple[str, str]]):
     together = training.processes()
     together.wait_for_everyone()
     run = open_run(P.FINE_TUNE, runner.resolve(P.FINE_TUNE, runner.given(files, overrides)))
-    if run.folder.finished(P.FINE_TUNE, run.own):
+    if not run.folder.why_run(P.FINE_TUNE, run.own):
         together.print(f"{P.FINE_TUNE}: up to date")
         return
     result = prepare(run, Dataset.load(run.folder))

@@ -179,8 +179,10 @@ class Evidence:
         have = np.bincount(keys // items, minlength=users)
         short = everyone[have < depth]
         if len(short):
-            taken = have[short] + np.bincount(seen // items, minlength=users)[short]
-            keys = _without(np.concatenate([keys, _pairs(short, self.popular[: depth + taken.max()], items)]), seen)
+            # Each looks as far as they may need to: as far as the longest history takes much memory for all.
+            far = np.minimum(depth + have[short] + np.bincount(seen // items, minlength=users)[short], items)
+            rank = np.arange(far.sum()) - np.repeat(np.cumsum(far) - far, far)
+            keys = _without(np.concatenate([keys, np.repeat(short, far) * items + self.popular[rank]]), seen)
         return keys
 
     def _with_features(self, start: int, known: dict[str, sparse.csr_matrix], keys: np.ndarray) -> Candidates:

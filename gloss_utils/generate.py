@@ -51,7 +51,9 @@ def load_model(run: Run):
 
 def load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
     """The tokenizer that stage 2 trained with, as it stands beside the adapter."""
-    return with_padding(AutoTokenizer.from_pretrained(run.folder.adapter, local_files_only=True))
+    return with_padding(
+        AutoTokenizer.from_pretrained(run.folder.adapter, local_files_only=True, trust_remote_code=False)
+    )
 
 
 class Catalogue:

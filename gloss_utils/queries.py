@@ -7,7 +7,9 @@ best first) as the paper's code publishes them; ours add `logprobs` (sum over a 
 
 import gzip
 import json
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -102,17 +104,28 @@ def _unusable(record, targets: bool) -> str | None:
         return "reviewer_id is not an id (a text without spaces)"
     if targets and not is_id(record.get("asin")):
         return "asin is not an id (a text without spaces)"
-    if not _list_of(record.get("seen_asins"), str):
+    if not _list_of(record.get("seen_asins"), lambda item: isinstance(item, str) and whole_characters(item) == item):
         return "seen_asins is not a list of texts"
     texts = record.get("generated_sequences")
-    if not _list_of(texts, str) or not texts:
+    if not _list_of(texts, lambda text: isinstance(text, str)) or not texts:
         return "generated_sequences is not a list of at least one text"
-    for key, kind in (("logprobs", (int, float, type(None))), ("lengths", (int, type(None)))):
+    for key, fits, kind in (("logprobs", _is_number, "number"), ("lengths", _is_length, "whole number from 1 up")):
         values = record.get(key)
-        if values is not None and (not _list_of(values, kind) or len(values) != len(texts)):
-            return f"{key} is not a list of one number a text"
+        if values is not None and not (_list_of(values, fits) and len(values) == len(texts)):
+            return f"{key} is not a list of one {kind} (or null) a text"
     return None
 
 
-def _list_of(value, kind) -> bool:
-    return isinstance(value, list) and all(isinstance(part, kind) for part in value)
+def _list_of(value, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_number(value) -> bool:
+    if value is None:
+        return True
+    # JSON's whole numbers have no limit, but a mean has; Python's JSON also knows NaN and Infinity.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_length(value) -> bool:
+    return value is None or (isinstance(value, int) and _is_number(value) and value > 0)

@@ -62,7 +62,9 @@ def page(notebook: NotebookNode, title: str, template: str = PAGE, **resources: 
 def write(folder: RunFolder) -> dict[str, str]:
     """Write `report.html`: results, parameters, contents, and the executed notebooks with their code folded.
 
-    Returns the stages that are left out, and why. Raises `GlossError` where nothing is left to report.
+    Returns the stages that are left out, and why. Raises `GlossError` where nothing is left to report. The notebooks,
+    which are written after their stage is finished, are in no manifest: what they show, scripts in it included, is
+    trusted as it stands in the run folder.
     """
     stages = folder.stages()
     if not stages:
@@ -76,7 +78,7 @@ def write(folder: RunFolder) -> dict[str, str]:
     front = [
         f"<h1>{escape(title)}</h1>",
         _results(folder),
-        *(f"<p>Left out: {stage}, which {reason}.</p>" for stage, reason in left_out.items()),
+        *(f"<p>Left out: {stage}, which {escape(reason)}.</p>" for stage, reason in left_out.items()),
         _parameters(stages),
         _contents(cells),
     ]

@@ -214,7 +214,7 @@ def show(results: Retrieved, user: str | None = None) -> HTML:
 
 def _scored(row: pd.Series) -> list[str]:
     scores = zip(row["logprobs"], row["lengths"], strict=True)
-    means = ["" if total is None else f" ({total / length:.2f})" for total, length in scores]
+    means = ["" if None in score else f" ({score[0] / score[1]:.2f})" for score in scores]
     return [escape(text) + mean for text, mean in zip(row["texts"], means, strict=True)]
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,8 @@ NEEDS = {
     P.EVALUATE: (P.EXPLORE, P.INDEX, P.RETRIEVE),
     P.SEGMENTS: (P.EXPLORE, P.INDEX, P.RETRIEVE, P.EVALUATE),
 }
+MADE_FROM = "made_from.json"
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 VERSIONS_OF = (
     "torch",
     "transformers",
@@ -65,10 +67,15 @@ def write_whole(path: str | Path):
             sync(temporary)
             _replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong is told already
+            _remove(temporary)
+
+
+def _remove(path: Path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -77,19 +84,14 @@ def full_disk_in_one_line(path: Path):
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         # Libraries wrap the operating system's error each in their own way, and some drop it.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or _is_full(path):
+        told = any(words in str(error) for words in ("No space left", "quota exceeded"))
+        if told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(path):
             raise GlossError(
                 f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
             ) from error
-        if isinstance(error, OSError) and error.errno in (
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
-            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         raise
 
 
@@ -117,7 +119,7 @@ def _replace(temporary: Path, path: Path):
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         path.rename(old)
         temporary.rename(path)
-        shutil.rmtree(old)
+        _remove(old)
     else:
         temporary.replace(path)
     _sync_one(path.parent)  # the rename itself
@@ -134,10 +136,8 @@ def sweep(root: Path, *alive: int):
             continue
         if left[3] == "old" and not path.with_name(left[1]).exists():
             path.rename(path.with_name(left[1]))
-        elif path.is_dir():
-            shutil.rmtree(path)
         else:
-            path.unlink()
+            _remove(path)
 
 
 def write_json(path: Path, value):
@@ -154,15 +154,28 @@ def read_json(path: Path):
         raise GlossError(f"{path} is damaged; delete it and run again") from None
 
 
-def fingerprint(path: str | Path) -> str:
-    """sha256 of a file, or of a folder's names and contents."""
+def fingerprint(path: str | Path, without: str = "") -> str:
+    """sha256 of a file, or of a folder's names and contents; without: a file of the folder that is left out."""
     path = Path(path)
     if not path.is_dir():
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files]
+    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files if file != path / without]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def sign(folder: Path, made_from: dict):
+    """Note in a folder what it was made from, and what it holds now."""
+    write_json(folder / MADE_FROM, made_from | {"holds": fingerprint(folder, without=MADE_FROM)})
+
+
+def is_signed(folder: Path, made_from: dict) -> bool:
+    """Whether a folder was made from the same, and neither it nor its note has changed since."""
+    try:
+        return read_json(folder / MADE_FROM) == made_from | {"holds": fingerprint(folder, without=MADE_FROM)}
+    except (OSError, GlossError):
+        return False
 
 
 def commit() -> str:
@@ -202,7 +215,7 @@ class RunFolder:
         self.sasrec = self.root / "model/sasrec"
         self.dense_index = self.root / "index/dense"
         self.bm25_index = self.root / "index/bm25"
-        self.parts = self.root / "parts"
+        self.parts = self.root / ".parts"
         self.queries = self.root / "queries.jsonl"
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
@@ -251,20 +264,31 @@ class RunFolder:
                 return name
         return None
 
-    def finished(self, stage: str, values: dict) -> bool:
-        """Whether `stage` was finished with these parameters, on these inputs, and nothing of it changed since."""
-        stages = self.stages()
-        entry = stages.get(stage)
+    def why_run(self, stage: str, values: dict) -> str | None:
+        """Why `stage` has to be run; None where it was finished with these parameters and nothing changed since."""
+        entry = self.stages().get(stage)
         if entry is None:
-            return False
+            return "it is not finished yet"
         if stage == P.FINE_TUNE and values["queries_file"]:
-            return True  # there is nothing to do
-        if entry["parameters"] != values or self.outdated(stage):
-            return False
-        for name, value in entry["inputs"].items():
-            if not Path(name).exists() or fingerprint(name) != value:
-                return False
-        return self.damaged(entry) is None
+            return None  # there is nothing to do
+        before = entry["parameters"]
+        if other := [name for name in before | values if before.get(name, ...) != values.get(name, ...)]:
+            return f"it was finished with other values of {', '.join(other)}"
+        if newer := self.outdated(stage):
+            return f"{newer} was run again after it"
+        if changed := changed_input(entry):
+            return f"{changed} is missing or not as it was read"
+        if damaged := self.damaged(entry):
+            return f"{self.root / damaged} is missing or not as it was left"
+        return None
+
+
+def changed_input(entry: dict) -> str | None:
+    """The first file or folder from outside that is missing or changed since a stage read it, or None."""
+    for name, value in entry["inputs"].items():
+        if not Path(name).exists() or fingerprint(name) != value:
+            return name
+    return None
 
 
 def _is_entry(stage: str, entry) -> bool:
@@ -384,6 +408,7 @@ def open_run(stage: str, notebook: dict) -> Run:
     values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
     P.check_files(values)
     folder = RunFolder(values.pop("run_dir"))
+    only_runs(folder)
     if not folder.root.exists():
         _earlier(folder, stage, values)  # what is lacking is told before a lock leaves a folder behind
     held = _locked(folder)
@@ -418,6 +443,10 @@ def _earlier(folder: RunFolder, stage: str, values: dict) -> dict:
             raise GlossError(
                 f"{folder.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
             )
+        # Later stages load the models that these two were given; raw data is read once, and may be gone.
+        changed = changed_input(stages[other]) if other in (P.FINE_TUNE, P.INDEX) else None
+        if changed:
+            raise GlossError(f"{changed} is missing or not as {other} read it; run notebooks/{other}.ipynb again")
         newer = folder.outdated(other)
         if newer:
             raise GlossError(f"{newer} was run again after {other}; run notebooks/{other}.ipynb again, too")
@@ -427,6 +456,21 @@ def _earlier(folder: RunFolder, stage: str, values: dict) -> dict:
             )
         earlier |= stages[other]["parameters"]
     return earlier
+
+
+def only_runs(folder: RunFolder):
+    """Raise `GlossError` where a folder holds other things than a run, whose stages would replace them."""
+    root = folder.root.resolve()
+    if P.ROOT.resolve().is_relative_to(root):
+        raise GlossError(f"run_dir {folder.root} holds this repository; choose a folder for the run alone")
+    try:
+        holds = set(os.listdir(root)) if root.is_dir() else set()
+    except OSError as error:
+        raise GlossError(f"run_dir {folder.root} cannot be read ({error.strerror}); choose another") from error
+    if holds and not holds & {path.name for path in (folder.manifest, folder.parameters, folder.run_lock)}:
+        raise GlossError(
+            f"run_dir {folder.root} is not empty and not the folder of a run; choose a new or an empty folder"
+        )
 
 
 def same_dataset(folder: RunFolder, values: dict):

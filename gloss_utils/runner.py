@@ -14,7 +14,8 @@ from papermill.exceptions import PapermillExecutionError
 from gloss_utils import lock, queries, report, results
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError, Interrupted
-from gloss_utils.run_folder import RunFolder, needs, read_json, same_dataset, sweep, write_whole
+from gloss_utils.rejects import Rejects
+from gloss_utils.run_folder import RunFolder, needs, only_runs, read_json, same_dataset, sweep, write_whole
 
 NOTEBOOKS = P.ROOT / "notebooks"
 FIGURES = "07_paper_figures"
@@ -56,16 +57,17 @@ def run(
     resolved = {stage: resolve(stage, values) for stage in P.STAGES}
     P.check_all({name: value for own in resolved.values() for name, value in own.items()})
     P.check_files(values)
-    if values.get("queries_file"):
-        own = resolved[P.RETRIEVE]
-        queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next")
     folder = RunFolder(values["run_dir"])
+    only_runs(folder)
     same_dataset(folder, resolved[P.EXPLORE])
     chosen = P.STAGES[_number(first, 0) : _number(last, len(P.STAGES) - 1) + 1]
     if not chosen:
         raise GlossError(f"--from {first} is after --until {last}; nothing to run")
     with lock.for_runner(folder.run_lock, folder.stage_lock):
         sweep(folder.root)
+        if values.get("queries_file"):
+            own, rejects = resolved[P.RETRIEVE], Rejects(folder.rejected_queries)
+            queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next", rejects)
         _run_stages(folder, resolved, values, chosen, force)
     return folder
 
@@ -75,11 +77,13 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
         own = {name: value for name, value in resolved[stage].items() if name != "run_dir"}
         if stage not in chosen:
             _say_if_kept(folder, stage, own, chosen)
-        elif not force and folder.finished(stage, own):
+        elif not force and not (why := folder.why_run(stage, own)):
             print(f"{stage}: up to date")
         else:
             if force:
                 folder.forget_texts()
+            elif stage in folder.stages():
+                print(f"{stage}: {why}")
             passed = {name: values[name] for name in P.stage_names(stage) if name in values}
             _execute(stage, passed, folder)
 

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gloss_utils import cooccurrence, ranking, splits, training
 from gloss_utils.explore_data import Dataset
-from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, write_whole
+from gloss_utils.run_folder import Run, is_signed, sign, write_whole
 
 PAD = 0  # item number i is token i + 1
 LENGTH = 50  # the last so many items of a history are read
@@ -79,8 +79,7 @@ def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[st
     told = {"seed": run["seed"], "epochs": run["sasrec_epochs"], "width": run["sasrec_width"], "items": len(data.items)}
     learnt = hashlib.sha256(json.dumps([texts, validation]).encode()).hexdigest()
     made_from = told | {"texts": learnt}
-    record, weights = folder / "made_from.json", folder / "model.safetensors"
-    if weights.exists() and record.exists() and read_json(record) == made_from | {"weights": fingerprint(weights)}:
+    if is_signed(folder, made_from):
         return SASRec.from_pretrained(folder, use_safetensors=True).eval()
     training.seed_everything(run["seed"])
     model = new_model(len(data.items), run["sasrec_width"])
@@ -101,7 +100,7 @@ def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[st
     training.train(model, padding, texts, validation, settings, checkpoints, made_from, name="SASRec")
     with write_whole(folder) as part:
         model.save_pretrained(part)
-        write_json(part / "made_from.json", made_from | {"weights": fingerprint(part / "model.safetensors")})
+        sign(part, made_from)
     training.forget(checkpoints)
     return model.eval()
 

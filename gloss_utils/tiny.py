@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gloss_utils import prompts, training
 from gloss_utils.index import BM25Index
-from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, write_whole
+from gloss_utils.run_folder import Run, is_signed, sign, write_whole
 
 TITLES_A_LIST = 8
 RELATED = 12  # titles that are near enough to stand beside a title in a list
@@ -106,8 +106,7 @@ def prepare(run: Run, titles: list[str]) -> Path:
         "bf16_on_cpu",
     )
     made_from = {name: run[name] for name in names} | {"titles": titles}
-    record, weights = folder / "made_from.json", folder / "model.safetensors"
-    if weights.exists() and record.exists() and read_json(record) == made_from | {"weights": fingerprint(weights)}:
+    if is_signed(folder, made_from):
         return folder
     training.seed_everything(run["seed"])
     tokenizer = train_tokenizer(titles, run["tiny_vocabulary"])
@@ -131,7 +130,6 @@ def prepare(run: Run, titles: list[str]) -> Path:
     with write_whole(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        made_from["weights"] = fingerprint(part / "model.safetensors")
-        write_json(part / "made_from.json", made_from)
+        sign(part, made_from)
     training.forget(run.folder.checkpoints)
     return folder

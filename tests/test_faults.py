@@ -1,5 +1,6 @@
 """Faults that are no fault of the user's: flipped bytes, full disks, folders that cannot be written, hostile files."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -14,18 +15,18 @@ from helpers import flip, one_line_error, run_of
 from kill import environment
 from test_finetune import train_small
 
-from gloss_utils import generate, index, models, runner, sasrec
+from gloss_utils import generate, index, models, runner, sasrec, tiny
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.journal import Journal
-from gloss_utils.run_folder import needs, open_run, write_json, write_whole
+from gloss_utils.run_folder import fingerprint, identity, needs, open_run, write_json, write_whole
 
 NOBODY = 65534
 
 
 @pytest.mark.parametrize("stage", P.STAGES)
-def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypatch, stage):
+def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypatch, capsys, stage):
     """For every file and folder in the manifest."""
     folder, file = copied_run
     again = []
@@ -35,8 +36,10 @@ def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypa
         flip(folder.root / name)
         assert folder.damaged(folder.stages()[stage]) == name
         again.clear()
+        capsys.readouterr()
         runner.run([str(file)], [], first=stage[:2], last=stage[:2])
         assert again == [stage]
+        assert f"{stage}: {folder.root / name} is missing or not as it was left" in capsys.readouterr().out.splitlines()
         if later:
             with one_line_error(str(folder.root / name), f"run notebooks/{stage}.ipynb again"):
                 open_run(later, runner.defaults(later) | {"run_dir": str(folder.root)})
@@ -68,19 +71,30 @@ def test_a_manifest_names_nothing_outside_its_folder(copied_run):
             folder.stages()
 
 
-def test_a_damaged_sasrec_is_trained_again(copied_run, monkeypatch):
+@pytest.mark.parametrize("kind", ["base", "sasrec"])
+def test_a_model_of_the_run_with_any_damaged_file_is_trained_again(copied_run, monkeypatch, kind):
     folder, _ = copied_run
-    run, trained = run_of(copied_run), []
-    data = Dataset.load(folder)
+    run, trained, data = run_of(copied_run), [], Dataset.load(folder)
     queries = generate.pd.DataFrame({"user": data.users["user"][:3], "history": [[]] * 3, "target": [None] * 3})
     monkeypatch.setattr(sasrec.training, "train", lambda *args, **kwargs: trained.append(1))
-    sasrec.prepare(run, data, queries, data.sequences())
-    trained.clear()
-    sasrec.prepare(run, data, queries, data.sequences())
-    assert not trained
-    flip(folder.sasrec / "model.safetensors")
-    sasrec.prepare(run, data, queries, data.sequences())
-    assert trained
+
+    def prepare() -> bool:
+        trained.clear()
+        if kind == "base":
+            tiny.prepare(run, data.trained_titles())
+        else:
+            sasrec.prepare(run, data, queries, data.sequences())
+        return bool(trained)
+
+    prepare()
+    files = [path for path in getattr(folder, kind).rglob("*") if path.is_file()]
+    assert {"config.json", "made_from.json", "model.safetensors"} <= {path.name for path in files}
+    for file in files:
+        assert not prepare()
+        flip(file)
+        assert prepare(), file
+        file.unlink()
+        assert prepare(), file
 
 
 def test_a_journal_on_a_full_disk_keeps_its_batches(full_disk):
@@ -230,3 +244,47 @@ def test_a_write_that_is_killed_leaves_what_was_there(tmp_path):
         part.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["old"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EDQUOT, "Disk quota exceeded"), RuntimeError("IO error: Disk quota exceeded (os error 122)")],
+)
+def test_a_spent_quota_is_a_full_disk(tmp_path, error):
+    with one_line_error("the disk is full", "nothing was lost"), write_whole(tmp_path / "new"):
+        raise error
+
+
+@pytest.mark.parametrize("name", ["file/under", "x" * 250, "x" * 300])
+def test_a_path_that_cannot_be_is_one_line(tmp_path, name):
+    (tmp_path / "file").write_text("before")
+    with one_line_error(f"{name} cannot be written", "choose another folder"), write_whole(tmp_path / name) as part:
+        part.write_text("after")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "before"
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_left(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    with write_whole(tmp_path / "link") as part:
+        part.mkdir()
+        (part / "file").write_text("after")
+    assert (tmp_path / "link/file").read_text() == "after" and not os.listdir(tmp_path / "theirs")
+    assert sorted(os.listdir(tmp_path)) == ["link", "theirs"]
+
+
+def test_a_model_from_outside_that_was_changed_is_named_by_the_stages_that_load_it(copied_run, encoder):
+    folder, _ = copied_run
+    stages = folder.stages()
+    stages[P.INDEX]["inputs"] = {str(encoder): fingerprint(encoder)}
+    for later in (P.RETRIEVE, P.EVALUATE, P.SEGMENTS):  # as if the run had been made with it
+        stages[later]["builds_on"][P.INDEX] = identity(stages[P.INDEX])
+        for other in (P.RETRIEVE, P.EVALUATE):
+            if other in stages[later]["builds_on"]:
+                stages[later]["builds_on"][other] = identity(stages[other])
+    write_json(folder.manifest, stages)
+    values = runner.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
+    open_run(P.EVALUATE, values).lock.release()
+    flip(encoder / "config.json")
+    with one_line_error(str(encoder), f"not as {P.INDEX} read it", f"run notebooks/{P.INDEX}.ipynb again"):
+        open_run(P.EVALUATE, values)

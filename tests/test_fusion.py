@@ -169,6 +169,20 @@ def test_rankings_are_what_a_plain_loop_gives(crowd, depth, neighbours, monkeypa
     assert ranked["user"].drop_duplicates().tolist() == list(histories)
 
 
+def test_a_long_history_gives_others_no_more_candidates():
+    items = [f"i{number}" for number in range(500)]
+    histories = {"long": items[:400], **{f"u{number}": [] for number in range(50)}}
+
+    def candidates(users: list[str]) -> dict[str, set[int]]:
+        some = {user: histories[user] for user in users}
+        (found,) = fusion.Evidence({}, some, {}, pd.Series(items), FROZEN).candidates(True, 5)
+        return {user: set(found.item[found.user == place]) for place, user in enumerate(users)}
+
+    together = candidates(list(histories))
+    assert len(together["u0"]) == 5 and together["long"] >= set(range(400, 405))
+    assert together == {user: candidates([user])[user] for user in histories}
+
+
 def test_several_weightings_at_once_are_each_of_them_alone(crowd):
     found, histories, learnable, items = crowd
     evidence = fusion.Evidence(found, histories, learnable, pd.Series(items), FROZEN)

@@ -6,11 +6,13 @@ import io
 import json
 import math
 
+import pandas as pd
 import pytest
+from helpers import dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gloss_utils import queries, readers, sources, templates
+from gloss_utils import queries, readers, retrieve, sources, templates
 from gloss_utils.blocks import Layout
 from gloss_utils.errors import GlossError
 from gloss_utils.readers import is_id
@@ -33,10 +35,22 @@ REVIEW = st.fixed_dictionaries(
     optional={"overall": st.floats(0, 5) | VALUES, "summary": VALUES},
 )
 ITEM = st.fixed_dictionaries({"asin": IDS}, optional={"title": st.text(max_size=8) | VALUES, "price": VALUES})
-QUERIES = st.fixed_dictionaries(
-    {"reviewer_id": IDS, "asin": IDS, "seen_asins": VALUES | st.lists(IDS, max_size=3)},
-    optional={"generated_sequences": st.lists(st.text(max_size=5), max_size=3) | VALUES, "logprobs": VALUES},
+HALVES = st.text(st.characters(exclude_categories=()), max_size=5)  # halves of surrogate pairs among them
+NUMBERS = st.lists(st.none() | st.integers(-1, 2) | st.floats() | st.just(10**400), min_size=1, max_size=2)
+GOOD_QUERIES = st.fixed_dictionaries(
+    {
+        "reviewer_id": st.sampled_from("abcdefgh"),
+        "asin": st.just("a"),
+        "seen_asins": st.lists(HALVES, max_size=3),
+        "generated_sequences": st.lists(HALVES, min_size=1, max_size=2),
+    },
+    optional={"logprobs": NUMBERS, "lengths": NUMBERS},
 )
+QUERIES = GOOD_QUERIES | st.fixed_dictionaries(
+    {"reviewer_id": IDS, "asin": IDS, "seen_asins": VALUES | st.lists(IDS, max_size=3)},
+    optional={"generated_sequences": st.lists(HALVES, max_size=3) | VALUES, "logprobs": VALUES, "lengths": VALUES},
+)
+CATALOGUE = dataset({"u": "ab"})
 JUNK = st.binary(max_size=30) | st.sampled_from(
     [b"", b" ", b"\r", b"{}", b"[]", b"{} {}", b'{"asin": "a"', b"\x1f\x8b", b"\xef\xbb\xbf{}"]
 )
@@ -198,3 +212,7 @@ def test_queries(tmp_path, text):
     assert frame["user"].is_unique and frame["user"].map(is_id).all() and frame["target"].map(is_id).all()
     queries.write(tmp_path / "again", frame)
     assert queries.read(tmp_path / "again", 3, 0).values.tolist() == frame.values.tolist()
+    ranked = pd.DataFrame([(user, 1, "a", 0.5) for user in frame["user"]], columns=["user", "rank", "item", "score"])
+    results = retrieve.Retrieved(CATALOGUE, frame, ranked, [])
+    for user in frame["user"]:
+        retrieve.show(results, user).data.encode()

@@ -3,11 +3,13 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import dense, one_line_error
 
-from gloss_utils import index
+from gloss_utils import figures, index
 from gloss_utils.index import BM25Index, DenseIndex
+from gloss_utils.prompts import item_text
 
 
 def near(similarities: list[float]) -> DenseIndex:
@@ -155,3 +157,29 @@ def test_a_saved_bm25_index_answers_alike(words, tmp_path):
     for ours, theirs in zip(words.search(texts, 4), loaded.search(texts, 4), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [path.name for path in tmp_path.iterdir()] == ["bm25"]
+
+
+@pytest.mark.parametrize(
+    ("titles", "words"),
+    [
+        (["Красное яблоко", "Синяя груша"], {"яблоко", "груша"}),
+        (["红色的苹果 手机壳", "蓝色的香蕉 手机壳"], {"红色的苹果", "手机壳"}),
+        (["crème brûlée", "soap"], {"crème", "brûlée", "soap"}),
+        (["苹果", "a", "12345"], set()),
+        (["only one"], set()),
+        (["", ""], set()),
+    ],
+)
+def test_catalogues_of_any_language_and_size_are_found_by_words_and_mapped(titles, words):
+    texts = [item_text(title) for title in titles]
+    ids, scores = BM25Index.build(texts).search(texts, 1)
+    assert (scores > 0).all() and [texts[place] for place in ids[:, 0]] == texts
+    vectors = np.random.default_rng(3).random((len(titles), 8), dtype=np.float32)
+    for some in (vectors, np.ones_like(vectors)):  # the encoder may tell no two of them apart
+        figure = figures.catalogue_map(some, pd.Series(titles), seed=3)
+        assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == len(titles)
+        assert all(np.isfinite(points.get_offsets()).all() for points in figure.axes[0].collections)
+        legend = figure.axes[0].get_legend()
+        told = {word for text in (legend.get_texts() if legend else ()) for word in text.get_text().split(", ")}
+        assert words <= told if some is vectors else bool(words) == bool(told)
+        figures.plt.close(figure)

@@ -115,7 +115,7 @@ def test_leftovers_of_killed_processes_are_removed_and_a_folder_that_was_being_r
     (folder.root / "model/.training.json.99999.partial").write_text("half")
     (folder.root / "index/.dense.99999.partial").mkdir()
     (folder.root / f"notebooks/.x.{os.getppid()}.partial").write_text("the runner is writing it")
-    (folder.root / "parts").mkdir()
+    folder.parts.mkdir()
     folder.dense_index.rename(folder.root / "index/.dense.99999.old")
     (folder.root / "index/.bm25.99999.old").mkdir()
     open_alone(P.RETRIEVE, folder).lock.release()

@@ -94,6 +94,11 @@ UNUSABLE = {
     "scores are no list": record(logprobs=-1.0),
     "lengths are no whole numbers": record(lengths=[1.5, 2]),
     "lengths do not match": record(lengths=[1, 2, 3]),
+    "a text of no tokens": record(logprobs=[-1, -1], lengths=[0, 1]),
+    "a score beyond all floats": record(logprobs=[-(10**400), -1]),
+    "a score that is no number": record(logprobs=[float("nan"), -1]),
+    "a length beyond all floats": record(lengths=[10**400, 1]),
+    "history with half a character": record(seen_asins=["a", "\ud800"]),
 }
 
 

@@ -8,10 +8,11 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat import v4, write
 
-from gloss_utils import figures, report
+from gloss_utils import figures, report, retrieve
 from gloss_utils import parameters as P
+from gloss_utils.queries import COLUMNS
 from gloss_utils.run_folder import RunFolder, identity, write_json
-from tests.helpers import one_line_error
+from tests.helpers import dataset, one_line_error
 
 PIXEL = base64.b64encode(b"not really a picture").decode()
 
@@ -100,13 +101,15 @@ def test_stages_that_are_not_what_they_were_are_left_out(tmp_path):
     finish(folder, *P.STAGES[:4])
     entries = folder.stages()
     entries[P.EXPLORE]["parameters"] = {"seed": 1}
-    entries[P.RETRIEVE]["outputs"] = {"queries.jsonl": "cafe"}
+    entries[P.RETRIEVE]["outputs"] = {"<script>x": "cafe"}
     write_json(folder.manifest, entries)
     (folder.notebooks / f"{P.INDEX}.ipynb").unlink()
     left_out = report.write(folder)
     assert left_out[P.FINE_TUNE] == "is older than 01_explore_data, on which it builds"
-    assert "by hand" in left_out[P.INDEX] and left_out[P.RETRIEVE] == "left queries.jsonl otherwise than it is now"
+    assert "by hand" in left_out[P.INDEX] and left_out[P.RETRIEVE] == "left <script>x otherwise than it is now"
     assert P.EXPLORE not in left_out
+    soup = BeautifulSoup(folder.report.read_text("utf-8"), "html.parser")
+    assert not soup.find("script") and "04_retrieve, which left <script>x otherwise" in soup.text
 
 
 def test_what_is_no_run_is_told_in_one_line(tmp_path, capsys):
@@ -150,6 +153,21 @@ def test_tables_are_shown_in_full_and_escaped():
     title = "<b>" + "long " * 30
     page = figures.in_full(pd.DataFrame({"item": [title], "score": [0.123456]}, index=["<i>"])).to_html()
     assert "&lt;b&gt;" + "long " * 30 in page and "0.123<" in page and "<i>" not in page
+
+
+def test_a_users_story_escapes_what_is_not_ours():
+    hostile = "<script>x</script>"
+    data = dataset({"u": "ab"})
+    data.items["title"] = [f"{hostile} &amp; title", "comb"]
+    user = f"{hostile}user"
+    queries = pd.DataFrame([(user, ["a", f"{hostile}item"], "a", [f"{hostile}text"], [-1.0], [2])], columns=COLUMNS)
+    ranked = pd.DataFrame([(user, 1, "a", 0.5), (user, 2, "b", 0.4)], columns=["user", "rank", "item", "score"])
+    page = BeautifulSoup(retrieve.show(retrieve.Retrieved(data, queries, ranked, [])).data, "html.parser")
+    assert not page.find("script") and page.h3.text == f"User {user}"
+    lines = [line.text for line in page.find_all("li")]
+    assert lines[:2] == [f"{hostile} &amp; title", f"{hostile}item (not in the catalogue)"]
+    assert lines[2] == f"{hostile}text (-0.50)" and page.b.text == f"{hostile} &amp; title (0.500) ← target"
+    assert page.p.text == f"{hostile} &amp; title"
 
 
 def test_printed_prompts_are_wrapped():

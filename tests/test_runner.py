@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import yaml
+from helpers import one_line_error
 
 from gloss_utils import evaluate, fusion, queries, ranking, retrieve, runner, segments
 from gloss_utils import parameters as P
@@ -12,8 +13,6 @@ from gloss_utils.__main__ import main
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
 from gloss_utils.run_folder import Run, RunFolder, open_run, read_json, write_json
-
-NAMED = fusion.parts(fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml").weights)
 
 
 @pytest.fixture
@@ -163,7 +162,8 @@ def test_metrics_file(small_run):
     for metric in evaluate.METRICS:
         assert whole["hybrid", "both"][metric] == rows["gloss"][metric] == metrics["parts"][0][metric]
         assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
-    assert [row["left_out"] for row in metrics["parts"]] == ["none", *NAMED]
+    weights = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml").weights
+    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.parts(weights)]
     assert len(metrics["comparisons"]) == 2 * (len(evaluate.METHODS) - 1) and len(metrics["ties"]) == 100
     assert not any(row["in_sample"] for row in metrics["rows"])
 
@@ -239,6 +239,39 @@ def test_a_failing_cell_is_shown(copied_run, monkeypatch, capfd, tmp_path):
     assert main(["run", str(file), "--force", "--from", "06"]) == 1
     error = capfd.readouterr().err
     assert "06_user_segments failed in cell" in error and "ZeroDivisionError: division by zero" in error
+
+
+@pytest.mark.parametrize("kind", ["other files", "repository", "above it"])
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, executed, kind):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/01_explore_data.ipynb").write_text("mine")
+    root = {"other files": tmp_path, "repository": P.ROOT, "above it": P.ROOT / "tests/../.."}[kind]
+    before = sorted(path.name for path in root.iterdir())
+    with one_line_error("run_dir", "choose a", "this repository" if kind != "other files" else "not empty"):
+        runner.run([str(P.ROOT / "params/demo.yaml")], [("run_dir", str(root))])
+    with one_line_error("run_dir", "choose a"):
+        open_alone(P.EXPLORE, RunFolder(root))
+    assert not executed and sorted(path.name for path in root.iterdir()) == before
+    assert (tmp_path / "notebooks/01_explore_data.ipynb").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mark", ["manifest.json", "params.yaml", ".run.lock"])
+def test_a_run_that_was_cut_off_early_is_taken_up(tmp_path, mark):
+    (tmp_path / mark).write_text("{}")
+    (tmp_path / "figures").mkdir()
+    assert open_alone(P.EXPLORE, RunFolder(tmp_path)).folder.root == tmp_path
+
+
+def test_queries_that_stop_a_run_before_any_work_can_be_looked_at(tmp_path, executed):
+    good = {"reviewer_id": "u", "asin": "t", "seen_asins": [], "generated_sequences": ["x"]}
+    file, folder = tmp_path / "queries.jsonl", RunFolder(tmp_path / "run")
+    file.write_text("\n".join(map(json.dumps, [good, good | {"reviewer_id": "v v"}])))
+    for _ in range(2):  # what it leaves is the folder of a run
+        with one_line_error("1 of 2 records", "line 2: reviewer_id is not an id", f"are in {folder.rejected_queries}"):
+            told = [("queries_file", str(file)), ("run_dir", str(folder.root))]
+            runner.run([str(P.ROOT / "params/demo.yaml")], told)
+    assert read_json(folder.rejected_queries)["place"] == "line 2" and not executed
 
 
 def test_run_dir_by_default_is_named_after_the_files(tmp_path):
