@@ -14,11 +14,12 @@ import pandas as pd
 
 from gloss_utils import baselines, evaluate, explore_data, fusion, ranking, results, sasrec, sources, splits
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import fingerprint
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 from gloss_utils.parameters import EVALUATE, ROOT
 from gloss_utils.prompts import item_text
 from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import Run, RunFolder, fingerprint
+from gloss_utils.run_folder import Run, RunFolder
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
 

@@ -35,11 +35,12 @@ from tqdm import tqdm
 from benchmarks.baselines import load
 from gloss_utils import evaluate, fusion, queries, ranking, results, sasrec, significance, splits
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import fingerprint, write_whole
 from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 from gloss_utils.parameters import RETRIEVE, ROOT
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import FUSED, HYBRID, Ranker
-from gloss_utils.run_folder import Run, RunFolder, fingerprint, write_whole
+from gloss_utils.run_folder import Run, RunFolder
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
 NOTE = "# Weights of `ranking: hybrid`. Fitted by `python -m benchmarks.ranking`, which says how.\n"

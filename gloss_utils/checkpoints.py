@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from gloss_utils.run_folder import fingerprint, read_json, sync, write_whole
+from gloss_utils.files import fingerprint, read_json, sync, write_whole
 
 KEPT = 2  # the latest ones, besides the best
 

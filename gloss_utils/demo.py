@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gloss_utils.run_folder import write_whole
+from gloss_utils.files import write_whole
 
 SEED = 20140723  # the demo is one data set: the run's seed does not change it
 USERS = 1500

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gloss_utils import lock
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import fingerprint, full_disk_in_one_line, sync, write_whole
+from gloss_utils.files import fingerprint, full_disk_in_one_line, sync, write_whole
 
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt, twice as many before each later one

@@ -10,9 +10,10 @@ import pandas as pd
 from gloss_utils import baselines, fusion, ranking, retrieve, segments, significance
 from gloss_utils import queries as query_files
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import read_json, write_json, write_whole
 from gloss_utils.parameters import RETRIEVE
 from gloss_utils.ranker import FUSED, HYBRID, PAPER, Ranker
-from gloss_utils.run_folder import Run, read_json, write_json, write_whole
+from gloss_utils.run_folder import Run
 
 MEASURES = {
     f"{name}@{k}": ir_measures.parse_measure(f"{measure}@{k}")

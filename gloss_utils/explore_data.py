@@ -8,8 +8,9 @@ import pandas as pd
 
 from gloss_utils import sources
 from gloss_utils.errors import GlossError
+from gloss_utils.files import read_json, write_json, write_whole
 from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import Run, RunFolder, read_json, write_json, write_whole
+from gloss_utils.run_folder import Run, RunFolder
 
 MAX_TITLE_WORDS = 25
 VALIDATION_SHARE = 0.05

@@ -15,7 +15,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
 
 from gloss_utils.explore_data import Dataset
-from gloss_utils.run_folder import Run, write_whole
+from gloss_utils.files import write_whole
+from gloss_utils.run_folder import Run
 
 sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc={"figure.dpi": 110})
 

@@ -30,8 +30,9 @@ from gloss_utils import parameters as P
 from gloss_utils import prompts, splits, tiny, training
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import read_json, write_json, write_whole
 from gloss_utils.models import TINY, compute_dtype, load_base, one_line, only_safetensors, with_padding
-from gloss_utils.run_folder import Run, open_run, read_json, write_json, write_whole
+from gloss_utils.run_folder import Run, open_run
 
 
 def _with_unsloth(run: Run, base: str | Path):

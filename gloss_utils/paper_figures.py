@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from gloss_utils import published
 from gloss_utils.evaluate import GLOSS, GLOSS_PAPER, with_interval
 from gloss_utils.figures import NAMES, spread
+from gloss_utils.files import write_whole
 from gloss_utils.fusion import SASREC
 from gloss_utils.parameters import FINE_TUNE, INDEX, RETRIEVE
-from gloss_utils.run_folder import write_whole
 from gloss_utils.segments import COLD_START
 
 COLUMN, PAGE = 3.35, 6.9  # inches: one column, both

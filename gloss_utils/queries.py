@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from gloss_utils.errors import GlossError
+from gloss_utils.files import write_whole
 from gloss_utils.readers import is_id
 from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import write_whole
 from gloss_utils.templates import whole_characters
 
 COLUMNS = ["user", "history", "target", "texts", "logprobs", "lengths"]

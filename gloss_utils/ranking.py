@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import write_whole
 from gloss_utils.index import BM25Index, DenseIndex
 from gloss_utils.prompts import item_text
-from gloss_utils.run_folder import write_whole
 
 COLUMNS = ["user", "rank", "item", "score"]
 CANDIDATES = ["user", "query", "item", "score", "strength"]

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import write_whole
+from gloss_utils.files import write_whole
 
 KEPT, SHOWN = 10_000, 500  # records kept of each file, characters of each
 

@@ -18,8 +18,9 @@ from nbformat import NotebookNode, v4
 
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
+from gloss_utils.files import read_json, write_whole
 from gloss_utils.results import without_folder
-from gloss_utils.run_folder import RunFolder, read_json, write_whole
+from gloss_utils.run_folder import RunFolder
 
 # nbconvert's page without what it would fetch (require.js, MathJax, mermaid, widgets). Tables scroll where they are
 # wider than the window.

@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from gloss_utils.errors import GlossError
+from gloss_utils.files import read_json, write_json
 from gloss_utils.parameters import EXPLORE, FINE_TUNE, ROOT, STAGES
-from gloss_utils.run_folder import RunFolder, commit, read_json, write_json
+from gloss_utils.run_folder import RunFolder, commit
 
 FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # all tables; those of a run have more
 

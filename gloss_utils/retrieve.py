@@ -13,12 +13,13 @@ from gloss_utils import fusion, ranking, splits
 from gloss_utils import queries as query_files
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import fingerprint, write_whole
 from gloss_utils.index import BM25Index, DenseIndex
 from gloss_utils.parameters import EVALUATE, EXPLORE, FINE_TUNE
 from gloss_utils.prompts import item_text
 from gloss_utils.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import Run, RunFolder, fingerprint, identity, write_whole
+from gloss_utils.run_folder import Run, RunFolder, identity
 
 # What the texts depend on, besides the model and the split's users.
 DECODING_PARAMETERS = (

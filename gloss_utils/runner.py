@@ -14,8 +14,9 @@ from papermill.exceptions import PapermillExecutionError
 from gloss_utils import lock, queries, report, results
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError, Interrupted
+from gloss_utils.files import read_json, sweep, write_whole
 from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import RunFolder, needs, only_runs, read_json, same_dataset, sweep, write_whole
+from gloss_utils.run_folder import RunFolder, needs, only_runs, same_dataset
 
 NOTEBOOKS = P.ROOT / "notebooks"
 FIGURES = "07_paper_figures"

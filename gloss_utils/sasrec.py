@@ -18,7 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gloss_utils import cooccurrence, ranking, splits, training
 from gloss_utils.explore_data import Dataset
-from gloss_utils.run_folder import Run, is_signed, sign, write_whole
+from gloss_utils.files import is_signed, sign, write_whole
+from gloss_utils.run_folder import Run
 
 PAD = 0  # item number i is token i + 1
 LENGTH = 50  # the last so many items of a history are read

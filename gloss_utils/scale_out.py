@@ -21,7 +21,8 @@ import torch
 
 from gloss_utils import generate, index
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import Run, full_disk_in_one_line
+from gloss_utils.files import full_disk_in_one_line
+from gloss_utils.run_folder import Run
 
 TRIES = 4  # at a part whose workers die; Ray itself would try for ever
 TEXTS_A_PART = 512

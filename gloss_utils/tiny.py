@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gloss_utils import prompts, training
+from gloss_utils.files import is_signed, sign, write_whole
 from gloss_utils.index import BM25Index
-from gloss_utils.run_folder import Run, is_signed, sign, write_whole
+from gloss_utils.run_folder import Run
 
 TITLES_A_LIST = 8
 RELATED = 12  # titles that are near enough to stand beside a title in a list

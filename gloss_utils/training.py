@@ -25,8 +25,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from gloss_utils import checkpoints
 from gloss_utils.errors import GlossError
+from gloss_utils.files import full_disk_in_one_line, read_json, write_json
 from gloss_utils.models import peak_memory
-from gloss_utils.run_folder import full_disk_in_one_line, read_json, write_json
 
 SAVE_EVERY = (
     600  # seconds of training that a kill may cost, where an epoch takes longer; in several processes, an epoch

@@ -14,7 +14,7 @@ from test_finetune import TITLES, settings
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from gloss_utils import finetune, runner, tiny, training
-from gloss_utils.run_folder import read_json
+from gloss_utils.files import read_json
 
 TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "gloss_utils.finetune"]
 STEPS = ["-p", "batch_size", "2", "-p", "gradient_accumulation", "2", "-p", "epochs", "2"]

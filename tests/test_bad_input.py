@@ -14,7 +14,8 @@ from conftest import write_parameters
 from gloss_utils import parameters as P
 from gloss_utils.__main__ import main
 from gloss_utils.errors import GlossError
-from gloss_utils.run_folder import RunFolder, fingerprint, write_whole
+from gloss_utils.files import fingerprint, write_whole
+from gloss_utils.run_folder import RunFolder
 
 
 def error_of(capfd, *arguments) -> str:

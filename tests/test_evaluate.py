@@ -9,7 +9,8 @@ import pytest
 from helpers import dataset
 
 from gloss_utils import evaluate, ranking, retrieve, segments
-from gloss_utils.run_folder import RunFolder, fingerprint
+from gloss_utils.files import fingerprint
+from gloss_utils.run_folder import RunFolder
 
 
 def trec(tmp_path, **rankings: list[str]) -> pd.DataFrame:

@@ -19,8 +19,9 @@ from gloss_utils import generate, index, models, runner, sasrec, tiny
 from gloss_utils import parameters as P
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
+from gloss_utils.files import fingerprint, write_json, write_whole
 from gloss_utils.journal import Journal
-from gloss_utils.run_folder import fingerprint, identity, needs, open_run, write_json, write_whole
+from gloss_utils.run_folder import identity, needs, open_run
 
 NOBODY = 65534
 

@@ -8,7 +8,8 @@ from helpers import flip, run_of
 from gloss_utils import baselines, finetune, generate, models, prompts, runner, splits, tiny, training
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
-from gloss_utils.run_folder import RunFolder, read_json
+from gloss_utils.files import read_json
+from gloss_utils.run_folder import RunFolder
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
 

@@ -15,7 +15,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils import fusion, runner
 from gloss_utils import parameters as P
-from gloss_utils.run_folder import read_json
+from gloss_utils.files import read_json
 
 DEMO = yaml.safe_load((P.ROOT / "params/demo.yaml").read_text())
 

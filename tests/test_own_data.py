@@ -10,7 +10,7 @@ from helpers import write_lines
 
 from gloss_utils import demo, runner
 from gloss_utils import parameters as P
-from gloss_utils.run_folder import read_json
+from gloss_utils.files import read_json
 
 
 @pytest.fixture

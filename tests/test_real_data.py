@@ -8,9 +8,9 @@ from helpers import SHARED, real
 
 from gloss_utils import baselines, evaluate, ranking, runner, splits
 from gloss_utils import parameters as P
+from gloss_utils.files import read_json
 from gloss_utils.index import BM25Index
 from gloss_utils.prompts import item_text
-from gloss_utils.run_folder import read_json
 
 REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
 

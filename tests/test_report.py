@@ -10,8 +10,9 @@ from nbformat import v4, write
 
 from gloss_utils import figures, report, retrieve
 from gloss_utils import parameters as P
+from gloss_utils.files import write_json
 from gloss_utils.queries import COLUMNS
-from gloss_utils.run_folder import RunFolder, identity, write_json
+from gloss_utils.run_folder import RunFolder, identity
 from tests.helpers import dataset, one_line_error
 
 PIXEL = base64.b64encode(b"not really a picture").decode()

@@ -12,7 +12,8 @@ from gloss_utils import parameters as P
 from gloss_utils.__main__ import main
 from gloss_utils.errors import GlossError
 from gloss_utils.explore_data import Dataset
-from gloss_utils.run_folder import Run, RunFolder, open_run, read_json, write_json
+from gloss_utils.files import read_json, write_json
+from gloss_utils.run_folder import Run, RunFolder, open_run
 
 
 @pytest.fixture
