@@ -316,13 +316,13 @@ def built(run: Run, dense: DenseIndex) -> pd.DataFrame:
 
 def neighbours(data: Dataset, dense: DenseIndex, bm25: BM25Index, titles: list[str], k: int = 3) -> pd.DataFrame:
     """The k nearest other items of some titles under both retrievers, side by side."""
-    columns, catalogue = {}, data.items["title"]
+    parts, catalogue = [], data.items["title"]
     for name, index in (("dense", dense), ("bm25", bm25)):
-        near, score = {}, {}
-        for title in titles:
+        rows = []
+        for title in dict.fromkeys(titles):
             ids, scores = index.search([item_text(title)], k + int((catalogue == title).sum()))
             others = [(catalogue[i], s) for i, s in zip(ids[0], scores[0], strict=True) if catalogue[i] != title]
-            for rank, (other, similarity) in enumerate(others[:k], 1):
-                near[title, rank], score[title, rank] = other, similarity
-        columns |= {f"{name}: item": pd.Series(near), f"{name}: score": pd.Series(score)}
-    return pd.DataFrame(columns).rename_axis(["title", "rank"])
+            rows += [(title, rank, *other) for rank, other in enumerate(others[:k], 1)]
+        columns = ["title", "rank", f"{name}: item", f"{name}: score"]
+        parts.append(pd.DataFrame(rows, columns=columns).set_index(["title", "rank"]))
+    return pd.concat(parts, axis=1)

@@ -1,6 +1,7 @@
 """The two indexes: order, rounding, and what comes back from disk."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -183,3 +184,15 @@ def test_catalogues_of_any_language_and_size_are_found_by_words_and_mapped(title
         told = {word for text in (legend.get_texts() if legend else ()) for word in text.get_text().split(", ")}
         assert words <= told if some is vectors else bool(words) == bool(told)
         figures.plt.close(figure)
+
+
+@pytest.mark.parametrize("titles", [["soap", "comb", "soap"], ["soap"], ["soap", "soap"]])
+def test_neighbours_are_other_titles_if_there_are_any(titles):
+    data = SimpleNamespace(items=pd.DataFrame({"title": titles}))
+    texts = [item_text(title) for title in titles]
+    both = dense(texts, [(title == "soap", title != "soap") for title in titles]), BM25Index.build(texts)
+    table = index.neighbours(data, *both, titles)
+    assert list(table.columns) == ["dense: item", "dense: score", "bm25: item", "bm25: score"]
+    assert table.index.names == ["title", "rank"] and table.index.is_unique
+    others = {(title, other) for title in titles for other in titles if title != other}
+    assert {(title, row["dense: item"]) for (title, _), row in table.iterrows()} == others

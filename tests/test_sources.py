@@ -202,7 +202,7 @@ def test_a_data_dir_that_cannot_be_is_one_line(tmp_path, dataset):
     for data_dir in (tmp_path / "file", tmp_path / "file/below", tmp_path / ("x" * 300)):
         with one_line_error(str(data_dir), "choose another"):
             sources.locate(dataset, data_dir, "http://127.0.0.1:9/")
-    with one_line_error("amazon2018-aaa", "name too long"):
+    with one_line_error("amazon2018", "aaa", "name too long"):
         sources.locate("amazon2018-" + "a" * 300, tmp_path, "http://127.0.0.1:9/")
 
 
