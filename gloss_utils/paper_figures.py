@@ -221,9 +221,13 @@ def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure:
     """A metric of all test users against the minutes that it took, training included, one panel a dataset.
 
     Of a run, the minutes are those of fine-tuning, indexing and retrieving; of the baselines other than SASRec, which
-    are measured together, those of all of them.
+    are measured together, those of all of them. Of runs that rank the same texts the first counts (see `_panels`):
+    others may rest on weights or on a SASRec that were made elsewhere.
     """
-    frame = pd.DataFrame([row for table in tables if "seconds" in table for row in _costs(table)])
+    timed = [table for table in tables if "seconds" in table]
+    rivals = [table for table in timed if BASELINES in table["seconds"]]
+    runs = _panels([table for table in timed if table not in rivals])
+    frame = pd.DataFrame([row for table in [*rivals, *runs] for row in _costs(table)])
     datasets, names = list(frame["dataset"].unique()), list(frame["name"].unique())
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(

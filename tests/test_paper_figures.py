@@ -114,6 +114,8 @@ def test_texts_that_are_ranked_by_other_weights_are_methods_of_their_own_but_no_
     of_gloss = [name.removeprefix("GLoSS tiny, free, ") for name in names if name.startswith("GLoSS tiny")]
     assert of_gloss == ["hybrid", "hybrid with SASRec", "hybrid, own weights"]
     assert len(paper_figures.segments(runs).axes) == len(paper_figures.number_of_queries(runs).axes) == 1
+    [cost] = paper_figures.cost(runs).axes
+    assert [bars.get_label() for bars in cost.containers] == ["GLoSS tiny, free, hybrid"]
     plt.close("all")
 
 
