@@ -55,7 +55,6 @@ RANX = {"rrf": None, "isr": None, "bordafuse": None, "max": None, "sum": "min-ma
 FOLDS, FOLDINGS, PENALTY = 5, 3, 0.03
 SEED, DEPTH, METRICS = 3407, 10, ["recall@5", "ndcg@5"]
 SASREC_WIDTH = 128
-FEATURES = [feature for feature in fusion.FEATURES if feature != fusion.SASREC]
 START = fusion.Settings(
     top_k=20,
     neighbours=100,
@@ -66,7 +65,7 @@ START = fusion.Settings(
     backward=0.1,
     damping=0.4,
     recency=0.55,
-    weights=dict.fromkeys(FEATURES, 1.0),
+    weights=dict.fromkeys(fusion.NEEDED, 1.0),
     fitted_on={},
 )
 
@@ -131,17 +130,14 @@ def gather(
         "queries_file": file,
         "split": "validation",
     }
-    ranker = Ranker(read, data, indexes, told, trained and partial(_sasrec, trained, data, read))
+    vote = trained and partial(sasrec.ranked, trained, data, read, fusion.SASREC_DEPTH)
+    ranker = Ranker(read, data, indexes, told, vote)
     ranker.settings = settings
     parts = list(ranker.evidence.candidates(True, DEPTH))
     candidates = fusion.Candidates(
         *(np.concatenate([getattr(p, n) for p in parts]) for n in ("user", "item", "features"))
     )
     return Texts(file, dataset, ranker, candidates, pd.Index(data.items["item"]).get_indexer(read["target"]))
-
-
-def _sasrec(run: Run, data: Dataset, queries: pd.DataFrame, learnable: dict) -> pd.DataFrame:
-    return sasrec.ranked(run, data, queries, fusion.SASREC_DEPTH, learnable)
 
 
 def fit(texts: list[Texts], users: list[np.ndarray], features: list[str]) -> dict[str, float]:
@@ -286,7 +282,7 @@ def main():
     for method, norm in RANX.items():
         rows += report(f"ranx {method}", [by_ranx(text, method, norm) for text in texts], base, texts)
     rows += report("fused", [fused(text) for text in texts], base, texts)
-    rows += report("hybrid", out_of_fold(texts, FEATURES), base, texts)
+    rows += report("hybrid", out_of_fold(texts, list(fusion.NEEDED)), base, texts)
     for part in fusion.parts(settings.weights):
         kept = list(fusion.leaving_out(part, settings.weights))
         rows += report(f"hybrid without {part}", out_of_fold(texts, kept), base, texts)

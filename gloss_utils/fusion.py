@@ -36,6 +36,7 @@ FEATURES = tuple(feature for features in PARTS.values() for feature in features)
 VOTES = ("texts_dense", "texts_bm25", "last_dense", "last_bm25")
 SASREC = "sasrec"  # the one feature that weights may leave out
 SASREC_DEPTH = 50
+NEEDED = tuple(feature for feature in FEATURES if feature != SASREC)
 USERS_AT_A_TIME = 2048
 DECIMALS = 5
 
@@ -80,9 +81,8 @@ def _wrong(values) -> str | None:
     names = [field.name for field in fields(Settings)]
     if not isinstance(values, dict) or set(values) != set(names):
         return f"has to hold {', '.join(names)}, and nothing else"
-    needed = [feature for feature in FEATURES if feature != SASREC]
-    if not isinstance(values["weights"], dict) or not set(needed) <= set(values["weights"]) <= set(FEATURES):
-        return f"has to hold weights for {', '.join(needed)}, and may for {SASREC}"
+    if not isinstance(values["weights"], dict) or not set(NEEDED) <= set(values["weights"]) <= set(FEATURES):
+        return f"has to hold weights for {', '.join(NEEDED)}, and may for {SASREC}"
     if not isinstance(values["fitted_on"], dict):
         return "has to hold fitted_on as sha256: name"
     for name, value in {**values, **values["weights"]}.items():

@@ -116,9 +116,10 @@ def learnable_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, lis
             continue
         sequence, history = whole[user], list(history)
         before = _without(sequence[: at[user].test], new)
-        validated = _without(sequence[: at[user].validation], new)
-        if begin and history in (_latest(data, sequence[: at[user].test]), _latest(data, validated)):
-            continue  # the target came after all that is learnt
+        if begin:
+            validated = _without(sequence[: at[user].validation], new)
+            if history in (_latest(data, sequence[: at[user].test]), _latest(data, validated)):
+                continue  # the target came after all that is learnt
         if sequence[: len(history)] == history:
             end = len(_without(history, new))
         elif before[: len(history)] == history:
