@@ -10,7 +10,8 @@ from unittest import mock
 import torch
 from transformers import LogitsProcessorList
 
-from gloss_utils import decoding, plain_decoding
+from gloss_utils.language import beam_search as decoding
+from gloss_utils.language import hf_generate as plain_decoding
 
 GAP = 1e-5  # in natural log-probability
 

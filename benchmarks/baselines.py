@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from gloss_utils import baselines, evaluate, explore_data, fusion, ranking, results, sasrec, sources, splits
-from gloss_utils.explore_data import Dataset
-from gloss_utils.files import fingerprint
-from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
-from gloss_utils.parameters import EVALUATE, ROOT
-from gloss_utils.prompts import item_text
-from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import Run, RunFolder
+from gloss_utils import evaluate
+from gloss_utils.base.files import fingerprint
+from gloss_utils.data import sources, splits
+from gloss_utils.data.dataset import Dataset, build
+from gloss_utils.data.prompts import item_text
+from gloss_utils.data.rejects import Rejects
+from gloss_utils.rank import baselines, fusion, ranking, sasrec
+from gloss_utils.runs import results
+from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.parameters import EVALUATE, ROOT
+from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
 
@@ -27,7 +30,7 @@ DEPTH, SEED, WIDTH = 10, 3407, 128
 def load(name: str, data_dir) -> Dataset:
     """Read a dataset from its raw files."""
     paths = sources.locate(name, data_dir)
-    return explore_data.build(*sources.read(paths, sources.describe(name), None, Rejects(), 0), None, SEED)
+    return build(*sources.read(paths, sources.describe(name), None, Rejects(), 0), None, SEED)
 
 
 def measure(data: Dataset, run: Run) -> tuple[list[dict], dict[str, float]]:

@@ -15,10 +15,15 @@ import pandas as pd
 
 from benchmarks import timing
 from benchmarks.baselines import load
-from gloss_utils import generate, index, models, prompts, ranking, runner, splits, tiny
-from gloss_utils import parameters as P
-from gloss_utils.explore_data import Dataset
-from gloss_utils.run_folder import Run, RunFolder
+from gloss_utils.data import prompts, splits
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.language import generation as generate
+from gloss_utils.language import models, tiny
+from gloss_utils.rank import ranking
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
+from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.search import index
 
 
 class Contest:
@@ -97,7 +102,7 @@ def main():
 
 def _of_run(options: argparse.Namespace) -> Contest:
     run = _run(RunFolder(options.run))
-    return Contest(run, Dataset.load(run.folder), *generate.load_model(run), options.users)
+    return Contest(run, Dataset.load(run.folder.data), *generate.load_model(run), options.users)
 
 
 def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:

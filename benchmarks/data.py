@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gloss_utils import explore_data, sources
-from gloss_utils.rejects import Rejects
+from gloss_utils.data import sources
+from gloss_utils.data.dataset import build
+from gloss_utils.data.rejects import Rejects
 
 METADATA_LINES, REVIEWS, USERS, ITEMS = 259_204, 198_502, 22_363, 12_101
 SEED = 3407
@@ -78,7 +79,7 @@ def write_files(folder: Path, reviews: int, metadata: int, users: int, items: in
 def ours(folder: Path):
     """The dataset by the code that notebook 1 runs."""
     read = sources.read(sources.locate("beauty", folder), sources.describe("beauty"), None, Rejects(), 0)
-    return explore_data.build(*read, None, SEED)
+    return build(*read, None, SEED)
 
 
 def plain(folder: Path):
@@ -96,7 +97,7 @@ def plain(folder: Path):
         if row["asin"] in wanted:
             metadata.append((row["asin"], row["title"]))
     reviews = pd.DataFrame(reviews, columns=["user", "item", "time", "rating"])
-    return explore_data.build(reviews, pd.DataFrame(metadata, columns=["item", "title"]), None, SEED)
+    return build(reviews, pd.DataFrame(metadata, columns=["item", "title"]), None, SEED)
 
 
 def measure(way: str, folder: Path) -> dict:

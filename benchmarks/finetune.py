@@ -18,9 +18,12 @@ import torch
 
 from benchmarks import generation, timing
 from benchmarks.baselines import load
-from gloss_utils import finetune, models, runner, splits, tiny, training
-from gloss_utils import parameters as P
-from gloss_utils.run_folder import Run, RunFolder
+from gloss_utils import fine_tune as finetune
+from gloss_utils.data import splits
+from gloss_utils.language import models, tiny, training
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
+from gloss_utils.runs.folder import Run, RunFolder
 
 RIVALS = {"ours": "batch_rebalance", "padded": "sequential"}
 SEED = 3407

@@ -1,4 +1,4 @@
-"""How much faster is the beam search of `gloss_utils.decoding` than transformers' `generate`? Does it write the same?
+"""How much faster is the beam search of `language.beam_search` than transformers' `generate`? Does it write the same?
 
 `python -m benchmarks.generation`: a Llama of 15 M parameters with random weights (speed does not depend on them; no
 text ends early), 8 prompts, 5 beams, 30 new tokens. `generate` gets the same batches, in inference mode. On a CPU ours
@@ -19,8 +19,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import agreement, timing
-from gloss_utils import decoding, models, plain_decoding
-from gloss_utils.tree import Tree
+from gloss_utils.language import beam_search as decoding
+from gloss_utils.language import hf_generate as plain_decoding
+from gloss_utils.language import models
+from gloss_utils.language.cache_tree import Tree
 
 LENGTHS = (100, 400, 900)
 USERS, NUM_BEAMS, NEW_TOKENS = 8, 5, 30

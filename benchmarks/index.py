@@ -28,10 +28,10 @@ import pandas as pd
 
 from benchmarks import timing
 from benchmarks.baselines import load
-from gloss_utils import large_index
-from gloss_utils.index import DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
-from gloss_utils.large_index import FLAT, HNSW, IVFPQ, OnDisk
-from gloss_utils.prompts import item_text
+from gloss_utils.data.prompts import item_text
+from gloss_utils.search import on_disk as large_index
+from gloss_utils.search.index import DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
+from gloss_utils.search.on_disk import FLAT, HNSW, IVFPQ, OnDisk
 
 SIZES, FULL = (12_000, 1_000_000), 10_000_000
 QUERIES, K, SEED, RUNS = 1_000, 10, 3407, 3

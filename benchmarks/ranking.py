@@ -33,14 +33,18 @@ from scipy.optimize import minimize
 from tqdm import tqdm
 
 from benchmarks.baselines import load
-from gloss_utils import evaluate, fusion, queries, ranking, results, sasrec, significance, splits
-from gloss_utils.explore_data import Dataset
-from gloss_utils.files import fingerprint, write_whole
-from gloss_utils.index import DEFAULT_ENCODER, BM25Index, DenseIndex
-from gloss_utils.parameters import RETRIEVE, ROOT
-from gloss_utils.prompts import item_text
-from gloss_utils.ranker import FUSED, HYBRID, Ranker
-from gloss_utils.run_folder import Run, RunFolder
+from gloss_utils import evaluate
+from gloss_utils.base.files import fingerprint, write_whole
+from gloss_utils.data import queries, splits
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import item_text
+from gloss_utils.rank import fusion, ranking, sasrec
+from gloss_utils.rank.ranker import FUSED, HYBRID, Ranker
+from gloss_utils.report import significance
+from gloss_utils.runs import results
+from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.parameters import RETRIEVE, ROOT
+from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
 NOTE = "# Weights of `ranking: hybrid`. Fitted by `python -m benchmarks.ranking`, which says how.\n"

@@ -19,9 +19,9 @@ import pandas as pd
 
 from benchmarks import timing
 from benchmarks.baselines import load
-from gloss_utils import ranking
-from gloss_utils.index import DECIMALS, DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
-from gloss_utils.prompts import item_text
+from gloss_utils.data.prompts import item_text
+from gloss_utils.rank import ranking
+from gloss_utils.search.index import DECIMALS, DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
 
 USERS, TEXTS, ITEMS, TITLES = 22_363, 5, 12_094, 12_065
 NO_TITLE, DISTINCT_NO_TITLE = 0.10, 0.06

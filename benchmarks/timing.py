@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from gloss_utils.models import peak_memory
+from gloss_utils.language.models import peak_memory
 
 
 def alternate(rivals: dict[str, Callable[[int], object]], runs: int) -> tuple[dict[str, list[float]], list[dict]]:

@@ -7,7 +7,7 @@ One module a stage, named after what it does; the notebooks call them in order:
 import logging
 import os
 
-from gloss_utils.errors import GlossError
+from gloss_utils.base.errors import GlossError
 
 # What the libraries say while loading is noise in a notebook; errors still come through.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import psutil
 
-from gloss_utils import parameters as P
-from gloss_utils.errors import GlossError, Interrupted
+from gloss_utils.base.errors import GlossError, Interrupted
+from gloss_utils.runs import parameters as P
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130  # the exit status, as shells have it
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with _signals_interrupt():
-            from gloss_utils import runner  # after the arguments are known to be good: it loads papermill
+            from gloss_utils.runs import runner  # after the arguments are known to be good: it loads papermill
 
             if options.command == "figures":
                 print(f"figures and tables: {runner.draw(options.runs, options.to)}")

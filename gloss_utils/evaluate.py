@@ -7,13 +7,15 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
-from gloss_utils import baselines, fusion, ranking, retrieve, segments, significance
-from gloss_utils import queries as query_files
-from gloss_utils.explore_data import Dataset
-from gloss_utils.files import read_json, write_json, write_whole
-from gloss_utils.parameters import RETRIEVE
-from gloss_utils.ranker import FUSED, HYBRID, PAPER, Ranker
-from gloss_utils.run_folder import Run
+from gloss_utils import retrieve
+from gloss_utils.base.files import read_json, write_json, write_whole
+from gloss_utils.data import queries as query_files
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.rank import baselines, fusion, ranking
+from gloss_utils.rank.ranker import FUSED, HYBRID, PAPER, Ranker
+from gloss_utils.report import segments, significance
+from gloss_utils.runs.folder import Run
+from gloss_utils.runs.parameters import RETRIEVE
 
 MEASURES = {
     f"{name}@{k}": ir_measures.parse_measure(f"{measure}@{k}")

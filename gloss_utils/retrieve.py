@@ -9,17 +9,18 @@ from html import escape
 import pandas as pd
 from IPython.display import HTML, display
 
-from gloss_utils import fusion, ranking, splits
-from gloss_utils import queries as query_files
-from gloss_utils.errors import GlossError
-from gloss_utils.explore_data import Dataset
-from gloss_utils.files import fingerprint, write_whole
-from gloss_utils.index import BM25Index, DenseIndex
-from gloss_utils.parameters import EVALUATE, EXPLORE, FINE_TUNE
-from gloss_utils.prompts import item_text
-from gloss_utils.ranker import HYBRID, PAPER, Ranker
-from gloss_utils.rejects import Rejects
-from gloss_utils.run_folder import Run, RunFolder, identity
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import fingerprint, write_whole
+from gloss_utils.data import queries as query_files
+from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import item_text
+from gloss_utils.data.rejects import Rejects
+from gloss_utils.rank import fusion, ranking
+from gloss_utils.rank.ranker import HYBRID, PAPER, Ranker
+from gloss_utils.runs.folder import Run, RunFolder, identity
+from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE
+from gloss_utils.search.index import BM25Index, DenseIndex
 
 # What the texts depend on, besides the model and the split's users.
 DECODING_PARAMETERS = (
@@ -63,7 +64,7 @@ def trained(run: Run, queries: pd.DataFrame, data: Dataset) -> Callable[[dict[st
     """What gives SASRec's ranking for these users when it is called: the run's, trained where it is not yet."""
 
     def rank(learnable: dict[str, list[str]]) -> pd.DataFrame:
-        from gloss_utils import sasrec  # loads torch and transformers, which most rankings do not need
+        from gloss_utils.rank import sasrec  # loads torch and transformers, which most rankings do not need
 
         return sasrec.ranked(run, data, queries, max(fusion.SASREC_DEPTH, run["ranking_depth"]), learnable)
 
@@ -147,7 +148,9 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
             "To generate them again, delete queries.jsonl."
         )
         return query_files.read(folder.queries, run["num_beams"], 0, run["split"] != "next")
-    from gloss_utils import generate  # loads torch and peft, which replaying a file does not need
+    from gloss_utils.language import (
+        generation as generate,  # loads torch and peft, which replaying a file does not need
+    )
 
     examples = splits.evaluation_examples(data, run["split"])
     if run["show_user"]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gloss_utils import parameters as P
-from gloss_utils import runner
-from gloss_utils.run_folder import RunFolder
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
+from gloss_utils.runs.folder import RunFolder
 
 os.environ["OMP_NUM_THREADS"] = "1"  # in every run alike: the bytes of sums depend on how many threads share them
 

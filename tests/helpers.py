@@ -13,10 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.baselines import load
-from gloss_utils.errors import GlossError
-from gloss_utils.explore_data import Dataset
-from gloss_utils.index import DenseIndex
-from gloss_utils.run_folder import Run, RunFolder
+from gloss_utils.base.errors import GlossError
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.search.index import DenseIndex
 
 SHARED = Path(__file__).parents[2] / "shared"
 

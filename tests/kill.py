@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from gloss_utils import parameters as P
-from gloss_utils.files import fingerprint, write_json
-from gloss_utils.run_folder import RunFolder
+from gloss_utils.base.files import fingerprint, write_json
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs.folder import RunFolder
 from tests.conftest import write_parameters
 
 LONGER = {"epochs": 3, "sasrec_epochs": 3, "tiny_steps": 30}  # so that a kill may find checkpoints

@@ -13,10 +13,12 @@ from helpers import one_line_error, run_of
 from test_finetune import TITLES, settings
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from gloss_utils import finetune, runner, tiny, training
-from gloss_utils.files import read_json
+from gloss_utils import fine_tune as finetune
+from gloss_utils.base.files import read_json
+from gloss_utils.language import tiny, training
+from gloss_utils.runs import runner
 
-TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "gloss_utils.finetune"]
+TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "gloss_utils.fine_tune"]
 STEPS = ["-p", "batch_size", "2", "-p", "gradient_accumulation", "2", "-p", "epochs", "2"]
 
 

@@ -11,11 +11,11 @@ import threading
 import pytest
 from conftest import write_parameters
 
-from gloss_utils import parameters as P
 from gloss_utils.__main__ import main
-from gloss_utils.errors import GlossError
-from gloss_utils.files import fingerprint, write_whole
-from gloss_utils.run_folder import RunFolder
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import fingerprint, write_whole
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs.folder import RunFolder
 
 
 def error_of(capfd, *arguments) -> str:
@@ -127,7 +127,7 @@ def test_base_model_not_to_be_had(copied_run, capfd, tmp_path, monkeypatch):
 
 
 def test_the_hub_is_asked_before_its_client_retries(monkeypatch, tmp_path):
-    from gloss_utils import models
+    from gloss_utils.language import models
 
     constants = models.huggingface_hub.constants
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
@@ -144,7 +144,7 @@ def test_gated_base_model_says_what_to_do(monkeypatch):
     import httpx
     from huggingface_hub.errors import GatedRepoError
 
-    from gloss_utils import models
+    from gloss_utils.language import models
 
     request = httpx.Request("GET", "https://localhost/model")
 

@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 from helpers import dataset
 
-from gloss_utils import baselines, fusion, sasrec, splits, training
-from gloss_utils import parameters as P
-from gloss_utils.run_folder import Run, RunFolder
+from gloss_utils.data import splits
+from gloss_utils.language import training
+from gloss_utils.rank import baselines, fusion, sasrec
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs.folder import Run, RunFolder
 
 SETTINGS = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml")
 

@@ -13,8 +13,9 @@ from helpers import dense, small_llama
 from benchmarks import catalogue_decoding, data, generation, retrieval, scaling, timing
 from benchmarks import index as index_benchmark
 from benchmarks import ranking as rank_benchmark
-from gloss_utils import fusion, models
-from gloss_utils.index import DenseIndex
+from gloss_utils.language import models
+from gloss_utils.rank import fusion
+from gloss_utils.search.index import DenseIndex
 
 
 def test_rivals_take_turns_after_a_warm_up():

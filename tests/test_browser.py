@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 
-from gloss_utils import parameters as P
+from gloss_utils.runs import parameters as P
 from tests.conftest import SMALL
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from helpers import SHARED, metadata, one_line_error, real, reviews
 
-from gloss_utils import demo, explore_data, sources
-from gloss_utils.explore_data import Rules
+from gloss_utils.data import demo, sources
+from gloss_utils.data.dataset import Rules, apply_rules, build, cut_title, draw_users, periods
 
 
 def rows(interactions: pd.DataFrame) -> list[str]:
@@ -20,7 +20,7 @@ def rows(interactions: pd.DataFrame) -> list[str]:
 def test_items_without_a_title_go_with_their_interactions():
     read = reviews(("u", "a", 1), ("u", "none", 2), ("u", "blank", 3), ("u", "unlisted", 4), ("v", "none", 5))
     titles = metadata(("none", None), ("blank", " \t"), ("a", "Soap"))
-    items, interactions, dropped, _ = explore_data.apply_rules(read, titles)
+    items, interactions, dropped, _ = apply_rules(read, titles)
     assert items.values.tolist() == [["a", "Soap"]]
     assert rows(interactions) == ["ua1"]
     assert dropped["items_without_title"] == 3
@@ -29,24 +29,24 @@ def test_items_without_a_title_go_with_their_interactions():
 
 def test_titles_are_cut_to_25_words_and_entities_stay():
     words = [f"w{number}" for number in range(1, 27)]
-    assert explore_data.cut_title(" ".join(words)) == " ".join(words[:25])
-    assert explore_data.cut_title(" ".join(words[:25])) == " ".join(words[:25])
+    assert cut_title(" ".join(words)) == " ".join(words[:25])
+    assert cut_title(" ".join(words[:25])) == " ".join(words[:25])
     title = "Rose &amp; Mist&reg; 3.4 oz &#39;L&#39;"
-    items, *_ = explore_data.apply_rules(reviews(("u", "a", 1)), metadata(("a", title)))
+    items, *_ = apply_rules(reviews(("u", "a", 1)), metadata(("a", title)))
     assert items["title"].tolist() == [title]
 
 
 def test_an_item_listed_twice_counts_once():
     read = reviews(("u", "a", 1), ("u", "b", 2), ("u", "c", 3))
     titles = metadata(("b", "B"), ("a", "A"), ("b", "B"), ("c", None), ("a", "other"), ("c", "C"))
-    items, interactions, dropped, _ = explore_data.apply_rules(read, titles)
+    items, interactions, dropped, _ = apply_rules(read, titles)
     assert items.values.tolist() == [["b", "B"], ["a", "A"], ["c", "C"]]  # the metadata's order
     assert len(interactions) == 3
     assert dropped["items_listed_again_with_other_values"] == 1
 
 
 def test_items_that_nobody_has_are_not_in_the_catalogue():
-    items, *_ = explore_data.apply_rules(reviews(("u", "a", 1)), metadata(("z", "Z"), ("a", "A")))
+    items, *_ = apply_rules(reviews(("u", "a", 1)), metadata(("z", "Z"), ("a", "A")))
     assert items["item"].tolist() == ["a"]
 
 
@@ -61,7 +61,7 @@ def test_only_reviews_alike_in_user_item_time_and_rating_are_duplicates():
         ("u", "b", 1, None),  # dropped
         ("u", "b", 1, 5.0),
     )
-    _, interactions, dropped, _ = explore_data.apply_rules(read, metadata(("a", "A"), ("b", "B")))
+    _, interactions, dropped, _ = apply_rules(read, metadata(("a", "A"), ("b", "B")))
     assert rows(interactions) == ["ua1", "ua1", "ub1", "ub1", "ua2", "va1"]
     assert dropped["duplicate_reviews"] == 2
 
@@ -70,7 +70,7 @@ def test_ties_keep_the_files_order():
     # More than 16 equal times: a sort that is not stable would mix them.
     items = [f"{7 * number % 40:02d}" for number in range(40)]
     read = reviews(*((user, item, 5) for item in items for user in ("v", "u")), ("u", "99", 4))
-    _, interactions, *_ = explore_data.apply_rules(read, metadata(*((item, "T") for item in [*items, "99"])))
+    _, interactions, *_ = apply_rules(read, metadata(*((item, "T") for item in [*items, "99"])))
     assert interactions["user"].tolist() == ["u"] * 41 + ["v"] * 40
     assert interactions["item"].tolist() == ["99", *items, *items]
 
@@ -86,7 +86,7 @@ def test_users_with_fewer_than_3_are_counted_and_then_left_out():
         ("lost", "untitled", 3),
     )
     titles = metadata(*((item, item) for item in ["a", "b", "c", "d", "only"]), ("untitled", None))
-    data = explore_data.build(read, titles, None, 0)
+    data = build(read, titles, None, 0)
     assert data.users["user"].tolist() == ["long", "three"]
     assert data.users["interactions"].tolist() == [4, 3]
     assert set(data.interactions["user"]) == {"long", "three"}
@@ -111,17 +111,17 @@ def test_the_k_core_leaves_nobody_and_nothing_below_k():
     )
     titles = metadata(*((item, item) for item in "abcd"))
     for k, left in ((0, 8), (1, 8), (2, 4), (3, 0)):
-        _, interactions, dropped, _ = explore_data.apply_rules(read, titles, Rules(k_core=k))
+        _, interactions, dropped, _ = apply_rules(read, titles, Rules(k_core=k))
         assert len(interactions) == left
         assert dropped.get("interactions_outside_the_k_core", 0) == 8 - left
-    _, interactions, *_ = explore_data.apply_rules(read, titles, Rules(k_core=2))
+    _, interactions, *_ = apply_rules(read, titles, Rules(k_core=2))
     assert rows(interactions) == ["u1a1", "u1b1", "u2a1", "u2b1"]
 
 
 def test_of_a_long_history_the_latest_stay():
     read = reviews(*(("u", item, time) for time, item in enumerate("abcde")), ("v", "a", 9))
     titles = metadata(*((item, item) for item in "abcde"))
-    items, interactions, dropped, _ = explore_data.apply_rules(read, titles, Rules(max_history=3))
+    items, interactions, dropped, _ = apply_rules(read, titles, Rules(max_history=3))
     assert rows(interactions) == ["uc2", "ud3", "ue4", "va9"]
     assert items["item"].tolist() == ["a", "c", "d", "e"]
     assert dropped["interactions_before_max_history"] == 2
@@ -131,10 +131,10 @@ def test_users_with_short_histories_may_be_left_out():
     read = reviews(
         *((user, item, time) for user, items in (("u", "abcde"), ("v", "abcd")) for time, item in enumerate(items))
     )
-    data = explore_data.build(read, metadata(*((item, item) for item in "abcde")), None, 0, Rules(min_history=5))
+    data = build(read, metadata(*((item, item) for item in "abcde")), None, 0, Rules(min_history=5))
     assert data.users["user"].tolist() == ["u"] and data.statistics["users_with_any"] == 2
     with one_line_error("at least 6 interactions"):
-        explore_data.build(read, metadata(("a", "A")), None, 0, Rules(min_history=6))
+        build(read, metadata(("a", "A")), None, 0, Rules(min_history=6))
 
 
 def test_users_and_items_as_categories_give_the_same_tables():
@@ -144,7 +144,7 @@ def test_users_and_items_as_categories_give_the_same_tables():
     for column in ("user", "item"):  # categories in the order in which they came, as the readers give them
         as_read[column] = as_read[column].cat.reorder_categories(read[column].unique())
     for rules in (Rules(), Rules(k_core=3, max_history=10)):
-        one, other = (explore_data.build(frame, titles, None, 1, rules) for frame in (read, as_read))
+        one, other = (build(frame, titles, None, 1, rules) for frame in (read, as_read))
         for left, right in ((one.items, other.items), (one.interactions, other.interactions), (one.users, other.users)):
             pd.testing.assert_frame_equal(left, right)
         assert one.statistics == other.statistics
@@ -152,32 +152,32 @@ def test_users_and_items_as_categories_give_the_same_tables():
 
 def test_a_time_split_takes_shares_of_all_interactions():
     times = pd.Series(range(100)).sample(frac=1, random_state=0)
-    assert explore_data.periods(times, 0.1) == [80, 90]
-    assert explore_data.periods(times, 0.4) == [20, 60]
+    assert periods(times, 0.1) == [80, 90]
+    assert periods(times, 0.4) == [20, 60]
     with one_line_error("holdout_share = 0.1", "leave_one_out"):
-        explore_data.periods(pd.Series([5] * 100), 0.1)
+        periods(pd.Series([5] * 100), 0.1)
     with one_line_error("cannot be split by time"):
-        explore_data.periods(pd.Series([1] * 50 + [2] * 50), 0.1)
+        periods(pd.Series([1] * 50 + [2] * 50), 0.1)
 
 
 def test_nothing_left_is_an_error():
     with one_line_error("at least 3 interactions"):
-        explore_data.build(reviews(("u", "a", 1), ("u", "a", 2)), metadata(("a", "A")), None, 0)
+        build(reviews(("u", "a", 1), ("u", "a", 2)), metadata(("a", "A")), None, 0)
     with one_line_error("at least 3 interactions"):
-        explore_data.build(reviews(*(("u", "a", time) for time in range(5))), metadata(("z", "Z")), None, 0)
+        build(reviews(*(("u", "a", time) for time in range(5))), metadata(("z", "Z")), None, 0)
 
 
 @pytest.mark.parametrize(("users", "drawn"), [(19, 0), (20, 1), (39, 1), (40, 2), (140, 7), (1999, 99), (2000, 100)])
 def test_validation_users_are_5_percent_rounded_down(users, drawn):
     counts = pd.Series(3, index=[f"u{number}" for number in range(users)])
-    assert explore_data.draw_users(counts, None, 1)["validation"].sum() == drawn
+    assert draw_users(counts, None, 1)["validation"].sum() == drawn
 
 
 def test_the_draw_hangs_on_the_seed_and_not_on_the_order_of_users():
     counts = pd.Series(range(3, 403), index=[f"u{number:03d}" for number in range(400)])
 
     def validation(counts, seed):
-        users = explore_data.draw_users(counts, None, seed)
+        users = draw_users(counts, None, seed)
         assert users["user"].tolist() == sorted(counts.index)
         assert users["interactions"].tolist() == list(range(3, 403))
         return users.loc[users["validation"], "user"].tolist()
@@ -186,21 +186,21 @@ def test_the_draw_hangs_on_the_seed_and_not_on_the_order_of_users():
     assert len(validation(counts, 1)) == 20
     assert validation(counts, 1) != validation(counts, 2)
     assert validation(counts, 1) != sorted(counts.index)[:20]
-    some = explore_data.draw_users(counts, 20, 1)
+    some = draw_users(counts, 20, 1)
     assert (some["validation"] & some["drawn"]).sum() < 5  # a draw of its own: 1 in 20 is expected
 
 
 def test_max_users_keeps_the_catalogue_the_counts_and_the_validation_split():
     read = reviews(*((f"u{user:02d}", f"i{(user + time) % 50}", time) for user in range(60) for time in range(4)))
     titles = metadata(*((f"i{item}", "T") for item in range(50)))
-    whole, small = (explore_data.build(read, titles, users, 3) for users in (None, 10))
+    whole, small = (build(read, titles, users, 3) for users in (None, 10))
     assert whole.users["drawn"].all() and small.users["drawn"].sum() == 10
     assert small.items.equals(whole.items) and small.interactions.equals(whole.interactions)
     assert small.statistics == whole.statistics and whole.statistics["users"] == 60
     assert whole.users["validation"].sum() == 3
     assert small.users["validation"].equals(whole.users["validation"])
-    assert explore_data.build(read, titles, 1000, 3).users["drawn"].all()
-    more = explore_data.build(read, titles, 20, 3).users
+    assert build(read, titles, 1000, 3).users["drawn"].all()
+    more = build(read, titles, 20, 3).users
     assert more.loc[small.users["drawn"], "drawn"].all()  # more users hold the fewer
 
 
@@ -233,7 +233,7 @@ def test_the_demo_has_the_same_bytes_every_time(tmp_path):
 def test_the_demo_is_as_large_as_it_says(raw):
     assert len({line["reviewerID"] for line in raw[0]}) == 1500
     assert len({line["asin"] for line in raw[0]}) == 301
-    data = explore_data.build(*_frames(raw), None, 0)
+    data = build(*_frames(raw), None, 0)
     assert (len(data.items), data.statistics["users_with_any"]) == (300, 1500)
     assert 1450 <= len(data.users) < 1500  # some are too short
     assert data.users["validation"].sum() == len(data.users) // 20
@@ -252,7 +252,7 @@ def test_the_demo_has_the_blemishes_of_real_data(raw):
     assert sum(count > 1 for count in days.values()) > 50
     items = [line["asin"] for line in reviews]
     assert items == sorted(items)
-    dropped = explore_data.build(*_frames(raw), None, 0).statistics["dropped"]
+    dropped = build(*_frames(raw), None, 0).statistics["dropped"]
     assert (dropped["duplicate_reviews"], dropped["items_without_title"]) == (1, 1)
     assert dropped["reviews_of_items_without_title"] > 10
 

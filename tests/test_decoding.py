@@ -8,9 +8,11 @@ import transformers
 from helpers import small_llama
 
 from benchmarks import agreement
-from gloss_utils import decoding, plain_decoding, tree
-from gloss_utils.tree import Tree
-from gloss_utils.trie import Trie
+from gloss_utils.language import beam_search as decoding
+from gloss_utils.language import cache_tree as tree
+from gloss_utils.language import hf_generate as plain_decoding
+from gloss_utils.language.cache_tree import Tree
+from gloss_utils.language.trie import Trie
 
 VOCABULARY = 60
 LENGTHS = (1, 5, 9, 9, 30, 12, 2)

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from helpers import dataset
 
-from gloss_utils import evaluate, ranking, retrieve, segments
-from gloss_utils.files import fingerprint
-from gloss_utils.run_folder import RunFolder
+from gloss_utils import evaluate, retrieve
+from gloss_utils.base.files import fingerprint
+from gloss_utils.rank import ranking
+from gloss_utils.report import segments
+from gloss_utils.runs.folder import RunFolder
 
 
 def trec(tmp_path, **rankings: list[str]) -> pd.DataFrame:

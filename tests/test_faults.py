@@ -15,13 +15,17 @@ from helpers import flip, one_line_error, run_of
 from kill import environment
 from test_finetune import train_small
 
-from gloss_utils import generate, index, models, runner, sasrec, tiny
-from gloss_utils import parameters as P
-from gloss_utils.errors import GlossError
-from gloss_utils.explore_data import Dataset
-from gloss_utils.files import fingerprint, write_json, write_whole
-from gloss_utils.journal import Journal
-from gloss_utils.run_folder import identity, needs, open_run
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import fingerprint, write_json, write_whole
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.language import generation as generate
+from gloss_utils.language import models, tiny
+from gloss_utils.rank import sasrec
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
+from gloss_utils.runs.folder import identity, needs, open_run
+from gloss_utils.runs.journal import Journal
+from gloss_utils.search import index
 
 NOBODY = 65534
 
@@ -75,7 +79,7 @@ def test_a_manifest_names_nothing_outside_its_folder(copied_run):
 @pytest.mark.parametrize("kind", ["base", "sasrec"])
 def test_a_model_of_the_run_with_any_damaged_file_is_trained_again(copied_run, monkeypatch, kind):
     folder, _ = copied_run
-    run, trained, data = run_of(copied_run), [], Dataset.load(folder)
+    run, trained, data = run_of(copied_run), [], Dataset.load(folder.data)
     queries = generate.pd.DataFrame({"user": data.users["user"][:3], "history": [[]] * 3, "target": [None] * 3})
     monkeypatch.setattr(sasrec.training, "train", lambda *args, **kwargs: trained.append(1))
 
@@ -149,7 +153,8 @@ def test_a_run_folder_that_cannot_be_written(nobody, copied_run):
     before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
     arguments = ["run", str(folder / "p.yaml"), "-p", "run_dir", str(folder / "run"), "--force"]
     done = python(
-        "from gloss_utils import runner; from gloss_utils.__main__ import main; runner.defaults('01_explore_data')",
+        "from gloss_utils.runs import runner",
+        "from gloss_utils.__main__ import main; runner.defaults('01_explore_data')",
         f"raise SystemExit(main({arguments}))",
     )
     assert done.returncode == 1
@@ -162,7 +167,7 @@ def test_a_file_that_cannot_be_written(nobody):
     path = folder / "old"
     path.write_text("before")
     done = python(
-        "from gloss_utils.run_folder import write_whole",
+        "from gloss_utils.runs.folder import write_whole",
         f"with write_whole({str(path)!r}) as part: part.write_text('after')",
     )
     assert f"GlossError: {path} cannot be written (Permission denied); choose another folder" in done.stderr

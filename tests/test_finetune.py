@@ -5,11 +5,16 @@ import torch
 from conftest import write_parameters
 from helpers import flip, run_of
 
-from gloss_utils import baselines, finetune, generate, models, prompts, runner, splits, tiny, training
-from gloss_utils.errors import GlossError
-from gloss_utils.explore_data import Dataset
-from gloss_utils.files import read_json
-from gloss_utils.run_folder import RunFolder
+from gloss_utils import fine_tune as finetune
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import read_json
+from gloss_utils.data import prompts, splits
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.language import generation as generate
+from gloss_utils.language import models, tiny, training
+from gloss_utils.rank import baselines
+from gloss_utils.runs import runner
+from gloss_utils.runs.folder import RunFolder
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
 
@@ -24,7 +29,7 @@ def test_base_is_trained_on_titles_alone_and_saved_as_a_model_folder(small_run):
     text = prompts.item_text("Alder &amp; Vale Café — 3.4 oz")
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     before = (run.folder.base / "model.safetensors").stat().st_mtime_ns
-    tiny.prepare(run, Dataset.load(run.folder).trained_titles())
+    tiny.prepare(run, Dataset.load(run.folder.data).trained_titles())
     assert (run.folder.base / "model.safetensors").stat().st_mtime_ns == before  # once
 
 
@@ -64,7 +69,7 @@ def test_qlora_trains_adapters_only(small_run):
 
 def test_training_texts_hold_no_held_out_target(small_run):
     run = run_of(small_run)
-    data = Dataset.load(run.folder)
+    data = Dataset.load(run.folder.data)
     tokenizer = tiny.train_tokenizer(data.items["title"].tolist(), 2000)
     examples = splits.training_examples(data)
     texts = [tokenizer.decode(ids) for ids in finetune.encode(data, examples, tokenizer, 1024)]

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from helpers import dataset, dense, one_line_error
 
-from gloss_utils import cooccurrence, fusion, splits
-from gloss_utils import parameters as P
-from gloss_utils.index import BM25Index
-from gloss_utils.prompts import item_text
-from gloss_utils.ranker import Ranker
+from gloss_utils.data import splits
+from gloss_utils.data.prompts import item_text
+from gloss_utils.rank import cooccurrence, fusion
+from gloss_utils.rank.ranker import Ranker
+from gloss_utils.runs import parameters as P
+from gloss_utils.search.index import BM25Index
 
 WEIGHTS, WITH_SASREC = (P.ROOT / f"params/ranking/{name}.yaml" for name in ("weights", "weights-sasrec"))
 FROZEN = fusion.Settings.read(WEIGHTS)

@@ -12,11 +12,12 @@ from helpers import dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gloss_utils import queries, readers, retrieve, sources, templates
-from gloss_utils.blocks import Layout
-from gloss_utils.errors import GlossError
-from gloss_utils.readers import is_id
-from gloss_utils.rejects import Rejects
+from gloss_utils import retrieve
+from gloss_utils.base.errors import GlossError
+from gloss_utils.data import queries, readers, sources, templates
+from gloss_utils.data.blocks import Layout
+from gloss_utils.data.readers import is_id
+from gloss_utils.data.rejects import Rejects
 
 # Bounded: the same few hundred cases in every run.
 BOUNDED = settings(

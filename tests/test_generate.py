@@ -9,10 +9,16 @@ from helpers import one_line_error, run_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gloss_utils import decoding, generate, plain_decoding, prompts, ranking, splits, tiny, tree
-from gloss_utils import queries as query_files
-from gloss_utils.explore_data import Dataset
-from gloss_utils.journal import Journal
+from gloss_utils.data import prompts, splits
+from gloss_utils.data import queries as query_files
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.language import beam_search as decoding
+from gloss_utils.language import cache_tree as tree
+from gloss_utils.language import generation as generate
+from gloss_utils.language import hf_generate as plain_decoding
+from gloss_utils.language import tiny
+from gloss_utils.rank import ranking
+from gloss_utils.runs.journal import Journal
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
 
@@ -30,7 +36,7 @@ def run(copied_run):
 
 
 def some(run, users: int = 20) -> tuple[pd.DataFrame, Dataset]:
-    data = Dataset.load(run.folder)
+    data = Dataset.load(run.folder.data)
     return splits.evaluation_examples(data, "test").head(users), data
 
 
@@ -184,7 +190,7 @@ def test_models_that_do_not_fit_fall_back_with_a_notice(run, monkeypatch):
 
 def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
     work = run(decoding="catalogue", max_new_tokens=1)
-    found, data = generated(work), Dataset.load(work.folder)
+    found, data = generated(work), Dataset.load(work.folder.data)
     texts = {prompts.item_text(title) for title in data.items["title"]}
     for row in found.itertuples():
         assert len(set(row.texts) & texts) == len(row.texts) == 3
@@ -202,7 +208,7 @@ def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
 
 def test_more_beams_than_titles(run):
     work = run(decoding="catalogue")
-    titles = Dataset.load(work.folder).items["title"].nunique()
+    titles = Dataset.load(work.folder.data).items["title"].nunique()
     with one_line_error(f"parameter num_beams is {titles + 1}", f"catalogue's {titles} different titles"):
         generated(run(decoding="catalogue", num_beams=titles + 1))
 
@@ -225,7 +231,7 @@ def test_titles_that_the_tokenizer_cannot_write_or_tell_apart():
 def test_an_empty_history_is_a_prompt_without_titles(run):
     work = run()
     examples = pd.DataFrame({"user": ["U"], "history": [[]], "target": [None]})
-    found = generate.queries(work, examples, Dataset.load(work.folder), [])
+    found = generate.queries(work, examples, Dataset.load(work.folder.data), [])
     assert len(found["texts"][0]) == 3
 
 

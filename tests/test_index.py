@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from helpers import dense, one_line_error
 
-from gloss_utils import figures, index
-from gloss_utils.index import BM25Index, DenseIndex
-from gloss_utils.prompts import item_text
+from gloss_utils.data.prompts import item_text
+from gloss_utils.report import figures
+from gloss_utils.search import index
+from gloss_utils.search.index import BM25Index, DenseIndex
 
 
 def near(similarities: list[float]) -> DenseIndex:

@@ -11,11 +11,11 @@ import psutil
 import pytest
 from kill import copied, differing, environment, family, finished, kill_in, start, until_line
 
-from gloss_utils import parameters as P
-from gloss_utils import runner
 from gloss_utils.__main__ import main
-from gloss_utils.lock import take
-from gloss_utils.run_folder import RunFolder, open_run
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
+from gloss_utils.runs.folder import RunFolder, open_run
+from gloss_utils.runs.lock import take
 
 NOT_THE_SAME = {"model/training.json", "model/adapter"}  # hold tokens per second, the base model's place
 
@@ -60,7 +60,7 @@ def test_kernels_end_when_their_runner_is_killed(small_run, tmp_path):
     assert kernels and not psutil.wait_procs(kernels, timeout=10)[1]
 
 
-TAKE = "from pathlib import Path; from gloss_utils.lock import take;"
+TAKE = "from pathlib import Path; from gloss_utils.runs.lock import take;"
 
 
 def held_elsewhere(path) -> subprocess.Popen:
@@ -80,7 +80,7 @@ def open_alone(stage: str, folder: RunFolder):
 @pytest.mark.parametrize("name", [".run.lock", ".stage.lock"])
 def test_the_second_run_in_a_folder_is_told_who_holds_it(copied_run, capfd, monkeypatch, name):
     folder, file = copied_run
-    monkeypatch.setattr("gloss_utils.lock.DYING", 0.5)
+    monkeypatch.setattr("gloss_utils.runs.lock.DYING", 0.5)
     before = folder.manifest.read_bytes()
     other = held_elsewhere(folder.root / name)
     assert main(["run", str(file), "--force"]) == 1

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from helpers import dataset, dense, one_line_error
 
-from gloss_utils import index, large_index
-from gloss_utils import parameters as P
-from gloss_utils.index import DenseIndex
-from gloss_utils.large_index import FLAT, HNSW, IVFPQ, Texts
-from gloss_utils.run_folder import Run, RunFolder
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.search import index
+from gloss_utils.search import on_disk as large_index
+from gloss_utils.search.index import DenseIndex
+from gloss_utils.search.on_disk import FLAT, HNSW, IVFPQ, Texts
 
 ITEMS, DIMENSIONS, BATCH = 3000, 64, 700
 GIB = 2**30

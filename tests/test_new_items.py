@@ -7,10 +7,16 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, one_line_error, run_of
 
-from gloss_utils import evaluate, explore_data, finetune, index, new_items, ranking, splits, tiny
-from gloss_utils.explore_data import Dataset
-from gloss_utils.index import BM25Index
-from gloss_utils.prompts import encode_texts, item_text
+from gloss_utils import evaluate
+from gloss_utils import fine_tune as finetune
+from gloss_utils import user_segments as new_items
+from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset, draw_new_items
+from gloss_utils.data.prompts import encode_texts, item_text
+from gloss_utils.language import tiny
+from gloss_utils.rank import ranking
+from gloss_utils.search import index
+from gloss_utils.search.index import BM25Index
 
 
 def with_new(new: str, sequences: dict[str, str], validation: str = "") -> Dataset:
@@ -57,17 +63,17 @@ def test_nothing_is_learnt_of_new_items_nor_of_targets():
 
 def test_as_many_are_drawn_as_asked_for_and_none_by_default(small_run):
     items = pd.DataFrame({"item": range(99)})
-    assert explore_data.draw_new_items(items, 0.1, 1).sum() == 9
-    assert explore_data.draw_new_items(items, 0.0, 1).sum() == 0
-    some, same, other = (explore_data.draw_new_items(items, 0.3, seed) for seed in (1, 1, 2))
+    assert draw_new_items(items, 0.1, 1).sum() == 9
+    assert draw_new_items(items, 0.0, 1).sum() == 0
+    some, same, other = (draw_new_items(items, 0.3, seed) for seed in (1, 1, 2))
     assert (some == same).all() and (some != other).any()
     folder, _ = small_run
-    data = Dataset.load(folder)
+    data = Dataset.load(folder.data)
     assert data.items["new"].sum() == data.statistics["new_items"] == 15  # a twentieth of 301
 
 
 def test_neither_tokenizer_nor_base_model_reads_a_new_title(small_run, monkeypatch):
-    data = Dataset.load(small_run[0])
+    data = Dataset.load(small_run[0].data)
     data.items.loc[data.items["new"].idxmax(), "title"] = data.items["title"].iloc[-1]  # a title of two items, one new
     read = []
     monkeypatch.setattr(tiny, "prepare", lambda run, titles: read.extend(titles) or pytest.exit)
@@ -80,7 +86,7 @@ def test_neither_tokenizer_nor_base_model_reads_a_new_title(small_run, monkeypat
 
 
 def test_no_training_text_names_a_new_item(small_run):
-    data = Dataset.load(small_run[0])
+    data = Dataset.load(small_run[0].data)
     new = data.new_items()
     for examples in (splits.training_examples(data), splits.held_out_examples(data, "validation")):
         assert not new & {item for row in examples.itertuples() for item in (*row.history, row.target)}
@@ -90,7 +96,7 @@ def test_no_training_text_names_a_new_item(small_run):
 
 def test_what_ranks_by_ids_never_ranks_a_new_item_and_what_reads_titles_may(small_run):
     folder, _ = small_run
-    new = Dataset.load(folder).new_items()
+    new = Dataset.load(folder.data).new_items()
     ranked = {method: set(ranking.read_trec(folder.ranking(method))["doc_id"]) for method in evaluate.METHODS}
     assert not ranked["popularity"] & new
     assert ranked["lis-dense"] & new

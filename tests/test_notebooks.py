@@ -13,9 +13,10 @@ import yaml
 from helpers import one_line_error
 from papermill.exceptions import PapermillExecutionError
 
-from gloss_utils import fusion, runner
-from gloss_utils import parameters as P
-from gloss_utils.files import read_json
+from gloss_utils.base.files import read_json
+from gloss_utils.rank import fusion
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
 
 DEMO = yaml.safe_load((P.ROOT / "params/demo.yaml").read_text())
 

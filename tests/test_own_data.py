@@ -8,9 +8,10 @@ import pytest
 from conftest import SMALL
 from helpers import write_lines
 
-from gloss_utils import demo, runner
-from gloss_utils import parameters as P
-from gloss_utils.files import read_json
+from gloss_utils.base.files import read_json
+from gloss_utils.data import demo
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
 
 
 @pytest.fixture

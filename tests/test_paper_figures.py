@@ -10,9 +10,10 @@ import papermill
 import pytest
 from helpers import one_line_error
 
-from gloss_utils import figures, paper_figures, published, results, runner
 from gloss_utils.__main__ import main
-from gloss_utils.parameters import ROOT
+from gloss_utils.report import figures, paper_figures, published
+from gloss_utils.runs import results, runner
+from gloss_utils.runs.parameters import ROOT
 
 DRAWN = ("rankings", "comparison", "number_of_queries", "retrievers", "segments", "cost")
 COMMITTED = sorted((ROOT / "figures/results").glob("*.json"))

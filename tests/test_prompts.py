@@ -2,8 +2,8 @@
 
 import pytest
 
-from gloss_utils import prompts
-from gloss_utils.tiny import train_tokenizer
+from gloss_utils.data import prompts
+from gloss_utils.language.tiny import train_tokenizer
 
 TITLES = ["Rose Toner &amp; Mist, 3.4 oz", "Silk Conditioner", "Crème Brûlée ☕ Scrub", "Lash Mascara"]
 

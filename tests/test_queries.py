@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from helpers import SHARED, one_line_error
 
-from gloss_utils import queries
-from gloss_utils.rejects import Rejects
+from gloss_utils.data import queries
+from gloss_utils.data.rejects import Rejects
 
 
 def read(path, num_beams, max_rejected, targets=True):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense
 
-from gloss_utils import baselines, ranking
-from gloss_utils.index import BM25Index
+from gloss_utils.rank import baselines, ranking
+from gloss_utils.search.index import BM25Index
 
 ITEMS = pd.Series(list("abcd"))
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import blocks, readers, rejects, sources
-from gloss_utils.rejects import Rejects
+from gloss_utils.data import blocks, readers, rejects, sources
+from gloss_utils.data.rejects import Rejects
 
 AMAZON = sources.describe("beauty")
 

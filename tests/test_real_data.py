@@ -6,11 +6,14 @@ import pandas as pd
 import pytest
 from helpers import SHARED, real
 
-from gloss_utils import baselines, evaluate, ranking, runner, splits
-from gloss_utils import parameters as P
-from gloss_utils.files import read_json
-from gloss_utils.index import BM25Index
-from gloss_utils.prompts import item_text
+from gloss_utils import evaluate
+from gloss_utils.base.files import read_json
+from gloss_utils.data import splits
+from gloss_utils.data.prompts import item_text
+from gloss_utils.rank import baselines, ranking
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
+from gloss_utils.search.index import BM25Index
 
 REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
 

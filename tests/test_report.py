@@ -8,11 +8,13 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat import v4, write
 
-from gloss_utils import figures, report, retrieve
-from gloss_utils import parameters as P
-from gloss_utils.files import write_json
-from gloss_utils.queries import COLUMNS
-from gloss_utils.run_folder import RunFolder, identity
+from gloss_utils import retrieve
+from gloss_utils.base.files import write_json
+from gloss_utils.data.queries import COLUMNS
+from gloss_utils.report import figures
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import report
+from gloss_utils.runs.folder import RunFolder, identity
 from tests.helpers import dataset, one_line_error
 
 PIXEL = base64.b64encode(b"not really a picture").decode()

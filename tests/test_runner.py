@@ -7,13 +7,17 @@ import pytest
 import yaml
 from helpers import one_line_error
 
-from gloss_utils import evaluate, fusion, queries, ranking, retrieve, runner, segments
-from gloss_utils import parameters as P
+from gloss_utils import evaluate, retrieve
 from gloss_utils.__main__ import main
-from gloss_utils.errors import GlossError
-from gloss_utils.explore_data import Dataset
-from gloss_utils.files import read_json, write_json
-from gloss_utils.run_folder import Run, RunFolder, open_run
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import read_json, write_json
+from gloss_utils.data import queries
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.rank import fusion, ranking
+from gloss_utils.report import segments
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import runner
+from gloss_utils.runs.folder import Run, RunFolder, open_run
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
     folder, _ = small_run
     found = queries.read(folder.queries, 3, 0)
     ranked = ranking.read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
-    results = retrieve.Retrieved(Dataset.load(folder), found, ranked, [])
+    results = retrieve.Retrieved(Dataset.load(folder.data), found, ranked, [])
     for user in found["user"].iloc[[0, 5]]:
         assert retrieve.browse(results, user).children[0].value == user
     assert retrieve.browse(results).children[0].value == retrieve.telling_user(results)
@@ -69,9 +73,9 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
 
 def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch):
     folder, _ = copied_run
-    data = Dataset.load(folder)
+    data = Dataset.load(folder.data)
     texts = folder.queries.read_bytes()
-    monkeypatch.setattr("gloss_utils.generate.queries", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr("gloss_utils.language.generation.queries", lambda *args: pytest.fail("generated again"))
     values = yaml.safe_load(folder.parameters.read_text())
     values = {name: values[name] for name in P.stage_names(P.RETRIEVE)}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}

@@ -11,12 +11,15 @@ import pyarrow as pa
 import pytest
 from helpers import one_line_error, run_of
 
-from gloss_utils import generate, index, scale_out, splits
-from gloss_utils import parameters as P
-from gloss_utils.errors import GlossError
-from gloss_utils.explore_data import Dataset
-from gloss_utils.prompts import item_text
-from gloss_utils.run_folder import Run
+from gloss_utils.base.errors import GlossError
+from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import item_text
+from gloss_utils.language import generation as generate
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import workers as scale_out
+from gloss_utils.runs.folder import Run
+from gloss_utils.search import index
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ SEVERAL = {"engine": "ray", "workers": 2, "generation_batch_tokens": 4000}  # ba
 
 def generated(run: Run):
     """The queries of all users, generated anew."""
-    data = Dataset.load(run.folder)
+    data = Dataset.load(run.folder.data)
     try:
         return generate.queries(run, splits.evaluation_examples(data, "test"), data, [])
     finally:
@@ -67,7 +70,7 @@ def test_workers_write_what_this_process_does_though_one_is_killed(small_run, se
 
 def test_vectors_are_in_the_order_given(small_run, session, monkeypatch):
     monkeypatch.setattr(scale_out, "TEXTS_A_PART", 64)
-    run, titles = run_of(small_run, **SEVERAL), Dataset.load(small_run[0]).items["title"]
+    run, titles = run_of(small_run, **SEVERAL), Dataset.load(small_run[0].data).items["title"]
     texts = [item_text(title) for title in titles]
     expected = index.DenseIndex.build(texts, run["encoder"]).vectors()
     found = index.DenseIndex.build(texts, run["encoder"], partial(scale_out.encode, run)).vectors()

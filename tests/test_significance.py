@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gloss_utils import ranking, significance
+from gloss_utils.rank import ranking
+from gloss_utils.report import significance
 
 
 def test_intervals():

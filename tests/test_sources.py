@@ -19,10 +19,11 @@ import pyarrow.parquet
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils import blocks, downloads, explore_data, sources, templates
-from gloss_utils.errors import GlossError
-from gloss_utils.parameters import DATASET
-from gloss_utils.rejects import Rejects
+from gloss_utils.base.errors import GlossError
+from gloss_utils.data import blocks, downloads, sources, templates
+from gloss_utils.data.dataset import build
+from gloss_utils.data.rejects import Rejects
+from gloss_utils.runs.parameters import DATASET
 
 NAMES = ("reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")
 BODY = gzip.compress(random.Random(0).randbytes(200_000))
@@ -208,9 +209,8 @@ def test_a_data_dir_that_cannot_be_is_one_line(tmp_path, dataset):
 
 def test_two_processes_download_a_file_once(tmp_path, server):
     server.faults = ["dawdles"]
-    other = (
-        f"from pathlib import Path\nfrom gloss_utils import downloads\ndownloads.fetch({server.address + NAMES[0]!r}, "
-    )
+    other = "from pathlib import Path\nfrom gloss_utils.data import downloads\n"
+    other += f"downloads.fetch({server.address + NAMES[0]!r}, "
     process = subprocess.Popen([sys.executable, "-c", f"{other}Path({str(tmp_path / 'file.gz')!r}))"])
     while not server.asked:
         time.sleep(0.01)
@@ -572,7 +572,9 @@ def test_own_tables_become_a_dataset(tmp_path):
         "interactions_file": str(tmp_path / "i.csv"),
         "items_file": str(tmp_path / "t.csv"),
     }
+    from gloss_utils import explore_data
+
     paths, source = explore_data.find(values)
-    data = explore_data.build(*sources.read(paths, source, values["item_text"], Rejects(), 0), None, 0)
+    data = build(*sources.read(paths, source, values["item_text"], Rejects(), 0), None, 0)
     assert data.sequences() == {f"u{user}": list("01234") for user in range(4)}
     assert data.titles()["3"] == "Thing 3 by B"

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from helpers import SHARED, dataset, metadata, one_line_error, real, reviews
 
-from gloss_utils import demo, explore_data, queries, sources, splits
-from gloss_utils.rejects import Rejects
+from gloss_utils.data import demo, queries, sources, splits
+from gloss_utils.data.dataset import Dataset, Rules, build
+from gloss_utils.data.rejects import Rejects
 
 
 def shown(examples: pd.DataFrame) -> dict[str, str]:
@@ -45,7 +46,7 @@ def test_no_held_out_target_is_in_a_training_text(tmp_path):
     review_file, metadata_file = tmp_path / "r", tmp_path / "m"
     demo.write(review_file, metadata_file)
     read, titles = sources.read((review_file, metadata_file), sources.describe("demo"), None, Rejects(), 0)
-    data = explore_data.build(read, titles, None, 5)
+    data = build(read, titles, None, 5)
     trained = {
         user: [*history, target] for user, history, target in splits.training_examples(data).itertuples(index=False)
     }
@@ -118,7 +119,7 @@ def test_published_validation_histories_are_ours(name):
         pytest.skip(f"the published generations are not in {folder}")
     published = queries.read(folder / f"{name}-llama-1b.validation.json.gz", 5, 0)
     data = real(name)
-    data = explore_data.Dataset(data.items, data.interactions, data.users.copy(), data.statistics)
+    data = Dataset(data.items, data.interactions, data.users.copy(), data.statistics)
     data.users["validation"] = data.users["user"].isin(published["user"])
     ours = splits.evaluation_examples(data, "validation").set_index("user")
     assert len(ours) == len(published) == len(data.users) // 20
@@ -178,7 +179,7 @@ def test_what_is_learnt_hangs_on_nothing_later(rules):
     for _ in range(5):
         draw[120:] = [(f"u{user}", f"i{item}") for user, item in rng.integers([25, 12], size=(80, 2))]
         read = reviews(*((*pair, time) for time, pair in enumerate(draw)))
-        data = explore_data.build(read, titles, None, 1, explore_data.Rules(holdout="time", holdout_share=0.2, **rules))
+        data = build(read, titles, None, 1, Rules(holdout="time", holdout_share=0.2, **rules))
         assert data.statistics["periods"] == [120, 160]
         examples = [splits.held_out_examples(data, split) for split in ("validation", "test", "next")]
         assert max(map(len, pd.concat(examples)["history"])) <= rules.get("max_history", 200)
@@ -194,8 +195,8 @@ def test_what_is_learnt_hangs_on_nothing_later(rules):
 def test_max_history_cuts_the_history_of_each_example_of_a_time_split():
     rows = [("u", "abcd", 0), ("v", "abc", 0), ("u", "a", 10), ("u", "c", 20)]
     read = reviews(*((user, item, first + place) for user, items, first in rows for place, item in enumerate(items)))
-    rules = explore_data.Rules(holdout="time", holdout_share=0.1, max_history=3)
-    data = explore_data.build(read, metadata(*((item, item) for item in "abcd")), None, 1, rules)
+    rules = Rules(holdout="time", holdout_share=0.1, max_history=3)
+    data = build(read, metadata(*((item, item) for item in "abcd")), None, 1, rules)
     assert data.statistics["periods"] == [10, 20]
     assert shown(splits.training_examples(data)) == {"u": "bc>d", "v": "ab>c"}
     assert shown(splits.held_out_examples(data, "validation")) == {"u": "bcd>a"}
@@ -206,7 +207,7 @@ def test_max_history_cuts_the_history_of_each_example_of_a_time_split():
 def test_the_demo_split_by_time_keeps_its_periods_apart(tmp_path):
     paths = sources.locate("demo", tmp_path)
     read = sources.read(paths, sources.describe("demo"), None, Rejects(), 0)
-    data = explore_data.build(*read, None, 5, explore_data.Rules(holdout="time", holdout_share=0.2))
+    data = build(*read, None, 5, Rules(holdout="time", holdout_share=0.2))
     begin, times = data.statistics["periods"], data.interactions.groupby("user")["time"].agg(list)
     training = splits.training_examples(data).set_index("user")["history"].map(len)
     assert all(times[user][length] < begin[0] for user, length in training.items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import one_line_error
 
-from gloss_utils.trie import ROOT, Trie
+from gloss_utils.language.trie import ROOT, Trie
 
 END = 0
 

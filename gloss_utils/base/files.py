@@ -1,0 +1,142 @@
+"""Files and folders written whole or not at all, and what tells that they have not changed since."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gloss_utils.base.errors import GlossError
+
+MADE_FROM = "made_from.json"
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+@contextmanager
+def write_whole(path: str | Path):
+    """Yield a temporary path beside `path`; what was written there takes its place only if the block succeeds.
+
+    Works for files and for folders. Raises `GlossError` where the disk is full or the folder cannot be written;
+    what stood at `path` is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with full_disk_in_one_line(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            _replace(temporary, path)
+    finally:
+        with suppress(OSError):  # what went wrong is told already
+            _remove(temporary)
+
+
+def _remove(path: Path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_in_one_line(path: Path):
+    """Turn what libraries raise when `path` cannot be written into a `GlossError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+        # Libraries wrap the operating system's error each in their own way, and some drop it.
+        told = any(words in str(error) for words in ("No space left", "quota exceeded"))
+        if told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(path):
+            raise GlossError(
+                f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
+            ) from error
+        raise
+
+
+def _is_full(path: Path) -> bool:
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free < 2**16
+
+
+def sync(path: Path):
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    for found in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        _sync_one(found)
+
+
+def _sync_one(path: Path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace(temporary: Path, path: Path):
+    if path.is_dir():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+        temporary.rename(path)
+        _remove(old)
+    else:
+        temporary.replace(path)
+    _sync_one(path.parent)  # the rename itself
+
+
+def sweep(root: Path, *alive: int):
+    """Remove what processes that were killed left of their writing; a folder that was being replaced comes back.
+
+    alive: processes at work in the folder.
+    """
+    for path in sorted(root.rglob(".*")):
+        left = re.fullmatch(r"\.(.+)\.(\d+)\.(partial|old)", path.name)
+        if left is None or int(left[2]) in alive or not path.exists():
+            continue
+        if left[3] == "old" and not path.with_name(left[1]).exists():
+            path.rename(path.with_name(left[1]))
+        else:
+            _remove(path)
+
+
+def write_json(path: Path, value):
+    """Write `value` as indented JSON, whole or not at all."""
+    with write_whole(path) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path):
+    """Read a JSON file of a run. Raises `GlossError` where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise GlossError(f"{path} is damaged; delete it and run again") from None
+
+
+def fingerprint(path: str | Path, without: str = "") -> str:
+    """sha256 of a file, or of a folder's names and contents; without: a file of the folder that is left out."""
+    path = Path(path)
+    if not path.is_dir():
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files if file != path / without]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def sign(folder: Path, made_from: dict):
+    """Note in a folder what it was made from, and what it holds now."""
+    write_json(folder / MADE_FROM, made_from | {"holds": fingerprint(folder, without=MADE_FROM)})
+
+
+def is_signed(folder: Path, made_from: dict) -> bool:
+    """Whether a folder was made from the same, and neither it nor its note has changed since."""
+    try:
+        return read_json(folder / MADE_FROM) == made_from | {"holds": fingerprint(folder, without=MADE_FROM)}
+    except (OSError, GlossError):
+        return False

@@ -1,0 +1,158 @@
+"""Getting a file over HTTP: going on where a transfer broke off, checking what came, whole files only."""
+
+import gzip
+import math
+import os
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import requests
+import urllib3
+from tqdm import tqdm
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import fingerprint, full_disk_in_one_line, sync, write_whole
+from gloss_utils.runs import lock
+
+ATTEMPTS = 5
+PAUSE = 1.0  # seconds before the second attempt, twice as many before each later one
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 2**18
+
+
+class _Again(Exception):
+    """A transfer that may work at the next attempt."""
+
+
+class _Refused(Exception):
+    """The server's "no": nothing that time mends."""
+
+
+def checked(path: Path) -> Path:
+    """A file that is there already. Raises `GlossError` where it was downloaded and has changed since."""
+    kept = _sum_of(path)
+    if kept.exists() and kept.read_text().strip() != fingerprint(path):
+        raise GlossError(f"{path} is not what was downloaded ({kept.name} differs); delete both to download it again")
+    return path
+
+
+def fetch(address: str, path: Path):
+    """Download `address` to `path`, and keep its sha256 beside it.
+
+    What came before a connection broke stays in a hidden `.part` file, from which this call or a later one goes on if
+    the server's file is still the same. A length that is not the one announced, and gzip or zip data that does not
+    add up, count as broken. Where another process is downloading the file, waits for it. Raises `GlossError` after
+    `ATTEMPTS` attempts, or sooner where nobody answers or the server refuses, and where the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with full_disk_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    guard = part.with_name(part.name + ".lock")
+    held = lock.take(guard, math.inf)
+    try:
+        if path.exists():  # another process was first
+            part.unlink(missing_ok=True)
+        else:
+            _fetch(address, path, part)
+        guard.unlink(missing_ok=True)
+    finally:
+        held.release()
+
+
+def _fetch(address: str, path: Path, part: Path):
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE * 2 ** (attempt - 1) if attempt else 0)
+        try:
+            with full_disk_in_one_line(path):
+                _transfer(address, part)
+            _check(path, part)
+        except (_Again, requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+            reason = str(error) if isinstance(error, _Again) else type(error).__name__
+            if attempt and isinstance(error, requests.ConnectionError):
+                break  # nobody answers
+            continue
+        except (_Refused, requests.RequestException, ValueError) as error:  # ValueError: an address that is none
+            reason = type(error).__name__ if isinstance(error, requests.RequestException) else str(error)
+            break
+        # The sum comes first: a file without one would be taken for the user's own.
+        with write_whole(_sum_of(path)) as kept:
+            kept.write_text(fingerprint(part) + "\n")
+        sync(part)
+        with write_whole(path) as whole:
+            os.replace(part, whole)
+        _validator_of(part).unlink(missing_ok=True)
+        return
+    raise GlossError(
+        f"{path.parent} holds no {path.name}, and it could not be downloaded from {address} ({reason}); "
+        "run again to go on, or put the file there, or set data_dir to the folder that has it"
+    )
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _validator_of(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
+
+
+def _transfer(address: str, part: Path):
+    """Add to `part` what is lacking of it, or begin anew where it cannot be gone on with."""
+    validator = _validator_of(part)
+    have = part.stat().st_size if part.exists() and validator.exists() else 0
+    # Identity: a length announced for compressed transfer would be another.
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": validator.read_text()}
+    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if answer.status_code == 416:  # more is here than there: it was another file
+            part.unlink()
+            raise _Again("the server's file has changed")
+        if answer.status_code >= 500 or answer.status_code == 429:
+            raise _Again(f"HTTP status {answer.status_code}")
+        if answer.status_code >= 400:
+            raise _Refused(f"HTTP status {answer.status_code}")
+        going_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if answer.status_code == 206 and not going_on:
+            part.unlink()
+            raise _Again("the server answered with another range than asked for")
+        have = have if going_on else 0
+        tag = answer.headers.get("ETag", "W/")
+        version = answer.headers.get("Last-Modified") if tag.startswith("W/") else tag
+        if version:
+            validator.write_text(version)
+        else:
+            validator.unlink(missing_ok=True)
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length and length.isascii() and length.isdigit() else None
+        with (
+            open(part, "ab" if going_on else "wb") as out,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.name[1:-5], mininterval=1) as bar,
+        ):
+            # Raw: a server may label a .gz file as compressed for the transfer, and it must stay as it is.
+            for chunk in answer.raw.stream(CHUNK, decode_content=False):
+                bar.update(out.write(chunk))
+    size = part.stat().st_size
+    if not size:
+        raise _Again("nothing came")
+    if total is not None and size != total:
+        raise _Again(f"{size:,} of {total:,} bytes came")
+
+
+def _check(path: Path, part: Path):
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(part) as source:
+                while source.read(2**22):
+                    pass
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(part) as archive:
+                if archive.testzip():
+                    raise zipfile.BadZipFile
+    except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile):
+        part.unlink()
+        raise _Again(f"what came is no sound {path.suffix} file") from None

@@ -1,0 +1,131 @@
+"""Generated queries: reading released generations and our own, in one format.
+
+A record: `reviewer_id`, `asin` (the target), `seen_asins` (the history, oldest first), `generated_sequences` (texts,
+best first) as the paper's code publishes them; ours add `logprobs` (sum over a text's tokens, natural log) and
+`lengths` (tokens), aligned with the texts, null where unknown.
+"""
+
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import write_whole
+from gloss_utils.data.readers import is_id
+from gloss_utils.data.rejects import Rejects
+from gloss_utils.data.templates import whole_characters
+
+COLUMNS = ["user", "history", "target", "texts", "logprobs", "lengths"]
+
+
+def read(
+    path: str | Path, num_beams: int, max_rejected: float, targets: bool = True, rejects: Rejects | None = None
+) -> pd.DataFrame:
+    """Read a file of queries: a JSON list or JSON lines, gzipped or not.
+
+    Returns a frame: user, history, target, texts, logprobs, lengths; one row a user, texts beyond `num_beams` left
+    out. targets: whether a record must name one. rejects: where those that cannot be used are noted.
+    Raises `GlossError` where the file is missing or not in this format, or rejects are a larger share than
+    `max_rejected`.
+    """
+    path, rejects = Path(path), rejects or Rejects()
+    rows, users = [], set()
+    for place, record in _records(path):
+        reason = _unusable(record, targets) or ("its user came before" if record["reviewer_id"] in users else None)
+        if reason:
+            rejects.add(path, place, reason, record)
+            continue
+        users.add(record["reviewer_id"])
+        texts = [whole_characters(text) for text in record["generated_sequences"]]
+        scores = (record.get(key) or [None] * len(texts) for key in ("logprobs", "lengths"))
+        rows.append(
+            (
+                record["reviewer_id"],
+                record["seen_asins"],
+                record.get("asin"),
+                *(part[:num_beams] for part in (texts, *scores)),
+            )
+        )
+    rejects.stop_above(max_rejected, path, len(rows), "reviewer_id, asin, seen_asins and generated_sequences")
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+
+
+def write(path: Path, queries: pd.DataFrame):
+    """Write queries as JSON lines, whole or not at all."""
+    with write_whole(path) as part, open(part, "w", encoding="utf-8") as out:
+        for row in queries[COLUMNS].itertuples(index=False):
+            record = {
+                "reviewer_id": row.user,
+                "asin": row.target,
+                "seen_asins": list(row.history),
+                "generated_sequences": list(row.texts),
+                "logprobs": list(row.logprobs),
+                "lengths": list(row.lengths),
+            }
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _records(path: Path):
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or "its gzip data is damaged"
+        raise GlossError(f"queries_file {path} cannot be read ({reason}); give the path of a file of queries") from None
+    except (EOFError, zlib.error, UnicodeDecodeError):
+        raise GlossError(f"queries_file {path} is cut or damaged; get it again") from None
+    if text.lstrip().startswith("["):
+        try:
+            for number, record in enumerate(json.loads(text), 1):
+                yield f"record {number}", record
+        except (ValueError, RecursionError) as error:
+            raise GlossError(
+                f"queries_file {path} is not a JSON list ({error}); get it again, or give JSON lines"
+            ) from None
+        return
+    # Split at line feeds only: a title may hold other characters that Python takes for line ends.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError):
+                yield f"line {number}", None
+
+
+def _unusable(record, targets: bool) -> str | None:
+    if not isinstance(record, dict):
+        return "it is not a JSON object"
+    if not is_id(record.get("reviewer_id")):
+        return "reviewer_id is not an id (a text without spaces)"
+    if targets and not is_id(record.get("asin")):
+        return "asin is not an id (a text without spaces)"
+    if not _list_of(record.get("seen_asins"), lambda item: isinstance(item, str) and whole_characters(item) == item):
+        return "seen_asins is not a list of texts"
+    texts = record.get("generated_sequences")
+    if not _list_of(texts, lambda text: isinstance(text, str)) or not texts:
+        return "generated_sequences is not a list of at least one text"
+    for key, fits, kind in (("logprobs", _is_number, "number"), ("lengths", _is_length, "whole number from 1 up")):
+        values = record.get(key)
+        if values is not None and not (_list_of(values, fits) and len(values) == len(texts)):
+            return f"{key} is not a list of one {kind} (or null) a text"
+    return None
+
+
+def _list_of(value, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_number(value) -> bool:
+    if value is None:
+        return True
+    # JSON's whole numbers have no limit, but a mean has; Python's JSON also knows NaN and Infinity.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_length(value) -> bool:
+    return value is None or (isinstance(value, int) and _is_number(value) and value > 0)

@@ -1,0 +1,66 @@
+"""Records that cannot be used: counted, kept with the reason, and too many of them stop a stage."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import write_whole
+
+KEPT, SHOWN = 10_000, 500  # records kept of each file, characters of each
+
+
+class Unusable(Exception):
+    """Why a record cannot be used, in words."""
+
+
+class Rejects:
+    """What was rejected of the files that a stage reads. path: where `write` keeps it; null: nowhere."""
+
+    def __init__(self, path: Path | None = None):
+        self.path, self.records = path, []
+        # One file may hold two kinds of records: MovieLens is one archive.
+        self._counts: dict[tuple[Path, str], Counter] = defaultdict(Counter)
+        self._first: dict[tuple[Path, str], dict] = {}
+
+    def add(self, file: Path, place: str, reason: str, record, kind: str = "queries"):
+        """Note a record of `file`; place: as "line 7"; record: the line (text or bytes), or what was read from it.
+
+        kind: what it was read as: interactions, items or queries.
+        """
+        counts = self._counts[file, kind]
+        counts[reason] += 1
+        if counts.total() <= KEPT:
+            text = record.decode("utf-8", errors="replace") if isinstance(record, bytes) else record
+            text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
+            kept = {"file": file.name, "kind": kind, "place": place, "reason": reason, "record": text[:SHOWN]}
+            self.records.append(kept)
+            self._first.setdefault((file, kind), kept)
+
+    def reasons(self, file: Path, kind: str) -> Counter:
+        """How many records of this kind were rejected of `file`, by reason."""
+        return self._counts[file, kind]
+
+    def stop_above(self, share: float, file: Path, good: int, needed: str, kind: str = "queries"):
+        """Raise `GlossError` where more than this share of a file's records of a kind was rejected, or none is good.
+
+        good: how many records were usable; needed: what a usable one has, in words.
+        """
+        bad, first = self._counts[file, kind].total(), self._first.get((file, kind))
+        told = f" (the first is {first['place']}: {first['reason']})" if first else ""
+        if good and bad <= share * (good + bad):
+            return
+        self.write()
+        where = f"; they are in {self.path}" if self.path and bad else ""
+        if not good:
+            raise GlossError(f"{file} holds no usable record: {bad:,} read{told}; each needs {needed}{where}")
+        raise GlossError(
+            f"{file}: {bad:,} of {good + bad:,} records cannot be used{told}, more than max_rejected = {share:g} "
+            f"allows; mend the file or raise max_rejected{where}"
+        )
+
+    def write(self):
+        """Write the records kept as JSON lines, whole or not at all."""
+        if self.path:
+            with write_whole(self.path) as part, open(part, "w", encoding="utf-8", errors="replace") as out:
+                out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)

@@ -1,0 +1,101 @@
+"""Decoding by transformers' own `generate`: for models that `decoding` does not fit, and to measure it against.
+
+`beam_search` and `sample` answer as those of `decoding` do; numbers drawn at random are others.
+"""
+
+import torch
+
+from gloss_utils.language.beam_search import Decoded, by_mean
+from gloss_utils.language.trie import ROOT, Trie
+
+
+@torch.inference_mode()
+def generate(model, prompts: list[list[int]], end: int, **options):
+    """Call the model's `generate` on left-padded prompts (token ids) with these options and otherwise none."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    filled = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    neutral = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "eos_token_id": end}
+    return model.generate(
+        ids, attention_mask=torch.tensor(filled, device=model.device), pad_token_id=end, **(neutral | options)
+    )
+
+
+def beam_search(
+    model,
+    prompts: list[list[int]],
+    num_beams: int,
+    max_new_tokens: int,
+    end: int,
+    trie: Trie | None = None,
+    **options,
+) -> list[Decoded]:
+    """What `decoding.beam_search` returns."""
+    found = generate(
+        model,
+        prompts,
+        end,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        max_new_tokens=max_new_tokens if trie is None else trie.depth,
+        prefix_allowed_tokens_fn=_allowed(trie, max(map(len, prompts)), end) if trie else None,
+        output_scores=num_beams > 1,
+        output_logits=num_beams == 1,  # greedy search returns no sums
+        return_dict_in_generate=True,
+        **options,
+    )
+    return [Decoded(texts, sums) for texts, sums in _texts(found, len(prompts), end)]
+
+
+def sample(
+    model, prompts: list[list[int]], uniforms: torch.Tensor, end: int, temperature: float = 1.0, top_p: float = 1.0
+) -> list[Decoded]:
+    """What `decoding.sample` returns, of other numbers: torch's generator, seeded from `uniforms`."""
+    torch.manual_seed(int(uniforms[0, 0, 0] * 2**53))
+    found = generate(
+        model,
+        prompts,
+        end,
+        do_sample=True,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=0,
+        num_return_sequences=uniforms.shape[1],
+        max_new_tokens=uniforms.shape[2],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return [by_mean(texts, sums) for texts, sums in _texts(found, len(prompts), end)]
+
+
+def _allowed(trie: Trie, width: int, end: int):
+    def children(node: int) -> dict[int, int]:
+        here = slice(int(trie.first[node]), int(trie.first[node] + trie.count[node]))
+        return dict(zip(trie.child_token[here].tolist(), trie.child_node[here].tolist(), strict=True))
+
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        node = ROOT
+        for token in ids[width:].tolist():
+            node = children(node).get(token)
+            if node is None:  # a beam that transformers carries along though its score says that it is none
+                return [end]
+        return list(children(node)) or [end]
+
+    return allowed
+
+
+def _texts(found, prompts: int, end: int) -> list[tuple[list[list[int]], list[float]]]:
+    if "sequences_scores" in found:
+        new = found.sequences[:, -found.beam_indices.shape[1] :]
+    else:
+        new = found.sequences[:, -len(found.logits) :]
+    ended = new == end
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
+    if "sequences_scores" in found:  # with length penalty 1, the mean log-probability of the tokens
+        sums = found.sequences_scores.double() * lengths
+    else:
+        logprobs = torch.stack(found.logits, 1).double().log_softmax(-1).gather(2, new[..., None]).squeeze(-1)
+        sums = (logprobs * (torch.arange(new.shape[1], device=new.device) < lengths[:, None])).sum(1)
+    texts = [row[:length] for row, length in zip(new.tolist(), lengths.tolist(), strict=True)]
+    each = len(texts) // prompts
+    return [(texts[at : at + each], sums[at : at + each].tolist()) for at in range(0, len(texts), each)]

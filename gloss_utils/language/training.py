@@ -1,0 +1,336 @@
+"""The training loop that the tiny base model and fine-tuning share: transformers' Trainer, resumable, with one bar.
+
+It trains in as many processes as `accelerate launch` started; each optimiser step's texts are the same in any number.
+Training that was cut off and goes on ends with the same bytes, on the same processor with as many threads.
+"""
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import full_disk_in_one_line, read_json, write_json
+from gloss_utils.language import checkpoints
+from gloss_utils.language.models import peak_memory
+
+SAVE_EVERY = (
+    600  # seconds of training that a kill may cost, where an epoch takes longer; in several processes, an epoch
+)
+
+seed_everything = set_seed
+
+
+@dataclass
+class Settings:
+    """What a training run is told.
+
+    An optimiser step takes batch_size x gradient_accumulation texts, of all processes together. patience: epochs
+    without a lower validation loss before it stops (null: never). sampling: how steps are cut into batches,
+    "batch_rebalance" (by length) or "sequential" (as the texts come, equally many a batch). bf16_on_cpu: multiply in
+    bfloat16 on a processor that can; a GPU that can does so anyway.
+    """
+
+    learning_rate: float
+    scheduler: str
+    warmup_steps: int
+    weight_decay: float
+    optimizer: str
+    batch_size: int
+    gradient_accumulation: int
+    epochs: int
+    seed: int
+    patience: int | None = None
+    gradient_checkpointing: bool = False
+    report_to: str = "none"
+    logs: str = ""
+    sampling: str = "batch_rebalance"
+    bf16_on_cpu: bool = False
+
+
+def processes() -> PartialState:
+    """The processes that train together: this one alone, unless `accelerate launch` started more."""
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # else "cpu:0", which no checkpoint can be loaded to
+    # The others wait while the main one downloads data, or trains a base model.
+    return PartialState(cpu=not on_gpu, timeout=timedelta(hours=3))
+
+
+@contextmanager
+def alone():
+    """Let one of several launched processes work as if it were the only one, before it joins the others."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= hidden
+        PartialState._reset_state()  # it is kept for the life of a process, and now it would say there is one
+
+
+def share(batch_size: int, gradient_accumulation: int, count: int) -> tuple[int, int]:
+    """Texts a batch and batches a step for each of `count` processes, so that a step has as many texts as with one.
+
+    Raises `GlossError` where they cannot be shared equally.
+    """
+    texts = batch_size * gradient_accumulation
+    if texts % count:
+        fitting = [str(number) for number in range(1, texts + 1) if texts % number == 0]
+        raise GlossError(
+            f"{count} processes cannot equally share the {texts} texts of a step (batch_size {batch_size} x "
+            f"gradient_accumulation {gradient_accumulation}); launch {' or '.join(fitting)}, or change one of the two"
+        )
+    fewer = math.gcd(gradient_accumulation, count)
+    return batch_size // (count // fewer), gradient_accumulation // fewer
+
+
+class _Trainer(Trainer):
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        sampler.seed = self.args.seed  # which it does not take from the arguments
+        return sampler
+
+    def _save_checkpoint(self, model, trial):
+        folder = Path(self.args.output_dir)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
+            checkpoints.prune(folder, checkpoints.best(folder, self.state.best_global_step))
+
+    # The losses since the last log, which the trainer forgets: the next log is to be their mean, too.
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        running = {"loss": self._tr_loss.item(), "last_logged": self._globalstep_last_logged}
+        write_json(self._running(output_dir), running)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint and self._running(checkpoint).exists():  # not where there were fewer processes
+            running = read_json(self._running(checkpoint))
+            self._tr_loss.fill_(running["loss"])
+            self._globalstep_last_logged = running["last_logged"]
+
+    def _running(self, checkpoint) -> Path:
+        return Path(checkpoint) / f"running_loss_{self.args.process_index}.json"
+
+    def _run_epoch(self, *args, **kwargs):
+        stoppers = (found for found in self.callback_handler.callbacks if isinstance(found, EarlyStoppingCallback))
+        if any(stopper.early_stopping_patience_counter >= stopper.early_stopping_patience for stopper in stoppers):
+            self.control.should_training_stop = True  # it was killed after it had stopped
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _load_best_model(self):
+        best = Path(self.state.best_model_checkpoint)
+        if not checkpoints.is_sound(best):
+            raise GlossError(f"{best} is not as it was written; run again, and training goes on from an earlier one")
+        super()._load_best_model()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        # Shards (FSDP) are written later, but each process now looks whether the best checkpoint is there, and all have
+        # to find the same.
+        os.makedirs(output_dir, exist_ok=True)
+
+
+class _Progress(TrainerCallback):
+    """One progress bar over all steps with the latest losses, and the seconds spent in steps."""
+
+    def __init__(self, name: str):
+        self.name, self.seconds, self.bar, self.shown = name, 0.0, None, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_token, self.saved = state.num_input_tokens_seen, time.monotonic()
+        best = checkpoints.best(Path(args.output_dir), state.best_global_step)
+        state.best_model_checkpoint = best and str(best)  # it was noted with the run folder's place at that time
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.name,
+            unit="step",
+            mininterval=2,
+            file=sys.stderr,
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self.begun
+        self.bar.update(1)
+        ends_epoch = state.epoch == int(state.epoch)  # where a checkpoint follows anyway, after the evaluation
+        if args.world_size == 1 and not ends_epoch and time.monotonic() - self.saved >= SAVE_EVERY:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.shown |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in (logs or {})}
+        self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.tokens = state.num_input_tokens_seen - self.first_token
+        self.bar.close()
+
+
+class _Padding:
+    """Pads token ids on the right; the loss is on the whole text (METHOD, 2)."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad = pad_token_id
+
+    def __call__(self, texts: list[dict]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(text["input_ids"]) for text in texts]
+        rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.pad)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        return {"input_ids": rows, "attention_mask": mask, "labels": rows.masked_fill(mask == 0, -100)}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16 faster than in float32."""
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    in_bf16 = torch.cuda.is_bf16_supported() if on_gpu else settings.bf16_on_cpu and cpu_has_bf16()
+    batch_size, accumulation = share(settings.batch_size, settings.gradient_accumulation, processes().num_processes)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        seed=settings.seed,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        # Lengths vary so much that padding would be 41 % of batches of four Beauty texts. This sampler draws a step's
+        # texts at random, and only then cuts them into batches of like length and like cost: padding falls to 12 %,
+        # and the gradient is the same, because the loss is the mean over the step's tokens. Steps drawn by length
+        # ("group_by_length") would have 1 %, but be other steps.
+        train_sampling_strategy=settings.sampling,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        optim=settings.optimizer,
+        eval_strategy="epoch" if validated else "no",
+        save_strategy="epoch",
+        load_best_model_at_end=validated,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        bf16=in_bf16,
+        fp16=on_gpu and not in_bf16,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        restore_callback_states_from_checkpoint=True,  # the patience that was used up before a kill
+        prediction_loss_only=True,
+        logging_steps=10,
+        report_to=settings.report_to,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process takes all GPUs, and as many times the batch
+    return arguments
+
+
+def train(
+    model,
+    tokenizer,
+    texts: list[list[int]],
+    validation: list[list[int]],
+    settings: Settings,
+    folder: Path,
+    made_from: dict,
+    name: str,
+) -> dict:
+    """Train `model` in place on token ids, evaluating on `validation` after each epoch where there is any.
+
+    Checkpoints go to `folder` each epoch, and within long ones; a run with the same `made_from` goes on from the last
+    sound one, another starts anew. With a patience, training stops early and the best epoch's weights are kept. Call
+    `forget` once the result is saved. Returns history (losses by step), processes, tokens_per_second (of all processes,
+    padding not counted), peak_memory_gb (of this process), device. Raises `GlossError` where the processes cannot share
+    a step.
+    """
+    together = processes()
+    with together.main_process_first():  # the others find the folder tidied
+        _start_over_if_other(folder, made_from)
+        checkpoint = checkpoints.last_sound(folder)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    os.environ["TENSORBOARD_LOGGING_DIR"] = settings.logs
+    progress = _Progress(name)
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(settings, folder, bool(validation)),
+        train_dataset=[{"input_ids": ids} for ids in texts],
+        eval_dataset=[{"input_ids": ids} for ids in validation] or None,
+        data_collator=_Padding(tokenizer.pad_token_id),
+        callbacks=[progress] + ([EarlyStoppingCallback(settings.patience)] if validation and settings.patience else []),
+    )
+    trainer.remove_callback(PrinterCallback)
+    with full_disk_in_one_line(folder):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return {
+        "history": [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
+        "steps": trainer.state.global_step,
+        "processes": together.num_processes,
+        "tokens_per_second": round(progress.tokens / progress.seconds, 1) if progress.seconds else None,
+        "peak_memory_gb": round(peak_memory() / 2**10, 2),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    }
+
+
+def put_together(model) -> dict[str, torch.Tensor] | None:
+    """The trained weights where each process holds shards of them (FSDP); None where the model holds them whole.
+
+    All processes have to call it.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not any(isinstance(weight, DTensor) for weight in trained.values()):
+        return None
+    return {name: weight.full_tensor() for name, weight in trained.items()}
+
+
+def forget(folder: Path):
+    """Remove the checkpoints of a training whose result is saved."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_over_if_other(folder: Path, made_from: dict):
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    record = folder / "made_from.json"
+    if not record.exists() or read_json(record) != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(record, digest)
+
+
+def check_reporter(name: str):
+    """Raise `GlossError` where the tracker to report to is not installed."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise GlossError(
+            f"parameter report_to is {name!r}, but the package {name} is not installed; "
+            f"pip install {name}, or set report_to to none"
+        )

@@ -1,0 +1,148 @@
+"""Baseline SASRec (Kang and McAuley, 2018): a small decoder over item ids, trained with full cross-entropy.
+
+A transformers GPT-2 whose tokens are items takes the place of the original's blocks: learned positions, causal
+attention, one table of embeddings for reading and for scoring. The loss is over all items at every position, where the
+original draws one negative; the published numbers, which used the original's, are lower.
+"""
+
+import hashlib
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gloss_utils.base.files import is_signed, sign, write_whole
+from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.language import training
+from gloss_utils.rank import cooccurrence, ranking
+from gloss_utils.runs.folder import Run
+
+PAD = 0  # item number i is token i + 1
+LENGTH = 50  # the last so many items of a history are read
+LAYERS, HEADS, DROPOUT = 2, 2, 0.5
+BATCH, LEARNING_RATE, WEIGHT_DECAY, PATIENCE = 128, 1e-3, 0.01, 5
+USERS_AT_A_TIME = 256
+
+
+class SASRec(GPT2LMHeadModel):
+    """GPT-2 that scores all items only where a loss is asked for: most of a padded batch is padding."""
+
+    def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None, **_):
+        """The loss: the sum over all next items, divided by `num_items_in_batch`, by default by how many they are."""
+        hidden = self.transformer(input_ids, attention_mask=attention_mask).last_hidden_state
+        known = labels[:, 1:] != -100
+        scores, following = self.lm_head(hidden[:, :-1][known]), labels[:, 1:][known]
+        loss = torch.nn.functional.cross_entropy(scores, following, reduction="sum")
+        return {"loss": loss / (len(following) if num_items_in_batch is None else num_items_in_batch)}
+
+
+def new_model(items: int, width: int) -> SASRec:
+    """An untrained model for a catalogue of so many items."""
+    return SASRec(
+        GPT2Config(
+            vocab_size=items + 1,
+            n_positions=LENGTH,
+            n_embd=width,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            embd_pdrop=DROPOUT,
+            resid_pdrop=DROPOUT,
+            attn_pdrop=DROPOUT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=PAD,
+        )
+    )
+
+
+def ranked(run: Run, data: Dataset, queries: pd.DataFrame, depth: int, learnable: dict[str, list[str]]) -> pd.DataFrame:
+    """`prepare` a model, and `rank` with it."""
+    return rank(prepare(run, data, queries, learnable), queries, data, depth, learnable)
+
+
+def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[str, list[str]]) -> SASRec:
+    """Train once on what may be learnt (see `splits.learnable_sequences`) and save in the run folder; later calls with
+    the same data and settings find it there. Training that was cut off goes on from its last epoch.
+
+    It stops early by the loss on validation users, under split test on all of them, else on those who are not
+    evaluated, if there are any.
+    """
+    folder = run.folder.sasrec
+    held_out = splits.held_out_examples(data, "validation")
+    held_out = held_out if run["split"] == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
+    texts = [ids for ids in encode(list(learnable.values()), data) if len(ids) > 1]
+    validation = encode([[*row.history, row.target] for row in held_out.itertuples()], data)
+    told = {"seed": run["seed"], "epochs": run["sasrec_epochs"], "width": run["sasrec_width"], "items": len(data.items)}
+    learnt = hashlib.sha256(json.dumps([texts, validation]).encode()).hexdigest()
+    made_from = told | {"texts": learnt}
+    if is_signed(folder, made_from):
+        return SASRec.from_pretrained(folder, use_safetensors=True).eval()
+    training.seed_everything(run["seed"])
+    model = new_model(len(data.items), run["sasrec_width"])
+    settings = training.Settings(
+        learning_rate=LEARNING_RATE,
+        scheduler="linear",
+        warmup_steps=100,
+        weight_decay=WEIGHT_DECAY,
+        optimizer="adamw_torch",
+        batch_size=BATCH // 4,  # cut by length, which leaves less padding
+        gradient_accumulation=4,
+        epochs=run["sasrec_epochs"],
+        seed=run["seed"],
+        patience=PATIENCE,
+    )
+    padding = SimpleNamespace(pad_token_id=PAD)
+    checkpoints = run.folder.checkpoints / "sasrec"
+    training.train(model, padding, texts, validation, settings, checkpoints, made_from, name="SASRec")
+    with write_whole(folder) as part:
+        model.save_pretrained(part)
+        sign(part, made_from)
+    training.forget(checkpoints)
+    return model.eval()
+
+
+def encode(histories: list[list[str]], data: Dataset) -> list[list[int]]:
+    """Histories as tokens: the last `LENGTH` items that the catalogue knows."""
+    owners, places = cooccurrence.encode(histories, data.items["item"])
+    starts = np.searchsorted(owners, np.arange(len(histories) + 1))
+    return [(places[max(start, end - LENGTH) : end] + 1).tolist() for start, end in pairwise(starts)]
+
+
+@torch.inference_mode()
+def rank(
+    model: SASRec, queries: pd.DataFrame, data: Dataset, depth: int, learnable: dict[str, list[str]]
+) -> pd.DataFrame:
+    """Rank the items that were trained on and that the user does not have.
+
+    queries: user, history, target. A user whose history holds nothing that the catalogue knows is not ranked for.
+    """
+    items, users, histories = data.items["item"].to_numpy(), queries["user"].tolist(), queries["history"].tolist()
+    unknown = torch.from_numpy(cooccurrence.counts(list(learnable.values()), data.items["item"]) == 0)
+    inputs = encode(histories, data)
+    places = sorted((place for place in range(len(users)) if inputs[place]), key=lambda place: len(inputs[place]))
+    best = {}
+    for start in tqdm(range(0, len(places), USERS_AT_A_TIME), desc="SASRec ranks", unit="batch", mininterval=2):
+        some = places[start : start + USERS_AT_A_TIME]
+        rows = [torch.tensor(inputs[place]) for place in some]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(model.device)
+        hidden = model.transformer(ids, attention_mask=(ids != PAD).long()).last_hidden_state
+        last = hidden[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in rows])]
+        scores = model.lm_head(last)[:, 1:].float().cpu().masked_fill(unknown, -torch.inf)
+        owners, seen = cooccurrence.encode([histories[place] for place in some], data.items["item"])
+        scores[owners, seen] = -torch.inf
+        found = scores.topk(min(depth, len(items)))
+        best |= dict(zip(some, zip(found.indices.tolist(), found.values.tolist(), strict=True), strict=True))
+    rows = [
+        (users[place], rank, items[item], score)
+        for place in sorted(best)
+        for rank, (item, score) in enumerate(zip(*best[place], strict=True), 1)
+        if score > -torch.inf
+    ]
+    return pd.DataFrame(rows, columns=ranking.COLUMNS)
