@@ -11,8 +11,11 @@ from gloss_utils import retrieve
 from gloss_utils.base.files import read_json, write_json, write_whole
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import baselines, fusion, ranking
+from gloss_utils.rank import baselines
+from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED, HYBRID, PAPER, Ranker
+from gloss_utils.rank.trec import as_run, read_trec, write_trec
+from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import segments, significance
 from gloss_utils.runs.folder import Run
 from gloss_utils.runs.parameters import RETRIEVE
@@ -24,8 +27,9 @@ MEASURES = {
 }
 MEASURES["mrr"] = ir_measures.RR
 METRICS = list(MEASURES)
+SASREC = "sasrec"
 GLOSS, GLOSS_PAPER = "gloss", "gloss-paper"  # by the run's ranking, by the paper's rule
-METHODS = (*baselines.METHODS, fusion.SASREC, GLOSS_PAPER, GLOSS)
+METHODS = (*baselines.METHODS, SASREC, GLOSS_PAPER, GLOSS)
 RETRIEVERS = ("dense", "bm25")
 COMPARED = ("recall@5", "ndcg@5")
 COLUMNS = ["user", "method", "segment", "new_item", "interactions", *METRICS]
@@ -66,7 +70,7 @@ class Evaluation:
 def per_user_metrics(run: pd.DataFrame, targets: dict[str, str]) -> pd.DataFrame:
     """Each user's metrics, indexed by user in the order of `targets`; a user without a ranking scores 0.
 
-    run: columns query_id, doc_id, score, as `ranking.read_trec` returns.
+    run: columns query_id, doc_id, score, as `trec.read_trec` returns.
     """
     qrels = pd.DataFrame({"query_id": list(targets), "doc_id": list(targets.values()), "relevance": 1})
     names = {measure: name for name, measure in MEASURES.items()}
@@ -110,10 +114,10 @@ def ablate(ranker: Ranker, split: str, seed: int) -> list[dict]:
     rows, targets = [], targets_of(queries)
     rules = {(PAPER, name): partial(ranker.paper, name) for name in RETRIEVERS}
     if ranker.rule != PAPER:
-        rules[ranker.rule, ranker.parameters["retriever"] if ranker.rule == FUSED else "both"] = ranker.rank
+        rules[ranker.rule, ranker.options.retriever if ranker.rule == FUSED else "both"] = ranker.rank
     for (rule, retriever), rank in rules.items():
         for count in range(1, int(queries["texts"].map(len).max()) + 1):
-            values = per_user_metrics(ranking.as_run(rank(count)), targets).to_numpy()
+            values = per_user_metrics(as_run(rank(count)), targets).to_numpy()
             row = {"ranking": rule, "retriever": retriever, "queries": count, "split": split, "users": len(queries)}
             rows.append(row | rounded(METRICS, *means(values, seed)))
     return rows
@@ -126,11 +130,11 @@ def leave_parts_out(ranker: Ranker, seed: int) -> list[dict]:
     """
     if ranker.rule != HYBRID:
         return []
-    weights = ranker.weights
-    weightings = {"none": weights} | {part: fusion.leaving_out(part, weights) for part in fusion.parts(weights)}
+    weights = ranker.settings.weights
+    weightings = {"none": weights} | {part: without_part(part, weights) for part in PARTS}
     targets = targets_of(ranker.queries)
     found = {
-        part: per_user_metrics(ranking.as_run(ranked), targets).to_numpy()
+        part: per_user_metrics(as_run(ranked), targets).to_numpy()
         for part, ranked in ranker.weighted(weightings).items()
     }
     lost = [f"{metric}_lost" for metric in METRICS]
@@ -164,12 +168,12 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
         queries = query_files.read(folder.queries, run["num_beams"], 0)
         ranker, targets = retrieve.ranker(run, queries, data), targets_of(queries)
         depth = run["ranking_depth"]
-        rivals = baselines.rank(queries, data, ranker.indexes, ranker.settings, depth, ranker.learnable)
+        known = ranker.histories, ranker.training_sequences
+        rivals = baselines.rank_all(*known, ranker.titles, ranker.indexes, ranker.settings, depth)
         if run["sasrec_epochs"]:
-            ranked = ranker.found(fusion.SASREC)
-            rivals[fusion.SASREC] = ranked[ranked["rank"] <= depth]
+            rivals[SASREC] = by_sasrec(run, data, ranker)
         for method, ranked in rivals.items():
-            ranking.write_trec(folder.ranking(method), ranked, method)
+            write_trec(folder.ranking(method), ranked, method)
             run.outputs.append(folder.ranking(method))
         evaluation.per_user = measure(run, data, queries, (*rivals, GLOSS_PAPER, GLOSS))
         inputs = folder.stages()[RETRIEVE]["inputs"]
@@ -180,10 +184,22 @@ def prepare(run: Run, data: Dataset) -> Evaluation:
         evaluation.comparisons = significance.compare(evaluation.per_user, GLOSS, COMPARED, seed)
         evaluation.ablation = ablate(ranker, split, seed)
         evaluation.parts = leave_parts_out(ranker, seed)
-        first = ranker.first(run["retriever"])
+        first = ranker.paper_candidates(run["retriever"])
         evaluation.ties = significance.tie_orders(first, targets, seed).round(6).tolist()
     evaluation.write(run)
     return evaluation
+
+
+def by_sasrec(run: Run, data: Dataset, ranker: Ranker) -> pd.DataFrame:
+    """SASRec's ranking for the users that the ranker ranks for: the run's, trained where it is not yet."""
+    from gloss_utils.rank import sasrec  # loads torch and transformers, which a run without SASRec does not need
+
+    sequences, items = list(ranker.training_sequences.values()), ranker.items
+    validation = sasrec.validation_sequences(data, ranker.queries, run["split"])
+    settings = sasrec.Settings(run["sasrec_epochs"], run["sasrec_width"], run["seed"])
+    checkpoints = run.folder.checkpoints / "sasrec"
+    model = sasrec.train(sequences, validation, items, settings, run.folder.sasrec, checkpoints)
+    return sasrec.rank(model, ranker.histories, sequences, items, run["ranking_depth"])
 
 
 def measure(run: Run, data: Dataset, queries: pd.DataFrame, methods: tuple[str, ...]) -> pd.DataFrame:
@@ -199,7 +215,7 @@ def measure(run: Run, data: Dataset, queries: pd.DataFrame, methods: tuple[str, 
         }
     )
     frames = [
-        per_user_metrics(ranking.read_trec(run.folder.ranking(method)), targets).join(about).assign(method=method)
+        per_user_metrics(read_trec(run.folder.ranking(method)), targets).join(about).assign(method=method)
         for method in methods
     ]
     return pd.concat([frame.rename_axis("user").reset_index() for frame in frames], ignore_index=True)[COLUMNS]

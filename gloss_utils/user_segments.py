@@ -11,7 +11,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
 from gloss_utils.language.generation import Catalogue, load_tokenizer
-from gloss_utils.rank.ranker import FUSED, Ranker
+from gloss_utils.rank.ranker import FUSED
 from gloss_utils.runs.folder import Run
 from gloss_utils.search.index import BM25Index, DenseIndex
 
@@ -71,8 +71,7 @@ def story(run: Run, before: Shop, after: Shop) -> pd.DataFrame:
         rows[f"found by its title, {name}"] = "yes" if place in ids else "no"
         rows[f"nearest other item, {name}"] = others[0] if others else "none"
     for rule in dict.fromkeys((run["ranking"], FUSED)):
-        told, sasrec = run.parameters | {"ranking": rule}, retrieve.trained(run, queries, before.data)
-        ranked = Ranker(queries, after.data, after.indexes, told, sasrec).rank()
+        ranked = retrieve.ranker(run, queries, after.data, after.indexes, rule).rank()
         rows[f"users who are offered it, ranking {rule}"] = f"{(ranked['item'] == item).sum():,} of {len(queries):,}"
     if after.catalogue:
         rows["the decoder may write it"] = "yes" if text in after.catalogue.text.values() else "no"

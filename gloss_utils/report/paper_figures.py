@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 
 from gloss_utils.base.files import write_whole
 from gloss_utils.evaluate import GLOSS, GLOSS_PAPER, with_interval
-from gloss_utils.rank.fusion import SASREC
 from gloss_utils.report import published
 from gloss_utils.report.figures import NAMES, spread
 from gloss_utils.report.segments import COLD_START
@@ -35,6 +34,7 @@ STYLE = {
 SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#999999", "#000000")
 METRICS = ("recall@5", "ndcg@5")
 POINTS = {"markersize": 3, "elinewidth": 0.8, "capsize": 1.5, "linestyle": ""}
+SASREC = "sasrec"
 TOLD = ("lis-dense-unseen", "item-knn", SASREC, GLOSS_PAPER, GLOSS)  # the methods that figures of segments show
 BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` counts together
 KINDS = dict.fromkeys(("popularity", "item-knn", SASREC), published.ID_BASED) | dict.fromkeys(
