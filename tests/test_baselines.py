@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import dataset
+from helpers import dataset, flip
 
 from gloss_utils.data import splits
 from gloss_utils.language import training
@@ -79,6 +79,25 @@ def test_sasrec_learns_the_order(ring, quick, monkeypatch, tmp_path):
     pd.testing.assert_frame_equal(again, found)
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         trained(replace(settings, width=16))
+
+
+def test_a_sasrec_with_any_damaged_file_is_trained_again(ring, monkeypatch, tmp_path):
+    folder, trained = tmp_path / "model", []
+    monkeypatch.setattr(training, "train", lambda *_, **__: trained.append(1))
+
+    def again() -> bool:
+        trained.clear()
+        sequences, settings = list(ring.sequences().values()), sasrec.Settings(1, 16)
+        sasrec.train(sequences, [], ring.items["item"], settings, folder, tmp_path / "checkpoints")
+        return bool(trained)
+
+    assert again()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"config.json", "model.safetensors", "model.seal"} <= {path.name for path in files}
+    for file in files:
+        assert not again()
+        flip(file)
+        assert again(), file
 
 
 @pytest.mark.parametrize("split", ["test", "validation", "next"])

@@ -10,7 +10,7 @@ from helpers import dataset
 
 from gloss_utils import evaluate, retrieve
 from gloss_utils.base.files import fingerprint
-from gloss_utils.rank import ranking
+from gloss_utils.rank import read_trec, write_qrels, write_trec
 from gloss_utils.report import segments
 from gloss_utils.runs.folder import RunFolder
 
@@ -19,8 +19,8 @@ def trec(tmp_path, **rankings: list[str]) -> pd.DataFrame:
     """A run as it comes back from disk; every score is 1, so that only the order speaks."""
     rows = [(user, rank, item, 1.0) for user, items in rankings.items() for rank, item in enumerate(items, 1)]
     frame = pd.DataFrame(rows, columns=["user", "rank", "item", "score"])
-    ranking.write_trec(tmp_path / "run.trec", frame, "m")
-    return ranking.read_trec(tmp_path / "run.trec")
+    write_trec(tmp_path / "run.trec", frame, "m")
+    return read_trec(tmp_path / "run.trec")
 
 
 def test_metrics_by_hand(tmp_path):
@@ -64,9 +64,9 @@ def test_metrics_agree_with_ranx(tmp_path, monkeypatch):
         chosen = rng.permutation(items)[: rng.integers(1, 20)]
         scores = np.sort(rng.choice([1.0, 0.9, 0.5, 0.0, rng.random()], len(chosen)))[::-1]  # full of ties
         rows += zip([user] * len(chosen), range(1, len(chosen) + 1), chosen, scores, strict=True)
-    ranking.write_trec(tmp_path / "run.trec", pd.DataFrame(rows, columns=["user", "rank", "item", "score"]), "random")
-    ranking.write_qrels(tmp_path / "qrels.trec", targets)
-    ours = evaluate.per_user_metrics(ranking.read_trec(tmp_path / "run.trec"), targets)
+    write_trec(tmp_path / "run.trec", pd.DataFrame(rows, columns=["user", "rank", "item", "score"]), "random")
+    write_qrels(tmp_path / "qrels.trec", targets)
+    ours = evaluate.per_user_metrics(read_trec(tmp_path / "run.trec"), targets)
     qrels = ranx.Qrels.from_file(str(tmp_path / "qrels.trec"), kind="trec")
     run = ranx.Run.from_file(str(tmp_path / "run.trec"), kind="trec")
     theirs = ranx.evaluate(qrels, run, evaluate.METRICS, make_comparable=True)

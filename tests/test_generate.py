@@ -17,7 +17,7 @@ from gloss_utils.language import cache_tree as tree
 from gloss_utils.language import generation as generate
 from gloss_utils.language import hf_generate as plain_decoding
 from gloss_utils.language import tiny
-from gloss_utils.rank import ranking
+from gloss_utils.rank import items_of_exact_titles
 from gloss_utils.runs.journal import Journal
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
@@ -196,7 +196,8 @@ def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
         assert len(set(row.texts) & texts) == len(row.texts) == 3
     twice = data.items["title"].iloc[5]
     items = pd.concat([data.items, pd.DataFrame({"item": ["TWIN"], "title": [twice]})])
-    named = ranking.named(pd.DataFrame({"user": ["U"], "texts": [[prompts.item_text(twice)]]}), items)
+    texts = pd.DataFrame({"user": ["U"], "texts": [[prompts.item_text(twice)]]})
+    named = items_of_exact_titles(texts, dict(zip(items["item"], items["title"], strict=True)))
     assert named.to_dict("list") == {
         "user": ["U", "U"],
         "query": [1, 1],

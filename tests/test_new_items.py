@@ -14,7 +14,7 @@ from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset, draw_new_items
 from gloss_utils.data.prompts import encode_texts, item_text
 from gloss_utils.language import tiny
-from gloss_utils.rank import ranking
+from gloss_utils.rank import read_trec
 from gloss_utils.search import index
 from gloss_utils.search.index import BM25Index
 
@@ -47,7 +47,7 @@ def test_new_items_leave_training_and_validation_and_stay_in_test():
 
 
 def learnable(data: Dataset, examples: pd.DataFrame) -> dict[str, str]:
-    return {user: "".join(items) for user, items in splits.learnable_sequences(data, examples).items()}
+    return {user: "".join(items) for user, items in splits.training_sequences(data, examples).items()}
 
 
 def test_nothing_is_learnt_of_new_items_nor_of_targets():
@@ -97,7 +97,7 @@ def test_no_training_text_names_a_new_item(small_run):
 def test_what_ranks_by_ids_never_ranks_a_new_item_and_what_reads_titles_may(small_run):
     folder, _ = small_run
     new = Dataset.load(folder.data).new_items()
-    ranked = {method: set(ranking.read_trec(folder.ranking(method))["doc_id"]) for method in evaluate.METHODS}
+    ranked = {method: set(read_trec(folder.ranking(method))["doc_id"]) for method in evaluate.METHODS}
     assert not ranked["popularity"] & new
     assert ranked["lis-dense"] & new
 

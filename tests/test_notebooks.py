@@ -10,11 +10,9 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from helpers import one_line_error
 from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils.base.files import read_json
-from gloss_utils.rank import fusion
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs import runner
 
@@ -158,22 +156,6 @@ def test_split_next_recommends_without_targets(copied_run):
     assert all(record["asin"] is None and record["seen_asins"] == whole[record["reviewer_id"]] for record in records)
     assert not any(read_json(folder.metrics).values())
     assert not folder.qrels.exists()
-
-
-def test_hybrid_with_a_part_of_sasrec(copied_run):
-    folder, file = copied_run
-    texts, without = folder.queries.read_bytes(), read_json(folder.metrics)
-    weights = ("ranking_weights", str(P.ROOT / "params/ranking/weights-sasrec.yaml"))
-    with one_line_error("sasrec_epochs is 0", "weights-sasrec.yaml has a weight for SASRec"):
-        runner.run([str(file)], [weights, ("sasrec_epochs", "0")], last="04")
-    runner.run([str(file)], [weights])
-    metrics = read_json(folder.metrics)
-    assert folder.queries.read_bytes() == texts
-    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.PARTS]
-    assert {row["method"]: row for row in metrics["rows"] if row["method"] == "sasrec"} == {
-        row["method"]: row for row in without["rows"] if row["method"] == "sasrec"
-    }
-    assert metrics["parts"][0]["ndcg@5"] == next(row for row in metrics["rows"] if row["method"] == "gloss")["ndcg@5"]
 
 
 def test_replaying_a_file_trains_nothing_and_gives_the_same(copied_run, small_run, tmp_path):

@@ -13,8 +13,9 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import queries
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import fusion, ranking
-from gloss_utils.report import segments
+from gloss_utils.rank import read_trec
+from gloss_utils.rank.weights import PARTS
+from gloss_utils.report import segments, stories
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs import runner
 from gloss_utils.runs.folder import Run, RunFolder, open_run
@@ -64,32 +65,31 @@ def test_generating_needs_a_model_that_was_trained(copied_run):
 def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
     folder, _ = small_run
     found = queries.read(folder.queries, 3, 0)
-    ranked = ranking.read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
+    ranked = read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
     results = retrieve.Retrieved(Dataset.load(folder.data), found, ranked, [])
     for user in found["user"].iloc[[0, 5]]:
         assert retrieve.browse(results, user).children[0].value == user
-    assert retrieve.browse(results).children[0].value == retrieve.telling_user(results)
+    assert retrieve.browse(results).children[0].value == stories.telling_user(found, ranked)
 
 
 def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch):
     folder, _ = copied_run
-    data = Dataset.load(folder.data)
     texts = folder.queries.read_bytes()
     monkeypatch.setattr("gloss_utils.language.generation.queries", lambda *args: pytest.fail("generated again"))
     values = yaml.safe_load(folder.parameters.read_text())
     values = {name: values[name] for name in P.stage_names(P.RETRIEVE)}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
     run = open_run(P.RETRIEVE, values)
-    results = retrieve.prepare(run, data)
+    results = retrieve.prepare(run)
     assert "nothing that they depend on has changed" in results.notes[0] and folder.queries.read_bytes() == texts
     run.finish()
     assert not (folder.notebooks / "04_retrieve.html").exists()  # it would show other results
     assert "recall@5" not in runner.summary(folder)  # the metrics are of the ranking before
     with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}), data)
+        retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}))
     folder.forget_texts()  # as --force does
     with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(P.RETRIEVE, values), data)
+        retrieve.prepare(open_run(P.RETRIEVE, values))
 
 
 def test_run_folder_holds_what_it_should(small_run):
@@ -167,8 +167,7 @@ def test_metrics_file(small_run):
     for metric in evaluate.METRICS:
         assert whole["hybrid", "both"][metric] == rows["gloss"][metric] == metrics["parts"][0][metric]
         assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
-    weights = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml").weights
-    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.parts(weights)]
+    assert [row["left_out"] for row in metrics["parts"]] == ["none", *PARTS]
     assert len(metrics["comparisons"]) == 2 * (len(evaluate.METHODS) - 1) and len(metrics["ties"]) == 100
     assert not any(row["in_sample"] for row in metrics["rows"])
 

@@ -66,7 +66,7 @@ NOBODY = pd.DataFrame(columns=["user", "history", "target"])
 
 def learnable(data, *evaluated: tuple) -> dict[str, str]:
     rows = [(user, list(history), target) for user, history, target in evaluated]
-    found = splits.learnable_sequences(data, pd.DataFrame(rows, columns=NOBODY.columns) if rows else NOBODY)
+    found = splits.training_sequences(data, pd.DataFrame(rows, columns=NOBODY.columns) if rows else NOBODY)
     return {user: "".join(sequence) for user, sequence in found.items()}
 
 
@@ -162,7 +162,7 @@ def test_nothing_of_the_future_is_learnt_under_a_time_split():
     data = by_time({"u": "abcfgij", "v": "aei", "x": "ijk", "y": "abe"}, [5, 8])
     for split in ("test", "validation", "next"):
         examples = splits.held_out_examples(data, split)
-        known = splits.learnable_sequences(data, examples)
+        known = splits.training_sequences(data, examples)
         assert {user: "".join(items) for user, items in known.items()} == {"u": "abc", "v": "ae", "x": "", "y": "abe"}
 
 
@@ -183,7 +183,7 @@ def test_what_is_learnt_hangs_on_nothing_later(rules):
         assert data.statistics["periods"] == [120, 160]
         examples = [splits.held_out_examples(data, split) for split in ("validation", "test", "next")]
         assert max(map(len, pd.concat(examples)["history"])) <= rules.get("max_history", 200)
-        learnt = [splits.learnable_sequences(data, evaluated) for evaluated in examples]
+        learnt = [splits.training_sequences(data, evaluated) for evaluated in examples]
         learnt = [{user: items for user, items in one.items() if items} for one in learnt]
         assert learnt[0] == learnt[1] == learnt[2] and min(map(len, learnt[0].values())) >= 3
         found.append((splits.training_examples(data).values.tolist(), learnt[0]))
