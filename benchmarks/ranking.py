@@ -35,7 +35,7 @@ from gloss_utils.base.files import fingerprint, write_whole
 from gloss_utils.data import queries, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import Evidence, HybridSettings, Options, Ranker, as_run
+from gloss_utils.rank import Evidence, HybridSettings, Ranker, as_run
 from gloss_utils.rank.evidence import Candidates, without_part
 from gloss_utils.rank.ranker import FUSED
 from gloss_utils.rank.weights import FEATURES, PARTS
@@ -116,7 +116,7 @@ def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: Hybr
     """A file's candidates under these settings."""
     read = queries.read(file, 5, 0)
     known = splits.training_sequences(data, read)
-    ranker = Ranker(read, data.titles(), indexes, known, Options(depth=DEPTH, seed=SEED), settings)
+    ranker = Ranker(read, data.titles(), indexes, known, settings, depth=DEPTH, seed=SEED)
     parts = list(ranker.evidence.candidates(True, DEPTH))
     candidates = Candidates(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("user", "item", "features")))
     return Texts(file, dataset, ranker, candidates, pd.Index(data.items["item"]).get_indexer(read["target"]))
@@ -194,10 +194,7 @@ def paper(text: Texts) -> np.ndarray:
 
 def fused(text: Texts) -> np.ndarray:
     """By `ranking: fused`."""
-    of = text.ranker
-    options = replace(of.options, rule=FUSED)
-    ranker = Ranker(of.queries, of.titles, of.indexes, of.training_sequences, options, of.settings)
-    return _metrics(text, ranker.rank())
+    return _metrics(text, replace(text.ranker, rule=FUSED).rank())
 
 
 def by_ranx(text: Texts, method: str, norm: str | None) -> np.ndarray:

@@ -114,7 +114,7 @@ def ablate(ranker: Ranker, split: str, seed: int) -> list[dict]:
     rows, targets = [], targets_of(queries)
     rules = {(PAPER, name): partial(ranker.paper, name) for name in RETRIEVERS}
     if ranker.rule != PAPER:
-        rules[ranker.rule, ranker.options.retriever if ranker.rule == FUSED else "both"] = ranker.rank
+        rules[ranker.rule, ranker.retriever if ranker.rule == FUSED else "both"] = ranker.rank
     for (rule, retriever), rank in rules.items():
         for count in range(1, int(queries["texts"].map(len).max()) + 1):
             values = per_user_metrics(as_run(rank(count)), targets).to_numpy()

@@ -13,7 +13,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.rank.ranker import HYBRID, PAPER, Options, Ranker
+from gloss_utils.rank.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
@@ -94,9 +94,16 @@ def ranker(
     """What ranks for the users of these queries, by default by the run's rule on the run's indexes."""
     rule, settings = rule or run["ranking"], None
     if rule != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
-        run.read_from_outside(run["ranking_weights"])
         settings = HybridSettings.read(run["ranking_weights"])
-    options = Options(
+        run.read_from_outside(run["ranking_weights"])
+    # Under split next nothing is held out.
+    known = data.sequences() if run["split"] == "next" else splits.training_sequences(data, queries)
+    return Ranker(
+        queries,
+        data.titles(),
+        indexes or load_indexes(run),
+        known,
+        settings,
         rule=rule,
         retriever=run["retriever"],
         top_k=run["top_k"],
@@ -105,9 +112,6 @@ def ranker(
         seed=run["seed"],
         exact_titles=run["decoding"] == "catalogue" and not run["queries_file"],
     )
-    # Under split next nothing is held out.
-    learned = data.sequences() if run["split"] == "next" else splits.training_sequences(data, queries)
-    return Ranker(queries, data.titles(), indexes or load_indexes(run), learned, options, settings)
 
 
 def load_indexes(run: Run) -> dict[str, DenseIndex | BM25Index]:

@@ -15,7 +15,7 @@ from helpers import dataset, dense, one_line_error
 
 from gloss_utils.data import splits
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import Evidence, HybridSettings, Options, Ranker, cooccurrence, evidence, fused, hybrid
+from gloss_utils.rank import Evidence, HybridSettings, Ranker, cooccurrence, evidence, fused, hybrid
 from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
 from gloss_utils.search.index import BM25Index
 
@@ -229,7 +229,7 @@ def queries(*rows: tuple) -> pd.DataFrame:
 def ranker(shop, rows: pd.DataFrame, split: str = "test", **options) -> Ranker:
     data, indexes = shop
     sequences = data.sequences() if split == "next" else splits.training_sequences(data, rows)
-    return Ranker(rows, data.titles(), indexes, sequences, Options(**{"seed": 1} | options), FROZEN)
+    return Ranker(rows, data.titles(), indexes, sequences, FROZEN, **{"seed": 1} | options)
 
 
 def ranked(shop, rows: pd.DataFrame, **options) -> dict[str, str]:

@@ -12,14 +12,13 @@ from gloss_utils.rank.baselines import item_knn, last_item_search, popularity
 from gloss_utils.rank.candidates import items_of_exact_titles, nearest_items
 from gloss_utils.rank.evidence import Evidence, fused, hybrid
 from gloss_utils.rank.paper import paper_rule
-from gloss_utils.rank.ranker import Options, Ranker
+from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.trec import as_run, read_trec, write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 
 __all__ = [
     "Evidence",
     "HybridSettings",
-    "Options",
     "Ranker",
     "as_run",
     "fused",

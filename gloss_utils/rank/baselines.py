@@ -5,16 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from gloss_utils.rank import cooccurrence
-from gloss_utils.rank.candidates import (
-    RANKING_COLUMNS,
-    Histories,
-    Index,
-    as_ranking,
-    last_item_texts,
-    nearest_items,
-    without_seen,
-)
+from gloss_utils.rank import candidates, cooccurrence
+from gloss_utils.rank.candidates import Histories, Index
 from gloss_utils.rank.evidence import hybrid
 from gloss_utils.rank.weights import HybridSettings
 
@@ -55,7 +47,7 @@ def popularity(
     order = np.argsort(-counts, kind="stable")[: min(depth, int((counts > 0).sum()))]
     top = pd.DataFrame({"item": pd.Index(items)[order], "score": counts[order].astype(float)})
     ranked = pd.DataFrame({"user": list(histories)}).merge(top.assign(rank=range(1, len(top) + 1)), how="cross")
-    return ranked[RANKING_COLUMNS]
+    return ranked[candidates.RANKING_COLUMNS]
 
 
 def last_item_search(
@@ -66,18 +58,18 @@ def last_item_search(
     The item itself is not removed, unless `unseen`, which leaves out all the user has. titles: each item's, in the
     catalogue's order.
     """
-    queries, items = last_item_texts(histories, titles), pd.Index(list(titles))
+    queries, items = candidates.last_item_texts(histories, titles), pd.Index(list(titles))
     if not unseen or queries.empty:
-        return as_ranking(nearest_items(queries, index, items, depth), depth)
+        return candidates.as_ranking(candidates.nearest_items(queries, index, items, depth), depth)
     # Look as deep as a history is long, users of like length together, so that one long history costs only itself.
     length = queries["user"].map(lambda user: int(np.ceil(np.log2(len(set(histories[user])) + 1))))
     parts = [
-        without_seen(nearest_items(some, index, items, depth + 2**power), histories)
+        candidates.without_seen(candidates.nearest_items(some, index, items, depth + 2**power), histories)
         for power, some in queries.groupby(length)
     ]
     order = {user: place for place, user in enumerate(histories)}
     found = pd.concat(parts)
-    return as_ranking(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
+    return candidates.as_ranking(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
 
 
 def item_knn(

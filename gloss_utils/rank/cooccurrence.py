@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-Histories = Collection[Collection[str]]
+Histories = Collection[Collection[str]]  # items, oldest first
 PAIRS_AT_A_TIME = 2**26  # a few gigabytes
 
 

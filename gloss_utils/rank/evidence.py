@@ -48,18 +48,10 @@ def hybrid(
     return evidence.rankings({"": settings.weights if weights is None else weights}, exclude_seen, depth)[""]
 
 
-def fused(
-    found: Mapping[str, pd.DataFrame],
-    histories: Histories,
-    training_sequences: Histories,
-    items: Sequence[str],
-    settings: HybridSettings,
-    depth: int = 10,
-    exclude_seen: bool = True,
-) -> pd.DataFrame:
-    """Rank by the votes in `found` alone, each feature with weight 1; equal scores by popularity. See `hybrid`."""
-    weights = dict.fromkeys(found, 1.0)
-    return hybrid(found, histories, training_sequences, items, settings, depth, exclude_seen, weights)
+def fused(found: Mapping[str, pd.DataFrame], *known, **options) -> pd.DataFrame:
+    """Rank by the votes in `found` alone, each feature with weight 1, equal scores by popularity. Takes what `hybrid`
+    takes, but no weights."""
+    return hybrid(found, *known, **options, weights=dict.fromkeys(found, 1.0))
 
 
 def without_part(part: str, weights: Mapping[str, float]) -> dict[str, float]:
@@ -79,38 +71,42 @@ class Candidates:
     features: np.ndarray
 
 
+@dataclass
 class Evidence:
-    """All that is known of some users and items. It is gathered once; `rankings` weighs it in any number of ways."""
+    """All that is known of some users and items (see `hybrid`). It is gathered once; `rankings` weighs it in any number
+    of ways."""
 
-    def __init__(
-        self,
-        found: Mapping[str, pd.DataFrame],
-        histories: Histories,
-        training_sequences: Histories,
-        items: Sequence[str],
-        settings: HybridSettings,
-    ):
-        """See `hybrid`."""
-        self.users, self.items, self.settings = pd.Index(list(histories)), pd.Index(items), settings
-        self.votes = self._votes(found)
-        sequences = list(training_sequences.values())
-        self.counts = cooccurrence.counts(sequences, items)
-        self.popular = np.lexsort((np.arange(len(items)), -self.counts))
+    found: Mapping[str, pd.DataFrame]
+    histories: Histories
+    training_sequences: Histories
+    items: Sequence[str]
+    settings: HybridSettings
+
+    def __post_init__(self):
+        self.users, self.items, settings = pd.Index(list(self.histories)), pd.Index(self.items), self.settings
+        self.votes = {feature: self._votes(feature, rows) for feature, rows in self.found.items()}
+        sequences = list(self.training_sequences.values())
+        self.counts = cooccurrence.counts(sequences, self.items)
+        self.popular = np.lexsort((np.arange(len(self.items)), -self.counts))
         counting = {name: getattr(settings, name) for name in ("window", "decay", "backward", "damping", "neighbours")}
-        self.following = cooccurrence.following(sequences, items, **counting)
-        self.recent = cooccurrence.recent(list(histories.values()), items, settings.recency)
+        self.following = cooccurrence.following(sequences, self.items, **counting)
+        self.recent = cooccurrence.recent(list(self.histories.values()), self.items, settings.recency)
 
-    def _votes(self, found: Mapping[str, pd.DataFrame]) -> dict[str, sparse.csr_matrix]:
-        temperature = {"dense": self.settings.temperature_dense, "bm25": self.settings.temperature_bm25}
-        return {
-            feature: votes(rows, self.users, self.items, temperature[feature.split("_")[1]])
-            for feature, rows in found.items()
-        }
+    def _votes(self, feature: str, found: pd.DataFrame) -> sparse.csr_matrix:
+        """What texts say, [users, items]: a user's b-th text gives an item 1/b · exp((strength - 1) / temperature).
+
+        found: candidates. An item without strength gets no vote, several votes for one item are added.
+        """
+        some = found[found["strength"] > 0]
+        strength, query = (some[name].to_numpy(dtype=float) for name in ("strength", "query"))
+        values = np.exp((strength - 1) / getattr(self.settings, f"temperature_{feature.split('_')[1]}")) / query
+        places = self.users.get_indexer(some["user"]), self.items.get_indexer(some["item"])
+        return sparse.csr_matrix((values, places), (len(self.users), len(self.items)))
 
     def with_votes(self, found: Mapping[str, pd.DataFrame]) -> "Evidence":
         """The same, with other candidates in the place of what was found for these features."""
         other = copy(self)
-        other.votes = self.votes | self._votes(found)
+        other.votes = self.votes | {feature: self._votes(feature, rows) for feature, rows in found.items()}
         return other
 
     def rankings(
@@ -171,24 +167,6 @@ class Evidence:
             features[:, FEATURES.index(feature)] = np.sqrt(matrix[user, item])
         features[:, FEATURES.index("popularity")] = np.log1p(self.counts[item])
         return Candidates(start + user, item, features)
-
-
-def votes(found: pd.DataFrame, users: pd.Index, items: pd.Index, temperature: float) -> sparse.csr_matrix:
-    """What texts say, [users, items]: a user's b-th text gives an item 1/b · exp((strength - 1) / temperature).
-
-    found: candidates, whose strength is 1 for a perfect match. An item without strength gets no vote, several votes for
-    one item are added.
-    """
-    some = found[found["strength"] > 0]
-    strength, query = (some[name].to_numpy(dtype=float) for name in ("strength", "query"))
-    places = _places(some["user"], users), _places(some["item"], items)
-    values = np.exp((strength - 1) / temperature) / query
-    return sparse.csr_matrix((values, places), (len(users), len(items)))
-
-
-def _places(column: pd.Series, among: pd.Index) -> np.ndarray:
-    codes, values = pd.factorize(column)
-    return among.get_indexer(values)[codes]
 
 
 def _keys(matrix: sparse.csr_matrix) -> np.ndarray:

@@ -14,16 +14,23 @@ from gloss_utils.rank.weights import VOTES, HybridSettings
 PAPER, FUSED, HYBRID = RULES = ("paper", "fused", "hybrid")
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a `Ranker` ranks.
+@dataclass
+class Ranker:
+    """Ranks for the users of some queries. What was searched for is kept, so that the next ranking need not.
 
+    queries: user, history, texts. titles: each item's title, in the catalogue's order. indexes: "dense" and "bm25".
+    training_sequences: see `splits.training_sequences`. settings: may be null under the paper's rule.
     rule: of `RULES`. retriever: "dense" or "bm25", which the paper's rule and fused search with. top_k: items per text
     (null: paper 1, else the settings' top_k). exclude_seen: leave out what the user has (null: paper no, else yes).
     depth: items per ranking, at most. seed: of the order of ties under the paper's rule. exact_titles: the texts are
     items' exact texts (catalogue-bound decoding), for which the paper's rule takes all items of the text.
     """
 
+    queries: pd.DataFrame
+    titles: Mapping[str, str]
+    indexes: Mapping[str, Index]
+    training_sequences: Histories
+    settings: HybridSettings | None = None
     rule: str = HYBRID
     retriever: str = "dense"
     top_k: int | None = None
@@ -32,46 +39,29 @@ class Options:
     seed: int = 3407
     exact_titles: bool = False
 
-
-class Ranker:
-    """Ranks for the users of some queries. What was searched for is kept, so that the next ranking need not."""
-
-    def __init__(
-        self,
-        queries: pd.DataFrame,
-        titles: Mapping[str, str],
-        indexes: Mapping[str, Index],
-        training_sequences: Histories,
-        options: Options,
-        settings: HybridSettings | None = None,
-    ):
-        """queries: user, history, texts. titles: each item's title, in the catalogue's order. indexes: "dense" and
-        "bm25". training_sequences: see `splits.training_sequences`. settings: may be null under the paper's rule."""
-        self.queries, self.titles, self.indexes, self.training_sequences = queries, titles, indexes, training_sequences
-        self.options, self.rule, self.settings = options, options.rule, settings
-        self.histories = dict(zip(queries["user"], queries["history"], strict=True))
-        self.items = pd.Index(list(titles))
+    def __post_init__(self):
+        self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))
+        self.items = pd.Index(list(self.titles))
         self._found: dict[str, pd.DataFrame] = {}
 
     def rank(self, texts: int | None = None) -> pd.DataFrame:
-        """By the rule of the options, from each user's first so many `texts` (null: all)."""
-        options = self.options
+        """By the rule, from each user's first so many `texts` (null: all)."""
         if self.rule == PAPER:
-            return self.paper(options.retriever, texts, options.top_k or TOP_K, bool(options.exclude_seen))
+            return self.paper(self.retriever, texts, self.top_k or TOP_K, bool(self.exclude_seen))
         weights = dict.fromkeys(self.votes, 1.0) if self.rule == FUSED else self.settings.weights
         return self.weighted({"": weights}, texts)[""]
 
     def paper(
         self, retriever: str, texts: int | None = None, top_k: int = TOP_K, exclude_seen: bool = False
     ) -> pd.DataFrame:
-        """By the paper's rule, whatever the options name."""
+        """By the paper's rule, whatever the rule."""
         found = self.paper_candidates(retriever, top_k)
         found = found if texts is None else found[found["query"] <= texts]
-        return paper_rule(found, self.histories, self.options.seed, self.options.depth, exclude_seen)
+        return paper_rule(found, self.histories, self.seed, self.depth, exclude_seen)
 
     def paper_candidates(self, retriever: str, top_k: int = TOP_K) -> pd.DataFrame:
         """The candidates of the paper's rule: the `top_k` items of every text."""
-        if self.options.exact_titles:
+        if self.exact_titles:
             return items_of_exact_titles(self.queries, self.titles)
         found = self.candidates(f"texts_{retriever}")
         return found[found.groupby(["user", "query"], sort=False).cumcount() < top_k]
@@ -82,19 +72,19 @@ class Ranker:
         if texts is not None:
             found = {feature: self.candidates(feature) for feature in self.votes if feature.startswith("texts")}
             evidence = evidence.with_votes({name: rows[rows["query"] <= texts] for name, rows in found.items()})
-        return evidence.rankings(weightings, self.options.exclude_seen is not False, self.options.depth)
+        return evidence.rankings(weightings, self.exclude_seen is not False, self.depth)
 
     @property
     def votes(self) -> tuple[str, ...]:
         """The features that are votes under the rule: of `fused`, the texts' alone, by one retriever."""
-        return (f"texts_{self.options.retriever}",) if self.rule == FUSED else VOTES
+        return (f"texts_{self.retriever}",) if self.rule == FUSED else VOTES
 
     def candidates(self, feature: str) -> pd.DataFrame:
         """The candidates whose votes a feature is: of the generated texts, or of the last item's own text."""
         if feature not in self._found:
             source, retriever = feature.split("_")
             texts = self.queries if source == "texts" else last_item_texts(self.histories, self.titles)
-            top_k = self.options.top_k or (TOP_K if self.rule == PAPER else self.settings.top_k)
+            top_k = self.top_k or (TOP_K if self.rule == PAPER else self.settings.top_k)
             self._found[feature] = nearest_items(texts, self.indexes[retriever], self.items, top_k)
         return self._found[feature]
 
