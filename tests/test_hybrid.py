@@ -355,7 +355,7 @@ def test_no_target_is_in_a_count_used_to_predict_it(split):
     rows = splits.evaluation_examples(data, split).assign(texts=[[]] * (3 if split == "test" else 1))
     known = of_histories_alone(data, rows, split)
     counts = dict(zip("abcxyz", known.counts.tolist(), strict=True))
-    # Of v, a validation user, c is never learnt from; of test targets nothing.
+    # Of v, a validation user, c is never learned from; of test targets nothing.
     assert counts == {"a": 3, "b": 3, "c": 1, "x": 0, "y": 0, "z": 0}
     assert known.following[:, [3, 4, 5]].nnz == 0
     assert known.following[1, 2] > 0  # b, c: by u alone
