@@ -12,7 +12,7 @@ from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
 from gloss_utils.language.generation import Catalogue, load_tokenizer
 from gloss_utils.rank.ranker import FUSED, Ranker
-from gloss_utils.runs.folder import Run
+from gloss_utils.runs.run import Run
 from gloss_utils.search.index import BM25Index, DenseIndex
 
 
