@@ -236,14 +236,14 @@ def test_goes_on_from_the_stage_that_failed(copied_run, capfd):
 
 def test_a_failing_cell_is_shown(copied_run, monkeypatch, capfd, tmp_path):
     _, file = copied_run
-    notebooks = tmp_path / "notebooks"
-    notebooks.mkdir()
+    books = tmp_path / "notebooks"
+    books.mkdir()
     for stage in P.STAGES:
         book = json.loads((notebooks.NOTEBOOKS / f"{stage}.ipynb").read_text())
         if stage == P.SEGMENTS:
             book["cells"][2]["source"] = "1 / 0"
-        (notebooks / f"{stage}.ipynb").write_text(json.dumps(book))
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", notebooks)
+        (books / f"{stage}.ipynb").write_text(json.dumps(book))
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", books)
     assert main(["run", str(file), "--force", "--from", "06"]) == 1
     error = capfd.readouterr().err
     assert "06_user_segments failed in cell" in error and "ZeroDivisionError: division by zero" in error
