@@ -13,11 +13,11 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import baselines, fusion, ranking
 from gloss_utils.rank.ranker import FUSED, HYBRID, PAPER, Ranker
-from gloss_utils.report import metrics, plots, published, result_plots, segments, significance, tables
+from gloss_utils.report import metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, METRICS, targets_of
 from gloss_utils.runs import results
-from gloss_utils.runs.folder import Run, open_run
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
+from gloss_utils.runs.run import Run, open_run
 
 COLUMNS = ["user", "method", "segment", "new_item", "interactions", *METRICS]
 FOUND = ("rows", "comparisons", "ablation", "parts", "ties")  # the lists in metrics.json
@@ -147,14 +147,8 @@ def show(table: dict, name: str) -> pd.DataFrame | None:
 
 def draw(run: Run, table: dict, name: str) -> plt.Figure | None:
     """Draw one of `FIGURES` and write it to the run's `figures/`; None where there is nothing to draw."""
-    return save_figure(run, FIGURES[name]([table]), name)
-
-
-def save_figure(run: Run, figure: plt.Figure | None, name: str) -> plt.Figure | None:
-    """Write a figure, if there is one, to the run's `figures/`; returns it."""
-    if figure:
-        run.outputs += plots.write(figure, run.folder.figures, name)
-    return figure
+    figure = FIGURES[name]([table])
+    return run.save_figure(figure, name) if figure else None
 
 
 def published_numbers(run: Run, find: Callable = published.results) -> Styler | None:

@@ -16,8 +16,8 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.language.generation import Catalogue, load_tokenizer
 from gloss_utils.rank.ranker import FUSED, Ranker
 from gloss_utils.report import published, result_plots, segments, tables
-from gloss_utils.runs.folder import Run, open_run
 from gloss_utils.runs.parameters import SEGMENTS
+from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.index import BM25Index, DenseIndex
 
 IN_HISTORY_LENGTH = ("item-knn", "lis-dense-unseen", "gloss-paper", "gloss")
@@ -45,7 +45,8 @@ def by_segment(table: dict, metric: str) -> Styler | None:
 
 def draw_segments(run: Run, table: dict) -> plt.Figure | None:
     """Draw Recall@5 by segment and method; None where there is nothing to draw."""
-    return evaluate.save_figure(run, result_plots.segments([table]), "06_segments")
+    figure = result_plots.segments([table])
+    return run.save_figure(figure, "06_segments") if figure else None
 
 
 def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.Figure | None:
@@ -54,7 +55,7 @@ def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.
         return None
     binned = segments.by_history_length(pd.read_parquet(run.folder.per_user), metric, run["seed"])
     figure = result_plots.history_length(binned, metric, IN_HISTORY_LENGTH)
-    return evaluate.save_figure(run, figure, "06_history_length")
+    return run.save_figure(figure, "06_history_length")
 
 
 def published_segments(run: Run) -> Styler | None:

@@ -1,14 +1,22 @@
-"""Result tables (see `report.tables`) that outlive their run: what was measured, on what, by which command and commit.
+"""What a finished run leaves to others: its result table (see `report.tables`), and its report as one web page.
 
-Notebook 7 draws from run folders and from files of results; those in figures/results/ are committed.
+A result table outlives its run: it says what was measured, on what, by which command and commit. Notebook 7 draws from
+run folders and from files of results; those in figures/results/ are committed.
 """
 
+from html import escape
 from pathlib import Path
 
+import nbformat
+import pandas as pd
+from nbformat import NotebookNode
+
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import read_json, write_json
-from gloss_utils.runs.folder import RunFolder, commit
-from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, ROOT, STAGES
+from gloss_utils.base.files import read_json, write_json, write_whole
+from gloss_utils.report import html, tables
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, ROOT, STAGES
+from gloss_utils.runs.run import commit
 
 FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # of all tables; those of a run have more
 
@@ -19,13 +27,13 @@ def write(path: Path, name: str, command: str, inputs: dict[str, str], parameter
     write_json(path, about | {"rows": rows} | more)
 
 
-def write_results(root: str | Path, command: str, to: str | Path | None = None) -> Path:
+def write_results(folder: RunFolder, command: str, to: Path | None = None) -> Path:
     """Write the table of a finished run to a file (default: figures/results/, named like the run folder); returns it.
 
     command: what made the run, for whoever wants to make it again. Raises `GlossError` where the run is not evaluated.
     """
-    table = of_run(RunFolder(Path(root).resolve()), command)
-    path = Path(to) if to else ROOT / "figures/results" / f"{table['name']}.json"
+    table = of_run(folder, command)
+    path = to or ROOT / "figures/results" / f"{table['name']}.json"
     write_json(path, table | {"name": path.stem})
     return path
 
@@ -67,10 +75,10 @@ def without_folder(value):
 def read_all(paths: list[Path], folder: Path) -> list[dict]:
     """The tables of these run folders and files, or, where none is named, of all files in `folder`. Raises `GlossError`
     where there are none."""
-    tables = [read(path) for path in paths or sorted(folder.glob("*.json"))]
-    if not tables:
+    found = [read(path) for path in paths or sorted(folder.glob("*.json"))]
+    if not found:
         raise GlossError(f"{folder} holds no files of results; name run folders, or files of results")
-    return tables
+    return found
 
 
 def read(path: str | Path) -> dict:
@@ -85,3 +93,73 @@ def read(path: str | Path) -> dict:
     if missing:
         raise GlossError(f"{path} is not a file of results: it has no {', '.join(missing)}")
     return table
+
+
+# ---- the report
+
+
+def write_report(folder: RunFolder) -> dict[str, str]:
+    """Write `report.html`: the results and the executed notebooks of a run. Returns the stages left out, and why.
+
+    Raises `GlossError` where there is nothing to report. No manifest lists the executed notebooks, for they are written
+    after their stage is finished: what they show, scripts included, is trusted as it stands in the run folder.
+    """
+    stages = folder.stages()
+    if not stages:
+        raise GlossError(f"{folder.root} is not the folder of a run: it has no manifest.json; give one like runs/demo")
+    left_out = {stage: reason for stage in STAGES if (reason := _why_not(folder, stage))}
+    notebooks = [_read(folder, stage) for stage in STAGES if stage not in left_out]
+    if not notebooks:
+        reasons = "; ".join(f"{stage} {reason}" for stage, reason in left_out.items())
+        raise GlossError(f"{folder.root} has nothing to report: {reasons}")
+    lines = [f"<p>Left out: {stage}, which {escape(reason)}.</p>" for stage, reason in left_out.items()]
+    front = _results(folder, stages) + "".join(lines) + _parameters(stages)
+    with write_whole(folder.report) as part:
+        part.write_text(html.joined_page(notebooks, f"GLoSS · {folder.root.name}", front), encoding="utf-8")
+    return left_out
+
+
+def _why_not(folder: RunFolder, stage: str) -> str | None:
+    entry = folder.stages().get(stage)
+    if entry is None:
+        return "is not finished"
+    if newer := folder.outdated(stage):
+        return f"is older than {newer}, on which it builds"
+    if damaged := folder.damaged(entry):
+        return f"left {damaged} otherwise than it is now"
+    if not (folder.notebooks / f"{stage}.ipynb").exists():
+        return "was stepped through by hand, so that its executed notebook is not in the run folder"
+    return None
+
+
+def _read(folder: RunFolder, stage: str) -> NotebookNode:
+    path = folder.notebooks / f"{stage}.ipynb"
+    try:
+        return nbformat.read(path, as_version=4)
+    except ValueError:
+        raise GlossError(f"{path} is damaged; delete it and run {stage} again (--from {stage[:2]} --force)") from None
+
+
+def _results(folder: RunFolder, stages: dict) -> str:
+    if EVALUATE not in stages or folder.outdated(EVALUATE) or folder.damaged(stages[EVALUATE]):
+        return "<p>There are no metrics: 05_evaluate is not finished.</p>"
+    rows = read_json(folder.metrics)["rows"]
+    if not rows:
+        return "<p>Split next has no targets, so there are no metrics.</p>"
+    dataset = stages[EXPLORE]["parameters"]["dataset"]
+    about = f"Dataset {dataset}, split {rows[0]['split']}, all users, with 95 % intervals (bootstrap over users)."
+    return f"<p>{escape(about)}</p>{tables.methods(rows).to_html(border=0)}"
+
+
+def _parameters(stages: dict) -> str:
+    rows = {
+        stage: {
+            "seconds": f"{entry['seconds']:,.0f}",
+            "parameters": ", ".join(f"{name} {without_folder(value)}" for name, value in entry["parameters"].items()),
+        }
+        for stage, entry in stages.items()
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in next(reversed(stages.values()))["versions"].items())
+    with pd.option_context("display.max_colwidth", None):
+        table = pd.DataFrame.from_dict(rows, orient="index").to_html(border=0)
+    return f"<details><summary>parameters, times and versions</summary>{table}<p>{escape(versions)}</p></details>"
