@@ -11,8 +11,11 @@ from gloss_utils import retrieve
 from gloss_utils.base.files import write_json, write_whole
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import baselines, fusion, ranking
+from gloss_utils.rank.baselines import rank_all
+from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED, HYBRID, PAPER, Ranker
+from gloss_utils.rank.trec import read_trec, write_trec
+from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, METRICS, targets_of
 from gloss_utils.runs import results
@@ -58,15 +61,26 @@ def prepare(run: Run) -> dict:
 
 def _rank_rivals(run: Run, data: Dataset, ranker: Ranker) -> list[str]:
     """Write the rankings of all rivals; returns their names."""
-    depth = run["ranking_depth"]
-    rivals = baselines.rank(ranker.queries, data, ranker.indexes, ranker.settings, depth, ranker.learnable)
+    known = ranker.histories, ranker.training_sequences, ranker.titles, ranker.indexes, ranker.settings
+    rivals = rank_all(*known, run["ranking_depth"])
     if run["sasrec_epochs"]:
-        ranked = ranker.found(fusion.SASREC)
-        rivals[fusion.SASREC] = ranked[ranked["rank"] <= depth]
+        rivals["sasrec"] = _by_sasrec(run, data, ranker)
     for method, ranked in rivals.items():
-        ranking.write_trec(run.folder.ranking(method), ranked, method)
+        write_trec(run.folder.ranking(method), ranked, method)
         run.outputs.append(run.folder.ranking(method))
     return list(rivals)
+
+
+def _by_sasrec(run: Run, data: Dataset, ranker: Ranker) -> pd.DataFrame:
+    """The ranking by the run's SASRec, which is trained where it is not yet."""
+    from gloss_utils.rank import sasrec  # loads torch and transformers, which a run without SASRec does not need
+
+    sequences = list(ranker.training_sequences.values())
+    validation = sasrec.validation_sequences(data, ranker.queries, run["split"])
+    settings = sasrec.Settings(run["sasrec_epochs"], run["sasrec_width"], run["seed"])
+    kept = run.folder.sasrec, run.folder.checkpoints / "sasrec"
+    model = sasrec.train(sequences, validation, ranker.items, settings, *kept)
+    return sasrec.rank(model, ranker.histories, sequences, ranker.items, run["ranking_depth"])
 
 
 def _per_user(run: Run, data: Dataset, queries: pd.DataFrame, methods: tuple[str, ...]) -> pd.DataFrame:
@@ -75,7 +89,7 @@ def _per_user(run: Run, data: Dataset, queries: pd.DataFrame, methods: tuple[str
     bounds = run["cold_start_max"], run["power_min"], data.users["interactions"]
     about = pd.DataFrame({"segment": segments.assign(interactions, *bounds), "interactions": interactions})
     about["new_item"] = pd.Series(targets).isin(data.new_items())
-    trec = {method: ranking.read_trec(run.folder.ranking(method)) for method in methods}
+    trec = {method: read_trec(run.folder.ranking(method)) for method in methods}
     frames = [metrics.per_user_metrics(trec[method], targets).join(about).assign(method=method) for method in methods]
     return pd.concat([frame.rename_axis("user").reset_index() for frame in frames], ignore_index=True)[COLUMNS]
 
@@ -111,7 +125,7 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
             for row in metrics.ablate(rank, most, targets, split, seed)
         ],
         "parts": metrics.leave_parts_out(_without_parts(ranker), targets, seed),
-        "ties": significance.tie_orders(ranker.first(run["retriever"]), targets, seed).round(6).tolist(),
+        "ties": significance.tie_orders(ranker.paper_candidates(run["retriever"]), targets, seed).round(6).tolist(),
     }
 
 
@@ -119,7 +133,7 @@ def _rules(ranker: Ranker) -> dict:
     """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule."""
     rules = {(PAPER, retriever): partial(ranker.paper, retriever) for retriever in ("dense", "bm25")}
     if ranker.rule != PAPER:
-        rules[ranker.rule, ranker.parameters["retriever"] if ranker.rule == FUSED else "both"] = ranker.rank
+        rules[ranker.rule, ranker.options.retriever if ranker.rule == FUSED else "both"] = ranker.rank
     return rules
 
 
@@ -127,8 +141,8 @@ def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
     """The rankings of `hybrid` whole ("none") and without each part, whose other weights stay; none of other rules."""
     if ranker.rule != HYBRID:
         return {}
-    parts = {part: fusion.leaving_out(part, ranker.weights) for part in fusion.parts(ranker.weights)}
-    return ranker.weighted({"none": ranker.weights} | parts)
+    weights = ranker.settings.weights
+    return ranker.weighted({"none": weights} | {part: without_part(part, weights) for part in PARTS})
 
 
 def table(run: Run, found: dict) -> dict:

@@ -14,7 +14,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
 from gloss_utils.language.generation import Catalogue, load_tokenizer
-from gloss_utils.rank.ranker import FUSED, Ranker
+from gloss_utils.rank.ranker import FUSED
 from gloss_utils.report import published, result_plots, segments, tables
 from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
@@ -122,8 +122,7 @@ def story(run: Run, before: Shop, after: Shop) -> Styler:
         rows[f"found by its title, {name}"] = "yes" if place in ids else "no"
         rows[f"nearest other item, {name}"] = others[0] if others else "none"
     for rule in dict.fromkeys((run["ranking"], FUSED)):
-        sasrec = retrieve.trained(run, queries, before.data)
-        ranked = Ranker(queries, after.data, after.indexes, run.parameters | {"ranking": rule}, sasrec).rank()
+        ranked = retrieve.ranker(run, queries, after.data, after.indexes, rule).rank()
         count = (ranked["item"] == item).sum()
         rows[f"users to whom it is recommended, ranking {rule}"] = f"{count:,} of {len(queries):,}"
     if after.catalogue:

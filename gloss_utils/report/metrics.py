@@ -9,7 +9,7 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
-from gloss_utils.rank.ranking import as_run
+from gloss_utils.rank.trec import as_run
 from gloss_utils.report import segments, significance
 
 # To add a metric, add a line here: all else follows.
@@ -35,7 +35,7 @@ def targets_of(queries: pd.DataFrame) -> dict[str, str]:
 def per_user_metrics(run: pd.DataFrame, targets: dict[str, str]) -> pd.DataFrame:
     """The metrics of each user, indexed by user in the order of `targets`; a user without a ranking scores 0.
 
-    run: columns query_id, doc_id, score, as `rank.ranking.read_trec` and `as_run` return them.
+    run: columns query_id, doc_id, score, as `rank.read_trec` and `as_run` return them.
     """
     qrels = pd.DataFrame({"query_id": list(targets), "doc_id": list(targets.values()), "relevance": 1})
     names = {measure: name for name, measure in MEASURES.items()}
