@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 
-
 from gloss_utils.base.files import fingerprint
 from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset, build
