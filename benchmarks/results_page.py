@@ -129,7 +129,7 @@ def _gains(rows: list[dict]) -> str:
         best=best.removeprefix("ranx "),
         ranx=gain(best),
         without=gain("hybrid without generated texts"),
-        texts=", ".join(f"{100 * change:+.0f} %" for change in texts),
+        texts=", ".join(f"{100 * change:+.0f} %" for change in texts).replace("-", "−"),
     )
 
 
