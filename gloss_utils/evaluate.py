@@ -147,7 +147,8 @@ def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
 
 def table(run: Run, found: dict) -> dict:
     """The result table of a run, from what is in its `metrics.json`."""
-    parameters = results.parameters_of(run.folder.stages()) | run.parameters
+    values = results.parameters_of(run.folder.stages()) | run.parameters
+    parameters = {name: results.without_folder(value) for name, value in values.items()}
     return {"name": run.folder.root.name, "dataset": run["dataset"], "parameters": parameters} | found
 
 

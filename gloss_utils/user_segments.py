@@ -20,8 +20,6 @@ from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.index import BM25Index, DenseIndex
 
-IN_HISTORY_LENGTH = ("item-knn", "lis-dense-unseen", "gloss-paper", "gloss")
-
 
 def start(notebook: dict) -> Run:
     """Start the stage from its notebook's `globals()`."""
@@ -54,8 +52,7 @@ def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.
     if not table["rows"]:
         return None
     binned = segments.by_history_length(pd.read_parquet(run.folder.per_user), metric, run["seed"])
-    figure = result_plots.history_length(binned, metric, IN_HISTORY_LENGTH)
-    return run.save_figure(figure, "06_history_length")
+    return run.save_figure(result_plots.history_length(binned, metric), "06_history_length")
 
 
 def published_segments(run: Run) -> Styler | None:

@@ -1,56 +1,34 @@
-"""Executed notebooks as web pages that need no network, and the pages of a run joined into one."""
+"""Executed notebooks as web pages that need no network, and the notebooks of a run joined into one page."""
 
 import logging
 import re
 import warnings
 from html import escape
+from pathlib import Path
 
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode, v4
 
-# nbconvert's page without what it would fetch (require.js, MathJax, mermaid, widgets). Tables scroll where they are
-# wider than the window.
-PAGE = """
-{%- extends 'index.html.j2' -%}
-{% block html_head_js %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block jupyter_widgets %}{% endblock %}
-{% block html_head_css %}
-<style>
-main { max-width: 1100px; margin: auto; }
-.jp-RenderedHTML, .front, .jp-InputArea-editor { overflow-x: auto; }
-.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"] { background: none; } /* progress bars */
-.front { padding: 0 1em; }
-details > summary { cursor: pointer; color: #616161; font-family: sans-serif; font-size: small; }
-</style>
-{% endblock %}
-"""
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 HEADING = re.compile(r"^(#{1,3}) (.+)$", re.MULTILINE)
-JOINED = """
-{% block body_header %}{{ super() }}<div class="front jp-RenderedHTMLCommon">{{ resources.front }}</div>{% endblock %}
-{% block input_group %}<details><summary>code</summary>{{ super() }}</details>{% endblock %}
-{% block in_prompt %}{% endblock %}
-{% block empty_in_prompt %}{% endblock %}
-{% block output_area_prompt %}{% endblock %}
-"""
 
 
-def page(notebook: NotebookNode, title: str, template: str = PAGE, **resources: str) -> str:
-    """A notebook as an HTML page that refers to nothing outside itself. resources: texts that the template asks for."""
+def page(notebook: NotebookNode, title: str, front: str = "") -> str:
+    """A notebook as an HTML page that refers to nothing outside itself; with a `front` (HTML), its code is folded."""
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert asks for alternative texts of the pictures
     notebook.metadata["title"] = title
     notebook.metadata.pop("widgets", None)  # dead without a kernel
+    exporter = HTMLExporter(raw_template=TEMPLATE.read_text(encoding="utf-8"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return HTMLExporter(raw_template=template).from_notebook_node(notebook, resources)[0]
+        return exporter.from_notebook_node(notebook, {"front": front})[0]
 
 
 def joined_page(notebooks: list[NotebookNode], title: str, front: str) -> str:
-    """Notebooks as one page: the title, `front` (HTML), a table of contents, and the notebooks with folded code."""
+    """Notebooks as one page: title, `front` (HTML), table of contents, and the notebooks with their code folded."""
     cells = [cell for notebook in notebooks for cell in notebook.cells]
     front = f"<h1>{escape(title)}</h1>{front}{_contents(cells)}"
-    return page(v4.new_notebook(cells=cells), title, PAGE + JOINED, front=front)
+    return page(v4.new_notebook(cells=cells), title, front)
 
 
 def _contents(cells: list[NotebookNode]) -> str:
