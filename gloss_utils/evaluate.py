@@ -121,7 +121,7 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
         "comparisons": significance.compare(per_user, GLOSS, COMPARED, seed),
         "ablation": [
             {"ranking": rule, "retriever": retriever} | row
-            for (rule, retriever), rank in _rules(ranker).items()
+            for (rule, retriever), rank in _rules(run, ranker).items()
             for row in metrics.ablate(rank, most, targets, split, seed)
         ],
         "parts": metrics.leave_parts_out(_without_parts(ranker), targets, seed),
@@ -129,11 +129,11 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
     }
 
 
-def _rules(ranker: Ranker) -> dict:
+def _rules(run: Run, ranker: Ranker) -> dict:
     """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule."""
     rules = {(PAPER, retriever): partial(ranker.paper, retriever) for retriever in ("dense", "bm25")}
     if ranker.rule != PAPER:
-        rules[ranker.rule, ranker.options.retriever if ranker.rule == FUSED else "both"] = ranker.rank
+        rules[ranker.rule, run["retriever"] if ranker.rule == FUSED else "both"] = ranker.rank
     return rules
 
 

@@ -47,8 +47,8 @@ def measured() -> dict:
         for rule in ("paper", "hybrid")
         for count in (1, 2, 3)
     ]
-    told = {"base_model": "tiny", "decoding": "free", "ranking": "hybrid", "encoder": "small"}
-    about = {"name": "run", "command": "c", "commit": "d", "inputs": {}, "parameters": told, "dataset": "beauty"}
+    parameters = {"base_model": "tiny", "decoding": "free", "ranking": "hybrid", "encoder": "small"}
+    about = {"name": "run", "command": "c", "commit": "d", "inputs": {}, "parameters": parameters, "dataset": "beauty"}
     seconds = {"02_fine_tune": 60, "03_build_index": 20, "04_retrieve": 40, "05_evaluate": 1000}
     return about | {"rows": rows, "ablation": ablation, "seconds": seconds}
 
@@ -133,9 +133,9 @@ def test_titles_of_many_panels_do_not_touch(measured):
 
 
 def test_texts_that_are_ranked_by_other_weights_are_methods_of_their_own_but_no_panel(measured):
-    told = measured["parameters"]
+    parameters = measured["parameters"]
     files = ("params/ranking/weights.yaml", "mine.yaml")
-    runs = [measured | {"parameters": told | {"ranking_weights": file}} for file in files]
+    runs = [measured | {"parameters": parameters | {"ranking_weights": file}} for file in files]
     [comparison] = result_plots.methods(runs).axes
     names = [tick.get_text() for tick in comparison.get_yticklabels()]
     of_gloss = [name.removeprefix("GLoSS tiny, free, ") for name in names if name.startswith("GLoSS tiny")]
@@ -183,8 +183,8 @@ def test_a_method_looks_the_same_in_all_panels(measured):
     assert len({(line.get_marker(), line.get_color()) for line in ours}) == 1
     lines = [line for found in looks for line in found.values()]
     assert len({(line.get_marker(), line.get_color()) for line in lines}) == 3
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sorted(told) == sorted(tables.METHODS[method][0] for method in ("item-knn", "sasrec", "gloss"))
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(shown) == sorted(tables.METHODS[method][0] for method in ("item-knn", "sasrec", "gloss"))
     plt.close(figure)
 
 
@@ -284,11 +284,11 @@ def test_the_command_draws_what_it_is_given(small_run, tmp_path, monkeypatch, ca
     assert capsys.readouterr().out == f"07_paper_figures {passed}\nfigures and tables: {tmp_path}\n"
     assert main(["figures", "--to", str(tmp_path)]) == 1
     assert main(["figures", "nowhere"]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert "holds no files of results" in told[0] and "neither a run folder nor a file of results" in told[1]
+    shown = capsys.readouterr().err.splitlines()
+    assert "holds no files of results" in shown[0] and "neither a run folder nor a file of results" in shown[1]
 
 
-def test_what_is_no_table_is_told(tmp_path):
+def test_what_is_no_table_gives_one_line(tmp_path):
     with one_line_error("neither a run folder nor a file of results"):
         results.read(tmp_path / "none.json")
     (tmp_path / "list.json").write_text("[]")
