@@ -3,7 +3,7 @@
     python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 24] [--work DIR] [--results DIR]
 
 DATA_DIR holds the raw Amazon files. SASRec is trained in DIR/NAME, where a training that was cut off goes on; 0 epochs
-leave it out. Prints README's table; --results writes DIR/NAME-baselines.json for notebook 7.
+leave it out. Prints the table; --results writes DIR/NAME-baselines.json for notebook 7.
 """
 
 import argparse
