@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks import timing
 from benchmarks.baselines import load
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import ranking
+from gloss_utils.rank import nearest_items
 from gloss_utils.search.index import DECIMALS, DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
 
 USERS, TEXTS, ITEMS, TITLES = 22_363, 5, 12_094, 12_065
@@ -62,7 +62,7 @@ def plainly(index: DenseIndex, encoder, texts: list[str]) -> tuple[np.ndarray, n
 
 def differences(index: DenseIndex, encoder, queries: pd.DataFrame) -> dict:
     """All texts both ways: how many give another item, or a similarity that differs by more than rounding may."""
-    found = ranking.candidates(queries, index, pd.Series(range(index.faiss.ntotal)))
+    found = nearest_items(queries, index, pd.Series(range(index.faiss.ntotal)))
     texts = queries["texts"].explode().tolist()
     ids, scores = index.nearest(encode_texts(encoder, texts), 1)
     apart = np.abs(found["score"].to_numpy() - scores[:, 0])
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> dict:
         plainly(index, encoder, sample.tolist())
         seconds["every text"].append((time.perf_counter() - begun) * len(texts) / len(sample))
         begun = time.perf_counter()
-        ranking.candidates(queries, index, items)
+        nearest_items(queries, index, items)
         seconds["ours"].append(time.perf_counter() - begun)
     known = set(index.texts)
     distinct = set(texts)
