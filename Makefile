@@ -1,7 +1,7 @@
 # GLoSS. `make run` and `make test` set up the environment on first use.
 #   make run PARAMS="beauty llama-1b"   runs params/beauty.yaml and params/llama-1b.yaml into runs/beauty-llama-1b/
 #   make report RUN=runs/demo           joins a run's executed notebooks into runs/demo/report.html
-#   make figures                        draws figures/ again from the tables in figures/results/
+#   make figures                        draws figures/ and writes docs/results.md again from figures/results/
 #   make run TORCH_INDEX=<address>      takes PyTorch from there (its CPU index spares gigabytes of CUDA)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PARAMS ?= demo
@@ -40,10 +40,11 @@ lab: $(READY)
 	$(PY) -m jupyter lab notebooks
 
 report: $(READY)
-	$(PY) -m gloss_utils.runs.report "$(RUN)"
+	$(PY) -m gloss_utils report "$(RUN)"
 
 figures: $(READY)
 	$(PY) -m gloss_utils figures
+	$(PY) -m benchmarks.results_page
 
 setup: $(READY)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 24] [--work DIR] [--results DIR]
 
 DATA_DIR holds the raw Amazon files. SASRec is trained in DIR/NAME, where a training that was cut off goes on; 0 epochs
-leave it out. Prints README's table; --results writes DIR/NAME-baselines.json for notebook 7.
+leave it out. Prints the table; --results writes DIR/NAME-baselines.json for notebook 7.
 """
 
 import argparse
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from gloss_utils import evaluate
 from gloss_utils.base.files import fingerprint
 from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset, build
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank import HybridSettings, as_run, baselines, sasrec
+from gloss_utils.report import metrics
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
@@ -53,13 +53,13 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
         rankings["sasrec"] = sasrec.rank(model, histories, sequences, list(titles), DEPTH)
         seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
     frames = [
-        evaluate.per_user_metrics(as_run(ranked), evaluate.targets_of(examples))
+        metrics.per_user_metrics(as_run(ranked), metrics.targets_of(examples))
         .rename_axis("user")
         .reset_index()
         .assign(method=method, segment="", new_item=False)
         for method, ranked in rankings.items()
     ]
-    rows = evaluate.summarise(pd.concat(frames), "test", SEED)
+    rows = metrics.summarise(pd.concat(frames), "test", SEED)
     return [row for row in rows if row["segment"] == "all"], {name: round(value, 1) for name, value in seconds.items()}
 
 

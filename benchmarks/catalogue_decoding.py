@@ -20,9 +20,10 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import generation as generate
 from gloss_utils.language import models, tiny
 from gloss_utils.rank import items_of_exact_titles, nearest_items
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.run import Run
 from gloss_utils.search import index
 
 
@@ -116,7 +117,7 @@ def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
 def _run(folder: RunFolder) -> Run:
     parameters, stages = {}, folder.stages()
     for stage in P.STAGES:
-        parameters |= stages[stage]["parameters"] if stage in stages else runner.defaults(stage)
+        parameters |= stages[stage]["parameters"] if stage in stages else notebooks.defaults(stage)
     return Run(folder, "benchmark", {}, parameters)
 
 

@@ -30,7 +30,6 @@ from scipy.optimize import minimize
 from tqdm import tqdm
 
 from benchmarks.baselines import load
-from gloss_utils import evaluate
 from gloss_utils.base.files import fingerprint, write_whole
 from gloss_utils.data import queries, splits
 from gloss_utils.data.dataset import Dataset
@@ -40,6 +39,7 @@ from gloss_utils.rank.evidence import Candidates, without_part
 from gloss_utils.rank.ranker import FUSED
 from gloss_utils.rank.weights import FEATURES, PARTS
 from gloss_utils.report import significance
+from gloss_utils.report.metrics import means, per_user_metrics, rounded, targets_of
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
@@ -109,7 +109,7 @@ def _training_world(data: Dataset):
 def _predicts(settings: HybridSettings, histories: dict, known: dict, targets: dict, items: pd.Series) -> float:
     evidence = Evidence({}, histories, known, items, settings)
     ranked = evidence.rankings({"": {"cooccurrence": 1.0}}, True, 5)[""]
-    return evaluate.per_user_metrics(as_run(ranked), targets)["ndcg@5"].mean()
+    return per_user_metrics(as_run(ranked), targets)["ndcg@5"].mean()
 
 
 def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: HybridSettings) -> Texts:
@@ -178,16 +178,14 @@ def _folds(users: pd.Series, folding: int) -> np.ndarray:
 
 
 def _metrics(text: Texts, ranked: pd.DataFrame) -> np.ndarray:
-    targets = evaluate.targets_of(text.ranker.queries)
-    return evaluate.per_user_metrics(as_run(ranked), targets)[METRICS].to_numpy(copy=True)
+    targets = targets_of(text.ranker.queries)
+    return per_user_metrics(as_run(ranked), targets)[METRICS].to_numpy(copy=True)
 
 
 def paper(text: Texts) -> np.ndarray:
     """By the paper's rule; NDCG scaled to its mean over tie orders."""
     metrics = _metrics(text, text.ranker.paper("dense"))
-    orders = significance.tie_orders(
-        text.ranker.paper_candidates("dense"), evaluate.targets_of(text.ranker.queries), SEED
-    )
+    orders = significance.tie_orders(text.ranker.paper_candidates("dense"), targets_of(text.ranker.queries), SEED)
     metrics[:, 1] *= orders.mean() / metrics[:, 1].mean()
     return metrics
 
@@ -214,7 +212,7 @@ def by_ranx(text: Texts, method: str, norm: str | None) -> np.ndarray:
         for item, score in sorted(joint[user].items(), key=lambda pair: -pair[1])[:DEPTH]
     ]
     run = pd.DataFrame(rows, columns=["query_id", "doc_id", "score"])
-    return evaluate.per_user_metrics(run, evaluate.targets_of(text.ranker.queries))[METRICS].to_numpy()
+    return per_user_metrics(run, targets_of(text.ranker.queries))[METRICS].to_numpy()
 
 
 def report(name: str, found: list[np.ndarray], base: list[np.ndarray], texts: list[Texts]) -> list[dict]:
@@ -222,9 +220,9 @@ def report(name: str, found: list[np.ndarray], base: list[np.ndarray], texts: li
     row of `results` for each file."""
     cells, gains, rows = [], [], []
     for text, metrics, paper in zip(texts, found, base, strict=True):
-        mean, low, high = evaluate.means(metrics, SEED)
+        mean, low, high = means(metrics, SEED)
         about = {"method": name, "texts": Path(text.name).name, "dataset": text.dataset, "split": "validation"}
-        rows.append(about | {"users": len(metrics)} | evaluate.rounded(METRICS, mean, low, high))
+        rows.append(about | {"users": len(metrics)} | rounded(METRICS, mean, low, high))
         gains.append(mean / paper.mean(axis=0) - 1)
         cells += [f"{m:.4f} [{a:.4f}, {b:.4f}] {g:+.0%}" for m, a, b, g in zip(mean, low, high, gains[-1], strict=True)]
     cells += [f"{gain:+.0%}" for gain in np.mean(gains, axis=0)]

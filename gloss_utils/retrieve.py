@@ -17,8 +17,9 @@ from gloss_utils.rank.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
-from gloss_utils.runs.folder import Run, RunFolder, headless, identity, open_run
+from gloss_utils.runs.folder import RunFolder, identity
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, RETRIEVE
+from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.index import BM25Index, DenseIndex
 
 # What the texts depend on, besides the model and the split's users.
@@ -146,7 +147,7 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
     parts += [run[name] for name in DECODING_PARAMETERS]
     run.made_from = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     before = stages.get(run.stage)
-    if before and before["made_from"] == run.made_from and folder.damaged(before) is None:
+    if before and before.get("made_from") == run.made_from and folder.damaged(before) is None:
         notes.append(
             "The texts are those of the last run: nothing that they depend on has changed. "
             "To generate them again, delete queries.jsonl."
@@ -197,4 +198,4 @@ def browse(results: Retrieved, user: str | None = None):
 
 def story(results: Retrieved, user: str | None, notebook: dict):
     """`browse`, or `show` where papermill runs the notebook, given its `globals()`."""
-    return (show if headless(notebook) else browse)(results, user)
+    return (show if is_headless(notebook) else browse)(results, user)

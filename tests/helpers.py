@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.baselines import load
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.run import Run
 from gloss_utils.search.index import DenseIndex
 
 SHARED = Path(__file__).parents[2] / "shared"

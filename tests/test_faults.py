@@ -20,10 +20,11 @@ from gloss_utils.base.files import fingerprint, write_json, write_whole
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import generation as generate
 from gloss_utils.language import models, tiny
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-from gloss_utils.runs.folder import identity, needs, open_run
+from gloss_utils.runs.folder import identity, needs
 from gloss_utils.runs.journal import Journal
+from gloss_utils.runs.run import open_run
 from gloss_utils.search import index
 
 NOBODY = 65534
@@ -34,31 +35,31 @@ def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypa
     """For every file and folder in the manifest."""
     folder, file = copied_run
     again = []
-    monkeypatch.setattr(runner, "_execute", lambda stage, *_: again.append(stage))
+    monkeypatch.setattr(notebooks, "execute", lambda stage, *_: again.append(stage))
     later = next((other for other in P.STAGES if stage in needs(other, {})), None)
     for name in folder.stages()[stage]["outputs"]:
         flip(folder.root / name)
         assert folder.damaged(folder.stages()[stage]) == name
         again.clear()
         capsys.readouterr()
-        runner.run([str(file)], [], first=stage[:2], last=stage[:2])
+        notebooks.run([str(file)], [], first=stage[:2], last=stage[:2])
         assert again == [stage]
         assert f"{stage}: {folder.root / name} is missing or not as it was left" in capsys.readouterr().out.splitlines()
         if later:
             with one_line_error(str(folder.root / name), f"run notebooks/{stage}.ipynb again"):
-                open_run(later, runner.defaults(later) | {"run_dir": str(folder.root)})
+                open_run(later, {"run_dir": str(folder.root)})
         flip(folder.root / name)
     assert folder.damaged(folder.stages()[stage]) is None
 
 
 def test_a_flipped_byte_in_the_manifest_is_one_line_or_runs_stages_again(copied_run, monkeypatch):
     folder, file = copied_run
-    monkeypatch.setattr(runner, "_execute", lambda *_: None)
+    monkeypatch.setattr(notebooks, "execute", lambda *_: None)
     good, refused = folder.manifest.read_bytes(), 0
     for place in range(0, len(good), 97):
         folder.manifest.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         try:
-            runner.run([str(file)], [])
+            notebooks.run([str(file)], [])
         except GlossError as error:
             refused += 1
             assert "\n" not in str(error) and str(folder.root) in str(error), error
@@ -148,7 +149,7 @@ def test_a_run_folder_that_cannot_be_written(nobody, copied_run):
     arguments = ["run", str(folder / "p.yaml"), "-p", "run_dir", str(folder / "run"), "--force"]
     done = python(
         "from gloss_utils.runs import runner",
-        "from gloss_utils.__main__ import main; runner.defaults('01_explore_data')",
+        "from gloss_utils.__main__ import main; notebooks.defaults('01_explore_data')",
         f"raise SystemExit(main({arguments}))",
     )
     assert done.returncode == 1
@@ -283,7 +284,7 @@ def test_a_model_from_outside_that_was_changed_is_named_by_the_stages_that_load_
             if other in stages[later]["builds_on"]:
                 stages[later]["builds_on"][other] = identity(stages[other])
     write_json(folder.manifest, stages)
-    values = runner.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
+    values = notebooks.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
     open_run(P.EVALUATE, values).lock.release()
     flip(encoder / "config.json")
     with one_line_error(str(encoder), f"not as {P.INDEX} read it", f"run notebooks/{P.INDEX}.ipynb again"):

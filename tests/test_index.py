@@ -9,7 +9,7 @@ import pytest
 from helpers import dense, one_line_error
 
 from gloss_utils.data.prompts import item_text
-from gloss_utils.report import figures
+from gloss_utils.report import data_plots
 from gloss_utils.search import index
 from gloss_utils.search.index import BM25Index, DenseIndex
 
@@ -178,13 +178,13 @@ def test_catalogues_of_any_language_and_size_are_found_by_words_and_mapped(title
     assert (scores > 0).all() and [texts[place] for place in ids[:, 0]] == texts
     vectors = np.random.default_rng(3).random((len(titles), 8), dtype=np.float32)
     for some in (vectors, np.ones_like(vectors)):  # the encoder may tell no two of them apart
-        figure = figures.catalogue_map(some, pd.Series(titles), seed=3)
+        figure = data_plots.catalogue_map(some, pd.Series(titles), seed=3)
         assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == len(titles)
         assert all(np.isfinite(points.get_offsets()).all() for points in figure.axes[0].collections)
         legend = figure.axes[0].get_legend()
         told = {word for text in (legend.get_texts() if legend else ()) for word in text.get_text().split(", ")}
         assert words <= told if some is vectors else bool(words) == bool(told)
-        figures.plt.close(figure)
+        data_plots.plt.close(figure)
 
 
 @pytest.mark.parametrize("titles", [["soap", "comb", "soap"], ["soap"], ["soap", "soap"]])

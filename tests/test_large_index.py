@@ -5,7 +5,8 @@ import pytest
 from helpers import dataset, dense, one_line_error
 
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.run import Run
 from gloss_utils.search import index
 from gloss_utils.search import on_disk as large_index
 from gloss_utils.search.index import DenseIndex
@@ -170,10 +171,10 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 
 
 def test_a_wrong_kind_is_refused():
-    with one_line_error("index", "'lsh'", "auto, flat, hnsw, ivfpq"):
-        P.check("index", "lsh")
+    with one_line_error("index", "'lsh'", "'auto', 'flat', 'hnsw' or 'ivfpq'"):
+        P.check({"index": "lsh"})
     with one_line_error("rerank_from_disk", "'perhaps'"):
-        P.check("rerank_from_disk", "perhaps")
+        P.check({"rerank_from_disk": "perhaps"})
 
 
 def test_few_items_can_be_indexed(tmp_path):

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from helpers import SHARED, real
 
-from gloss_utils import evaluate
 from gloss_utils.base.files import read_json
 from gloss_utils.data import splits
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import as_run, last_item_search
+from gloss_utils.report import metrics
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
 from gloss_utils.search.index import BM25Index
 
 REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
@@ -34,7 +34,7 @@ def test_last_item_search_on_test(published, name):
     histories = dict(zip(examples["user"], examples["history"], strict=True))
     ranked = last_item_search(histories, index, data.titles(), 10)
     targets = dict(zip(examples["user"], examples["target"], strict=True))
-    found = evaluate.per_user_metrics(as_run(ranked), targets)
+    found = metrics.per_user_metrics(as_run(ranked), targets)
     assert len(found) == published["dataset_statistics"][name]["users"]
     assert found["recall@5"].mean() == pytest.approx(published["lis"]["bm25"][name][0], abs=0.0006)
 
@@ -43,7 +43,7 @@ def test_last_item_search_on_test(published, name):
 @pytest.mark.parametrize("name", REPLAYS)
 def test_replay_of_released_generations(published, tmp_path, name):
     """The paper's own generations under its ranking rule, through all six notebooks, under both retrievers."""
-    folder = runner.run(
+    folder = notebooks.run(
         [str(P.ROOT / f"params/{name.split('-')[0]}.yaml")],
         [
             ("data_dir", str(SHARED / "data/amazon2014")),

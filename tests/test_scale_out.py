@@ -18,7 +18,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.language import generation as generate
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs import workers as scale_out
-from gloss_utils.runs.folder import Run
+from gloss_utils.runs.run import Run
 from gloss_utils.search import index
 
 

@@ -19,7 +19,7 @@ def test_intervals():
     assert (few_high - few_low > 2 * (high - low)).all()  # a third of the root: about three times as wide
 
 
-def test_intervals_hang_on_the_seed():
+def test_intervals_depend_on_the_seed():
     values = np.random.default_rng(1).random((50, 1))
     assert significance.intervals(values, 7) == significance.intervals(values, 7)
     assert significance.intervals(values, 7) != significance.intervals(values, 8)

@@ -29,7 +29,7 @@ def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed:
     """Is a method better than each other one? Paired over users, two-sided, corrected for the number of comparisons.
 
     per_user: user, method, metrics. Each row: method, other, metric, difference of the means (method - other) with its
-    95 % bootstrap interval, p (permutation test: which of a user's two values is whose is random) and p_corrected
+    95 % bootstrap interval, p (permutation test: the two values of each user are swapped at random) and p_corrected
     (Holm, over all rows).
     """
     rows = []
@@ -56,8 +56,8 @@ def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed:
 
 
 def paired_p(differences: np.ndarray, seed: int) -> float:
-    """Two-sided p of a mean difference of 0, by random signs of the users' differences."""
-    differences = differences[differences != 0]  # the others are 0 under any sign
+    """Two-sided p of a mean difference of 0, by random signs of the differences [users]."""
+    differences = differences[differences != 0]  # a difference of 0 is the same under any sign
     if len(differences) < 2:
         return 1.0
     found = permutation_test(
@@ -84,7 +84,7 @@ def holm(p: list[float]) -> list[float]:
 def tie_orders(found: pd.DataFrame, targets: dict[str, str], seed: int, k: int = 5) -> np.ndarray:
     """NDCG@k of the paper's rule under `TIE_ORDERS` random orders of equal scores, over all users of `targets`.
 
-    found: the paper's candidates, as `ranking.candidates` returns them; the last score of an item stands.
+    found: the paper's candidates, as `rank.nearest_items` returns them; the last score of an item counts.
     """
     last = found.drop_duplicates(["user", "item"], keep="last")
     hit = last[last["item"] == last["user"].map(targets)]

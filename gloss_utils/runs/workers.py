@@ -22,7 +22,7 @@ import torch
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import full_disk_in_one_line
 from gloss_utils.language import generation as generate
-from gloss_utils.runs.folder import Run
+from gloss_utils.runs.run import Run
 from gloss_utils.search import index
 
 TRIES = 4  # at a part whose workers die; Ray itself would try for ever

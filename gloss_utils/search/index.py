@@ -22,7 +22,7 @@ from gloss_utils.base.files import fingerprint, read_json, write_json, write_who
 from gloss_utils.base.hub import only_local, only_safetensors
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.runs.folder import Run
+from gloss_utils.runs.run import Run
 from gloss_utils.search import on_disk as large_index
 from gloss_utils.search.on_disk import FLAT, OnDisk, Texts
 
