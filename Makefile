@@ -40,7 +40,7 @@ lab: $(READY)
 	$(PY) -m jupyter lab notebooks
 
 report: $(READY)
-	$(PY) -m gloss_utils.runs.report "$(RUN)"
+	$(PY) -m gloss_utils report "$(RUN)"
 
 figures: $(READY)
 	$(PY) -m gloss_utils figures

@@ -20,9 +20,10 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank import baselines, fusion, ranking, sasrec
 from gloss_utils.runs import results
-from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, ROOT
-from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
+from gloss_utils.runs.run import Run
+from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
 

@@ -20,10 +20,11 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import generation as generate
 from gloss_utils.language import models, tiny
 from gloss_utils.rank import ranking
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-from gloss_utils.runs.folder import Run, RunFolder
-from gloss_utils.search import index
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.run import Run
+from gloss_utils.search import DenseIndex
 
 
 class Contest:
@@ -35,7 +36,7 @@ class Contest:
         self.inputs = generate.encode(run, tokenizer, self.examples, data)
         columns = run["num_beams"] * run["max_new_tokens"]
         self.batches = generate.plan(list(map(len, self.inputs)), columns, run["generation_batch_tokens"])
-        self.index = index.DenseIndex.build(self.texts, run["encoder"])
+        self.index = DenseIndex.build(self.texts, run["encoder"])
         bound = {"free": None, "catalogue": generate.Catalogue(tokenizer, data.items["title"].tolist())}
         self.writers = {
             decoding: generate.Writer(run.parameters | {"decoding": decoding}, model, tokenizer, catalogue)
@@ -116,7 +117,7 @@ def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
 def _run(folder: RunFolder) -> Run:
     parameters, stages = {}, folder.stages()
     for stage in P.STAGES:
-        parameters |= stages[stage]["parameters"] if stage in stages else runner.defaults(stage)
+        parameters |= stages[stage]["parameters"] if stage in stages else notebooks.defaults(stage)
     return Run(folder, "benchmark", {}, parameters)
 
 

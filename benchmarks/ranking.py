@@ -42,9 +42,10 @@ from gloss_utils.rank import fusion, ranking, sasrec
 from gloss_utils.rank.ranker import FUSED, HYBRID, Ranker
 from gloss_utils.report import significance
 from gloss_utils.runs import results
-from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import RETRIEVE, ROOT
-from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
+from gloss_utils.runs.run import Run
+from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
 NOTE = "# Weights of `ranking: hybrid`. Fitted by `python -m benchmarks.ranking`, which says how.\n"

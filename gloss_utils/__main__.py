@@ -1,5 +1,5 @@
-"""The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`, and
-`python -m gloss_utils figures [RUN...] [--to DIR]`."""
+"""The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`, and what
+is made from finished runs: `figures [RUN...]`, `report RUN`, `results RUN COMMAND`."""
 
 import argparse
 import logging
@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
 from gloss_utils.base.errors import GlossError, Interrupted
-from gloss_utils.runs import parameters as P
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130  # the exit status, as shells have it
@@ -19,41 +19,104 @@ INTERRUPTED = 130  # the exit status, as shells have it
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m gloss_utils", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="execute the notebooks on parameter files")
-    P.add_arguments(run)
-    run.add_argument("--from", dest="first", metavar="NN", help="first notebook to run, as 03")
-    run.add_argument("--until", dest="last", metavar="NN", help="last notebook to run, as 06")
-    run.add_argument("--force", action="store_true", help="run stages that are up to date, too")
-    figures = commands.add_parser("figures", help="draw a paper's figures and tables from finished runs")
-    figures.add_argument("runs", nargs="*", metavar="RUN", help="run folders or files of results; none: DIR/results")
-    figures.add_argument("--to", default="figures", metavar="DIR", help="where figures and tables go")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
         with _signals_interrupt():
-            from gloss_utils.runs import runner  # after the arguments are known to be good: it loads papermill
-
-            if options.command == "figures":
-                print(f"figures and tables: {runner.draw(options.runs, options.to)}")
-                return 0
-            folder = runner.run(
-                options.files, [tuple(pair) for pair in options.overrides], options.first, options.last, options.force
-            )
+            for line in options.verb(options):
+                print(line)
     except (KeyboardInterrupt, GlossError) as error:
         message = "interrupted; the same command starts again" if isinstance(error, KeyboardInterrupt) else str(error)
         print(f"error: {message}", file=sys.stderr)
         return INTERRUPTED if isinstance(error, (KeyboardInterrupt, Interrupted)) else 1
-    print(runner.summary(folder))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gloss_utils", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="execute the notebooks on files of parameters")
+    add_parameters(run)
+    run.add_argument("--from", dest="first", metavar="NN", help="first notebook to run, as 03")
+    run.add_argument("--until", dest="last", metavar="NN", help="last notebook to run, as 06")
+    run.add_argument("--force", action="store_true", help="run stages that are up to date, too, and make all anew")
+    run.set_defaults(verb=_run)
+    figures = commands.add_parser("figures", help="draw the figures and tables of a paper from finished runs")
+    figures.add_argument("runs", nargs="*", metavar="RUN", help="run folders or files of results; none: DIR/results")
+    figures.add_argument("--to", default="figures", metavar="DIR", help="where figures and tables go")
+    figures.set_defaults(verb=_figures)
+    report = commands.add_parser("report", help="join the executed notebooks of a run into RUN/report.html")
+    report.add_argument("run_dir", metavar="RUN", type=Path)
+    report.set_defaults(verb=_report)
+    results = commands.add_parser("results", help="write the results of a finished run to a file for `figures`")
+    results.add_argument("run_dir", metavar="RUN", type=Path)
+    results.add_argument("made_by", metavar="COMMAND", help="what made the run, for whoever wants to make it again")
+    results.add_argument("--to", type=Path, metavar="FILE", help="default: figures/results/, named like the run folder")
+    results.set_defaults(verb=_results)
+    cells = commands.add_parser("cells", help="write all parameters and their defaults into the notebooks' first cells")
+    cells.set_defaults(verb=_cells)
+    return parser
+
+
+def add_parameters(parser: argparse.ArgumentParser):
+    """Let a command line take files of parameters, and single parameters over them: `FILE... [-p NAME VALUE]...`."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files of parameters; later ones over earlier ones")
+    parser.add_argument(
+        "-p",
+        dest="overrides",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter, over the files'; the value is read as YAML",
+    )
+
+
+# What the verbs need is loaded when they run: a wrong command line is told at once.
+
+
+def _run(options) -> list[str]:
+    from gloss_utils.runs import notebooks
+
+    overrides = [tuple(pair) for pair in options.overrides]
+    folder = notebooks.run(options.files, overrides, options.first, options.last, options.force)
+    return [notebooks.summary(folder)]
+
+
+def _figures(options) -> list[str]:
+    from gloss_utils.runs import notebooks
+
+    return [f"figures and tables: {notebooks.draw(options.runs, options.to)}"]
+
+
+def _report(options) -> list[str]:
+    from gloss_utils.runs.folder import RunFolder
+    from gloss_utils.runs.results import write_report
+
+    folder = RunFolder(options.run_dir.resolve())
+    left_out = write_report(folder)
+    return [*(f"left out: {stage}, which {reason}" for stage, reason in left_out.items()), str(folder.report)]
+
+
+def _results(options) -> list[str]:
+    from gloss_utils.runs.folder import RunFolder
+    from gloss_utils.runs.results import write_results
+
+    return [str(write_results(RunFolder(options.run_dir.resolve()), options.made_by, options.to))]
+
+
+def _cells(options) -> list[str]:
+    from gloss_utils.runs.parameters import NOTEBOOKS, write_cells
+
+    write_cells()
+    return [f"written into the first cells of {NOTEBOOKS}"]
 
 
 @contextmanager
 def _signals_interrupt():
     """Let the first SIGINT or SIGTERM end the kernels, and raise `KeyboardInterrupt`; later ones change nothing.
 
-    A kernel is killed: what it has finished is on the disk, and asked to end it would print a traceback first. That it
-    died is known then, and not worth the traceback with which asyncio would tell it at the end of the process.
+    A kernel is killed: what it has finished is on the disk, and it would print a traceback if it were asked to end.
+    asyncio would report its death with a traceback at the end of the process, so that log is shut.
     """
 
     def interrupt(number, frame):

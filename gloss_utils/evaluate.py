@@ -14,8 +14,8 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import baselines, fusion, ranking
 from gloss_utils.rank.ranker import FUSED, HYBRID, PAPER, Ranker
 from gloss_utils.report import segments, significance
-from gloss_utils.runs.folder import Run
 from gloss_utils.runs.parameters import RETRIEVE
+from gloss_utils.runs.run import Run
 
 MEASURES = {
     f"{name}@{k}": ir_measures.parse_measure(f"{measure}@{k}")

@@ -9,7 +9,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data import sources
 from gloss_utils.data.dataset import Dataset, Rules, build
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.runs.folder import Run
+from gloss_utils.runs.run import Run
 
 
 def prepare(run: Run) -> Dataset:

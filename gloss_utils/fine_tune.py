@@ -34,7 +34,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import tiny, training
 from gloss_utils.language.models import TINY, compute_dtype, load_base, one_line, with_padding
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs.folder import Run, open_run
+from gloss_utils.runs.run import Run, open_run
 
 
 def _with_unsloth(run: Run, base: str | Path):
@@ -202,16 +202,16 @@ def prepare(run: Run, data: Dataset) -> dict | None:
 
 def _run_first(files: list[str], overrides: list[tuple[str, str]]):
     # The main process alone: the stage before, and the base model that all processes load.
-    from gloss_utils.runs import runner
+    from gloss_utils.runs import notebooks
 
-    own = runner.resolve(P.FINE_TUNE, runner.given(files, overrides))
+    own = notebooks.resolve(P.FINE_TUNE, notebooks.given(files, overrides))
     training.share(own["batch_size"], own["gradient_accumulation"], PROCESSES)
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and own["optimizer"] != "adamw_torch":
         raise GlossError(
             f"parameter optimizer is {own['optimizer']!r}, which cannot work on FSDP's shards; set it to adamw_torch"
         )
     with training.alone():
-        runner.run(files, overrides, last="01")
+        notebooks.run(files, overrides, last="01")
         run = open_run(P.FINE_TUNE, own)
         if run["base_model"] == TINY and not run["queries_file"]:
             tiny.prepare(run, Dataset.load(run.folder.data).trained_titles())
@@ -220,11 +220,11 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]]):
 def _run_together(files: list[str], overrides: list[tuple[str, str]]):
     # What notebook 2 does, in every process.
     from gloss_utils.report import figures
-    from gloss_utils.runs import runner
+    from gloss_utils.runs import notebooks
 
     together = training.processes()
     together.wait_for_everyone()
-    run = open_run(P.FINE_TUNE, runner.resolve(P.FINE_TUNE, runner.given(files, overrides)))
+    run = open_run(P.FINE_TUNE, notebooks.resolve(P.FINE_TUNE, notebooks.given(files, overrides)))
     if not run.folder.why_run(P.FINE_TUNE, run.own):
         together.print(f"{P.FINE_TUNE}: up to date")
         return

@@ -18,9 +18,11 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank import fusion, ranking
 from gloss_utils.rank.ranker import HYBRID, PAPER, Ranker
-from gloss_utils.runs.folder import Run, RunFolder, identity
+from gloss_utils.runs.folder import RunFolder, identity
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.runs.run import Run
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
 
 # What the texts depend on, besides the model and the split's users.
 DECODING_PARAMETERS = (
@@ -142,7 +144,7 @@ def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
     parts += [run[name] for name in DECODING_PARAMETERS]
     run.made_from = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     before = stages.get(run.stage)
-    if before and before["made_from"] == run.made_from and folder.damaged(before) is None:
+    if before and before.get("made_from") == run.made_from and folder.damaged(before) is None:
         notes.append(
             "The texts are those of the last run: nothing that they depend on has changed. "
             "To generate them again, delete queries.jsonl."

@@ -12,8 +12,9 @@ from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
 from gloss_utils.language.generation import Catalogue, load_tokenizer
 from gloss_utils.rank.ranker import FUSED, Ranker
-from gloss_utils.runs.folder import Run
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.runs.run import Run
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
 
 
 @dataclass

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
+from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
 
 os.environ["OMP_NUM_THREADS"] = "1"  # in every run alike: the bytes of sums depend on how many threads share them
@@ -32,9 +31,7 @@ SMALL = {
 
 def write_parameters(path: Path, **values) -> Path:
     """Write the small demo's parameters, and `values` over them, to a YAML file."""
-    demo = yaml.safe_load((P.ROOT / "params/demo.yaml").read_text())
-    demo["ranking_weights"] = str(P.ROOT / demo["ranking_weights"])
-    path.write_text(yaml.safe_dump(demo | SMALL | values))
+    path.write_text(yaml.safe_dump(SMALL | values))
     return path
 
 
@@ -43,7 +40,7 @@ def small_run(tmp_path_factory) -> tuple[RunFolder, Path]:
     """A finished run of the small demo, and its parameter file. Tests that change it take `copied_run`."""
     root = tmp_path_factory.mktemp("small")
     file = write_parameters(root / "small.yaml", run_dir=str(root / "run"), data_dir=str(root / "data"))
-    return runner.run([str(file)], []), file
+    return notebooks.run([str(file)], []), file
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from gloss_utils import fine_tune as finetune
 from gloss_utils.base.files import read_json
 from gloss_utils.language import tiny, training
-from gloss_utils.runs import runner
+from gloss_utils.runs import notebooks
 
 TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "gloss_utils.fine_tune"]
 STEPS = ["-p", "batch_size", "2", "-p", "gradient_accumulation", "2", "-p", "epochs", "2"]
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
     assert finetune.main([str(file), *STEPS, "-p", "run_dir", str(alone)]) == 0
     launched = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *TWO, str(file), *STEPS],
-        cwd=runner.P.ROOT,
+        cwd=notebooks.ROOT,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -107,7 +107,7 @@ def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
     capfd.readouterr()
     assert finetune.main([str(file), *STEPS]) == 0
     assert capfd.readouterr().out.splitlines() == ["01_explore_data: up to date", "02_fine_tune: up to date"]
-    runner.run([str(file)], [(STEPS[at + 1], STEPS[at + 2]) for at in range(0, len(STEPS), 3)], last="03")
+    notebooks.run([str(file)], [(STEPS[at + 1], STEPS[at + 2]) for at in range(0, len(STEPS), 3)], last="03")
     lines = capfd.readouterr().out.splitlines()
     assert lines[:2] == ["01_explore_data: up to date", "02_fine_tune: up to date"]
 
@@ -148,5 +148,5 @@ def test_evaluating_leaves_the_4bit_weights_trainable(small_run):
 def test_the_configuration_of_fsdp_is_one_that_accelerate_reads():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(Path(runner.P.ROOT, "params/accelerate/fsdp_qlora.yaml")))
+    config = load_config_from_file(str(Path(notebooks.ROOT, "params/accelerate/fsdp_qlora.yaml")))
     assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_parameters
 
 from gloss_utils.__main__ import main
+from gloss_utils.base import hub
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import fingerprint, write_whole
 from gloss_utils.runs import parameters as P
@@ -35,29 +36,29 @@ def results(folder: RunFolder) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("num_beam", "5", "unknown parameter 'num_beam'"),
-        ("num_beams", "five", "parameter num_beams is 'five'; allowed is a whole number from 1 up"),
-        ("num_beams", "0", "parameter num_beams is 0; allowed is a whole number from 1 up"),
-        ("num_beams", "true", "parameter num_beams is True; allowed is a whole number"),
-        ("tiny_width", "100", "parameter tiny_width is 100; allowed is a whole number from 64 up, a multiple of 64"),
-        ("num_beams", "2.5", "parameter num_beams is 2.5; allowed is a whole number"),
-        ("max_rejected", "2", "parameter max_rejected is 2; allowed is a number from 0 to 1"),
-        ("max_rejected", ".nan", "parameter max_rejected is nan; allowed is a number from 0 to 1"),
-        ("learning_rate", "fast", "parameter learning_rate is 'fast'; allowed is a number from 0 up"),
-        ("split", "train", "parameter split is 'train'; allowed is one of test, validation, next"),
-        ("dataset", "books", "parameter dataset is 'books'; allowed is demo, beauty, toys, sports, amazon2018"),
-        ("exclude_seen", "maybe", "parameter exclude_seen is 'maybe'; allowed is true or false or null"),
-        ("seed", "null", "parameter seed is None; allowed is a whole number from 0"),
-        ("lora_modules", "q_proj", "parameter lora_modules is 'q_proj'; allowed is a list of texts"),
-        ("power_min", "5", "parameter power_min is 5; allowed is a whole number above cold_start_max (5)"),
-        ("dataset", "amazon2018-../x", "allowed is demo, beauty, toys, sports, amazon2018-CATEGORY"),
-        ("dataset", "table", "parameter interactions_file is None, which is no file"),
-        ("holdout", "future", "allowed is one of leave_one_out, time"),
-        (
-            "max_new_tokens",
-            "1024",
-            "parameter max_new_tokens is 1024; allowed is at most 1022",
-        ),
+        ("num_beam", "5", "unknown parameter 'num_beam' (value 5); did you mean num_beams?"),
+        ("nonsense", "5", "unknown parameter 'nonsense' (value 5); there are run_dir, "),
+        ("num_beams", "five", "parameter num_beams is 'five'; it has to be a valid integer"),
+        ("num_beams", "0", "parameter num_beams is 0; it has to be greater than or equal to 1"),
+        ("num_beams", "true", "parameter num_beams is True; it has to be a valid integer"),
+        ("tiny_width", "100", "parameter tiny_width is 100; it has to be a multiple of 64"),
+        ("num_beams", "2.5", "parameter num_beams is 2.5; it has to be a valid integer"),
+        ("max_rejected", "2", "parameter max_rejected is 2; it has to be less than or equal to 1"),
+        ("max_rejected", ".nan", "parameter max_rejected is nan; it has to be"),
+        ("max_rejected", "true", "parameter max_rejected is True; it has to be a number"),
+        ("learning_rate", "fast", "parameter learning_rate is 'fast'; it has to be a valid number"),
+        ("learning_rate", ".inf", "parameter learning_rate is inf; it has to be a finite number"),
+        ("split", "train", "parameter split is 'train'; it has to be 'test', 'validation' or 'next'"),
+        ("dataset", "books", "parameter dataset is 'books'; it has to be demo, beauty, toys, sports, amazon2018"),
+        ("exclude_seen", "maybe", "parameter exclude_seen is 'maybe'; it has to be a valid boolean or null"),
+        ("seed", "null", "parameter seed is None; it has to be a valid integer"),
+        ("lora_modules", "q_proj", "parameter lora_modules is 'q_proj'; it has to be a valid list"),
+        ("power_min", "5", "parameter power_min is 5; it has to be above cold_start_max (5)"),
+        ("dataset", "amazon2018-../x", "it has to be demo, beauty, toys, sports, amazon2018-CATEGORY"),
+        ("dataset", "table", "parameter interactions_file is None, and there is no such file"),
+        ("holdout", "future", "it has to be 'leave_one_out' or 'time'"),
+        ("max_new_tokens", "1024", "parameter max_new_tokens is 1024; it has to be at most 1022"),
+        ("ranking_weights", "/nowhere/w.yaml", "parameter ranking_weights is '/nowhere/w.yaml', and there is no such"),
     ],
 )
 def test_parameters_are_checked_before_any_work(tmp_path, capfd, name, value, says):
@@ -66,12 +67,20 @@ def test_parameters_are_checked_before_any_work(tmp_path, capfd, name, value, sa
     assert not (tmp_path / "run").exists()
 
 
+def test_the_paper_ranking_needs_its_weights_file_too(tmp_path, capfd):
+    """The rival item-knn counts as the weights file says."""
+    file = write_parameters(tmp_path / "p.yaml", run_dir=str(tmp_path / "run"), ranking="paper")
+    assert "there is no such file" in error_of(capfd, file, "-p", "ranking_weights", "/nowhere/w.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (None, "cannot be read (No such file or directory)"),
         ("- a\n- b\n", "holds a list; write one `name: value` a line"),
         ("a: [1\n", "is not YAML"),
+        ("extends: p.yaml\n", "extends itself"),
+        ("extends: none.yaml\n", "none.yaml cannot be read (No such file or directory)"),
     ],
 )
 def test_parameter_files(tmp_path, capfd, text, says):
@@ -127,17 +136,15 @@ def test_base_model_not_to_be_had(copied_run, capfd, tmp_path, monkeypatch):
 
 
 def test_the_hub_is_asked_before_its_client_retries(monkeypatch, tmp_path):
-    from gloss_utils.language import models
-
-    constants = models.huggingface_hub.constants
+    constants = hub.huggingface_hub.constants
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    assert not models.only_local("nobody/model")
-    assert models.only_local(tmp_path)
+    assert not hub.only_local("nobody/model")
+    assert hub.only_local(tmp_path)
     server.shutdown()
     server.server_close()
-    assert models.only_local("nobody/model")
+    assert hub.only_local("nobody/model")
 
 
 def test_gated_base_model_says_what_to_do(monkeypatch):

@@ -10,7 +10,8 @@ from gloss_utils.data import splits
 from gloss_utils.language import training
 from gloss_utils.rank import baselines, fusion, sasrec
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs.folder import Run, RunFolder
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.run import Run
 
 SETTINGS = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml")
 

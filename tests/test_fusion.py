@@ -16,7 +16,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import cooccurrence, fusion
 from gloss_utils.rank.ranker import Ranker
 from gloss_utils.runs import parameters as P
-from gloss_utils.search.index import BM25Index
+from gloss_utils.search import BM25Index
 
 WEIGHTS, WITH_SASREC = (P.ROOT / f"params/ranking/{name}.yaml" for name in ("weights", "weights-sasrec"))
 FROZEN = fusion.Settings.read(WEIGHTS)

@@ -13,9 +13,9 @@ from kill import copied, differing, environment, family, finished, kill_in, star
 
 from gloss_utils.__main__ import main
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-from gloss_utils.runs.folder import RunFolder, open_run
+from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.lock import take
+from gloss_utils.runs.run import open_run
 
 NOT_THE_SAME = {"model/training.json", "model/adapter"}  # hold tokens per second, the base model's place
 
@@ -74,7 +74,7 @@ def held_elsewhere(path) -> subprocess.Popen:
 
 
 def open_alone(stage: str, folder: RunFolder):
-    return open_run(stage, runner.defaults(stage) | {"run_dir": str(folder.root)})
+    return open_run(stage, {"run_dir": str(folder.root)})
 
 
 @pytest.mark.parametrize("name", [".run.lock", ".stage.lock"])

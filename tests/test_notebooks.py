@@ -9,16 +9,11 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-import yaml
-from helpers import one_line_error
 from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils.base.files import read_json
-from gloss_utils.rank import fusion
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-
-DEMO = yaml.safe_load((P.ROOT / "params/demo.yaml").read_text())
 
 
 def notebook(stage: str):
@@ -37,17 +32,22 @@ def test_notebook_is_clean_and_thin(stage):
 
 
 @pytest.mark.parametrize("stage", P.STAGES)
-def test_parameters_cell_holds_the_demo_values(stage):
-    assert runner.defaults(stage) == {name: DEMO[name] for name in P.stage_names(stage)}
+def test_parameters_cell_is_written_from_the_models(stage):
+    cell = next(cell for cell in notebook(stage).cells if "parameters" in cell.metadata.get("tags", []))
+    assert cell.source == P.cell(stage), "run `python -m gloss_utils cells`"
+    assert P.check(P.assigned(cell.source)) == P.defaults(stage)
+
+
+def test_a_parameter_of_two_stages_is_the_same_in_both():
+    fields = [(name, repr(field)) for model in P.MODELS.values() for name, field in model.model_fields.items()]
+    assert len({name for name, _ in fields}) == len(set(fields)) == len(P.AllParameters.model_fields)
 
 
 def test_every_parameter_file_is_valid():
-    assert set(DEMO) == set(P.PARAMETERS)
     for file in (P.ROOT / "params").glob("*.yaml"):
-        values = P.read_file(file)
-        assert P.check_all(values)
+        assert P.check(P.read_file(file))
         for stage in P.STAGES:
-            runner.resolve(stage, runner.given([str(file)], []))
+            notebooks.resolve(stage, notebooks.given([str(file)], []))
 
 
 def test_llama_files_hold_the_published_settings():
@@ -149,7 +149,7 @@ def test_split_next_recommends_without_targets(copied_run):
     folder, file = copied_run
     import pandas as pd
 
-    runner.run([str(file)], [("split", "next")])
+    notebooks.run([str(file)], [("split", "next")])
     found = pd.read_parquet(folder.recommendations)
     assert list(found.columns) == ["user", "rank", "item", "title", "score"]
     assert found["user"].nunique() == 60 and found["title"].notna().all() and (found["rank"] >= 1).all()
@@ -160,27 +160,11 @@ def test_split_next_recommends_without_targets(copied_run):
     assert not folder.qrels.exists()
 
 
-def test_hybrid_with_a_part_of_sasrec(copied_run):
-    folder, file = copied_run
-    texts, without = folder.queries.read_bytes(), read_json(folder.metrics)
-    weights = ("ranking_weights", str(P.ROOT / "params/ranking/weights-sasrec.yaml"))
-    with one_line_error("sasrec_epochs is 0", "weights-sasrec.yaml has a weight for SASRec"):
-        runner.run([str(file)], [weights, ("sasrec_epochs", "0")], last="04")
-    runner.run([str(file)], [weights])
-    metrics = read_json(folder.metrics)
-    assert folder.queries.read_bytes() == texts
-    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.PARTS]
-    assert {row["method"]: row for row in metrics["rows"] if row["method"] == "sasrec"} == {
-        row["method"]: row for row in without["rows"] if row["method"] == "sasrec"
-    }
-    assert metrics["parts"][0]["ndcg@5"] == next(row for row in metrics["rows"] if row["method"] == "gloss")["ndcg@5"]
-
-
 def test_replaying_a_file_trains_nothing_and_gives_the_same(copied_run, small_run, tmp_path):
     folder, file = copied_run
     queries = shutil.copy(folder.queries, tmp_path)
     trained = folder.stages()[P.FINE_TUNE]
-    runner.run([str(file)], [("queries_file", str(queries))], last="05")
+    notebooks.run([str(file)], [("queries_file", str(queries))], last="05")
     assert folder.stages()[P.FINE_TUNE] == trained  # kept for the next run that generates
     assert read_json(folder.metrics) == read_json(small_run[0].metrics)
     for path in small_run[0].rankings.iterdir():  # the same seed, the same bytes
@@ -189,7 +173,7 @@ def test_replaying_a_file_trains_nothing_and_gives_the_same(copied_run, small_ru
 
 def test_replaying_a_file_in_a_new_folder_has_nothing_to_train(small_run, tmp_path):
     folder, file = small_run
-    run = runner.run(
+    run = notebooks.run(
         [str(file)],
         [("queries_file", str(folder.queries)), ("run_dir", str(tmp_path / "replay"))],
         last="02",

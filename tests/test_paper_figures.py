@@ -12,7 +12,7 @@ from helpers import one_line_error
 
 from gloss_utils.__main__ import main
 from gloss_utils.report import figures, paper_figures, published
-from gloss_utils.runs import results, runner
+from gloss_utils.runs import notebooks, results
 from gloss_utils.runs.parameters import ROOT
 
 DRAWN = ("rankings", "comparison", "number_of_queries", "retrievers", "segments", "cost")
@@ -250,7 +250,7 @@ def test_a_run_writes_its_table(small_run, tmp_path, capsys):
 
 def test_the_command_draws_what_it_is_given(small_run, tmp_path, monkeypatch, capsys):
     folder, _ = small_run
-    monkeypatch.setattr(runner, "_execute", lambda stage, passed, _: print(stage, passed))
+    monkeypatch.setattr(notebooks, "execute", lambda stage, passed, _: print(stage, passed))
     monkeypatch.chdir(folder.root.parent)
     assert main(["figures", folder.root.name, "--to", str(tmp_path)]) == 0
     passed = {"runs": [str(folder.root)], "figures_dir": str(tmp_path)}

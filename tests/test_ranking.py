@@ -6,7 +6,7 @@ import pytest
 from helpers import dataset, dense
 
 from gloss_utils.rank import baselines, ranking
-from gloss_utils.search.index import BM25Index
+from gloss_utils.search import BM25Index
 
 ITEMS = pd.Series(list("abcd"))
 

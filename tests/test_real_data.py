@@ -11,9 +11,9 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import splits
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import baselines, ranking
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-from gloss_utils.search.index import BM25Index
+from gloss_utils.search import BM25Index
 
 REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
 
@@ -42,7 +42,7 @@ def test_last_item_search_on_test(published, name):
 @pytest.mark.parametrize("name", REPLAYS)
 def test_replay_of_released_generations(published, tmp_path, name):
     """The paper's own generations under its ranking rule, through all six notebooks, under both retrievers."""
-    folder = runner.run(
+    folder = notebooks.run(
         [str(P.ROOT / f"params/{name.split('-')[0]}.yaml")],
         [
             ("data_dir", str(SHARED / "data/amazon2014")),

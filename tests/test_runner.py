@@ -15,9 +15,10 @@ from gloss_utils.data import queries
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import fusion, ranking
 from gloss_utils.report import segments
+from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import runner
-from gloss_utils.runs.folder import Run, RunFolder, open_run
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.run import Run, open_run
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def executed(monkeypatch) -> list[str]:
         manifest[stage] |= {"parameters": {}, "outputs": {}}
         write_json(folder.manifest, manifest)
 
-    monkeypatch.setattr(runner, "_execute", execute)
+    monkeypatch.setattr(notebooks, "execute", execute)
     return stages
 
 
@@ -43,7 +44,7 @@ def finish_again(folder: RunFolder, stage: str, **parameters):
 
 
 def open_alone(stage: str, folder: RunFolder) -> Run:
-    return open_run(stage, runner.defaults(stage) | {"run_dir": str(folder.root)})
+    return open_run(stage, {"run_dir": str(folder.root)})
 
 
 def test_a_stage_does_not_build_on_one_that_is_outdated(copied_run):
@@ -77,17 +78,17 @@ def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypat
     texts = folder.queries.read_bytes()
     monkeypatch.setattr("gloss_utils.language.generation.queries", lambda *args: pytest.fail("generated again"))
     values = yaml.safe_load(folder.parameters.read_text())
-    values = {name: values[name] for name in P.stage_names(P.RETRIEVE)}
+    values = {name: values[name] for name in P.MODELS[P.RETRIEVE].model_fields}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
     run = open_run(P.RETRIEVE, values)
     results = retrieve.prepare(run, data)
     assert "nothing that they depend on has changed" in results.notes[0] and folder.queries.read_bytes() == texts
     run.finish()
     assert not (folder.notebooks / "04_retrieve.html").exists()  # it would show other results
-    assert "recall@5" not in runner.summary(folder)  # the metrics are of the ranking before
+    assert "recall@5" not in notebooks.summary(folder)  # the metrics are of the ranking before
     with pytest.raises(pytest.fail.Exception):
         retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}), data)
-    folder.forget_texts()  # as --force does
+    folder.break_seals(P.RETRIEVE)  # as --force does
     with pytest.raises(pytest.fail.Exception):
         retrieve.prepare(open_run(P.RETRIEVE, values), data)
 
@@ -143,7 +144,9 @@ def test_manifest_and_resolved_parameters(small_run):
         assert entry["outputs"] and entry["seconds"] > 0 and entry["versions"]["torch"]
     assert len(manifest[P.EXPLORE]["inputs"]) == 2
     resolved = yaml.safe_load(folder.parameters.read_text())
-    assert resolved == yaml.safe_load(file.read_text())
+    given = yaml.safe_load(file.read_text())
+    assert {name: resolved[name] for name in given} == given
+    assert set(resolved) == set(P.AllParameters.model_fields)
 
 
 def test_metrics_file(small_run):
@@ -193,7 +196,7 @@ def test_finished_stages_are_skipped(small_run, executed, capsys):
 )
 def test_a_changed_parameter_reruns_its_stage_and_what_builds_on_it(copied_run, executed, change, rerun):
     _, file = copied_run
-    runner.run([str(file)], [change])
+    notebooks.run([str(file)], [change])
     assert [stage[:2] for stage in executed] == rerun
 
 
@@ -202,19 +205,19 @@ def test_a_changed_artifact_is_made_again(copied_run, executed):
     raw = bytearray(folder.qrels.read_bytes())
     raw[3] ^= 1
     folder.qrels.write_bytes(raw)
-    runner.run([str(file)], [])
+    notebooks.run([str(file)], [])
     assert [stage[:2] for stage in executed] == ["04", "05", "06"]
 
 
 def test_from_until_force(copied_run, executed, capsys):
     _, file = copied_run
-    runner.run([str(file)], [("num_beams", "2")], first="05", last="5", force=True)
+    notebooks.run([str(file)], [("num_beams", "2")], first="05", last="5", force=True)
     assert [stage[:2] for stage in executed] == ["05"]
     assert "04_retrieve: kept as it was made, with other values of num_beams" in capsys.readouterr().out
     with pytest.raises(GlossError, match="take one of 01, 02"):
-        runner.run([str(file)], [], first="07")
+        notebooks.run([str(file)], [], first="07")
     with pytest.raises(GlossError, match="nothing to run"):
-        runner.run([str(file)], [], first="05", last="02")
+        notebooks.run([str(file)], [], first="05", last="02")
 
 
 def test_goes_on_from_the_stage_that_failed(copied_run, capfd):
@@ -233,14 +236,14 @@ def test_goes_on_from_the_stage_that_failed(copied_run, capfd):
 
 def test_a_failing_cell_is_shown(copied_run, monkeypatch, capfd, tmp_path):
     _, file = copied_run
-    notebooks = tmp_path / "notebooks"
-    notebooks.mkdir()
+    books = tmp_path / "notebooks"
+    books.mkdir()
     for stage in P.STAGES:
-        book = json.loads((runner.NOTEBOOKS / f"{stage}.ipynb").read_text())
+        book = json.loads((notebooks.NOTEBOOKS / f"{stage}.ipynb").read_text())
         if stage == P.SEGMENTS:
             book["cells"][2]["source"] = "1 / 0"
-        (notebooks / f"{stage}.ipynb").write_text(json.dumps(book))
-    monkeypatch.setattr(runner, "NOTEBOOKS", notebooks)
+        (books / f"{stage}.ipynb").write_text(json.dumps(book))
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", books)
     assert main(["run", str(file), "--force", "--from", "06"]) == 1
     error = capfd.readouterr().err
     assert "06_user_segments failed in cell" in error and "ZeroDivisionError: division by zero" in error
@@ -254,7 +257,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, executed
     root = {"other files": tmp_path, "repository": P.ROOT, "above it": P.ROOT / "tests/../.."}[kind]
     before = sorted(path.name for path in root.iterdir())
     with one_line_error("run_dir", "choose a", "this repository" if kind != "other files" else "not empty"):
-        runner.run([str(P.ROOT / "params/demo.yaml")], [("run_dir", str(root))])
+        notebooks.run([str(P.ROOT / "params/demo.yaml")], [("run_dir", str(root))])
     with one_line_error("run_dir", "choose a"):
         open_alone(P.EXPLORE, RunFolder(root))
     assert not executed and sorted(path.name for path in root.iterdir()) == before
@@ -275,26 +278,26 @@ def test_queries_that_stop_a_run_before_any_work_can_be_looked_at(tmp_path, exec
     for _ in range(2):  # what it leaves is the folder of a run
         with one_line_error("1 of 2 records", "line 2: reviewer_id is not an id", f"are in {folder.rejected_queries}"):
             told = [("queries_file", str(file)), ("run_dir", str(folder.root))]
-            runner.run([str(P.ROOT / "params/demo.yaml")], told)
+            notebooks.run([str(P.ROOT / "params/demo.yaml")], told)
     assert read_json(folder.rejected_queries)["place"] == "line 2" and not executed
 
 
 def test_run_dir_by_default_is_named_after_the_files(tmp_path):
     params = P.ROOT / "params"
     toys, llama, demo = (str(params / f"{name}.yaml") for name in ("toys", "llama-1b", "demo"))
-    assert runner.given([toys, llama], [])["run_dir"] == str(P.ROOT / "runs/toys-llama-1b")
-    assert runner.given([demo], [])["run_dir"] == str(P.ROOT / "runs/demo")
+    assert notebooks.given([toys, llama], [])["run_dir"] == str(P.ROOT / "runs/toys-llama-1b")
+    assert notebooks.given([demo], [])["run_dir"] == str(P.ROOT / "runs/demo")
     own = tmp_path / "own.yaml"
     own.write_text("run_dir: runs/mine\n")
-    assert runner.given([toys, str(own)], [])["run_dir"] == str(P.ROOT / "runs/mine")
-    assert runner.given([str(own), llama], [])["run_dir"] == str(P.ROOT / "runs/mine")
+    assert notebooks.given([toys, str(own)], [])["run_dir"] == str(P.ROOT / "runs/mine")
+    assert notebooks.given([str(own), llama], [])["run_dir"] == str(P.ROOT / "runs/mine")
 
 
 def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text("num_beams: 2\nseed: 1\ndata_dir: here\n")
     (tmp_path / "b.yaml").write_text("seed: 2\n")
-    values = runner.given(["a.yaml", "b.yaml"], [("num_beams", "4"), ("run_dir", "x"), ("learning_rate", "1e-4")])
+    values = notebooks.given(["a.yaml", "b.yaml"], [("num_beams", "4"), ("run_dir", "x"), ("learning_rate", "1e-4")])
     assert (values["num_beams"], values["seed"], values["learning_rate"]) == (4, 2, 1e-4)
     assert values["run_dir"] == str(tmp_path / "x")  # on the command line, from the caller's folder
     assert values["data_dir"] == str(P.ROOT / "here")  # in a file, from the repository's root

@@ -1,7 +1,6 @@
 """Getting a file over HTTP: going on where a transfer broke off, checking what came, whole files only."""
 
 import gzip
-import math
 import os
 import time
 import zipfile
@@ -10,11 +9,11 @@ from pathlib import Path
 
 import requests
 import urllib3
+from filelock import FileLock
 from tqdm import tqdm
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import fingerprint, full_disk_in_one_line, sync, write_whole
-from gloss_utils.runs import lock
 
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt, twice as many before each later one
@@ -51,15 +50,12 @@ def fetch(address: str, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
     guard = part.with_name(part.name + ".lock")
-    held = lock.take(guard, math.inf)
-    try:
+    with FileLock(guard):
         if path.exists():  # another process was first
             part.unlink(missing_ok=True)
         else:
             _fetch(address, path, part)
         guard.unlink(missing_ok=True)
-    finally:
-        held.release()
 
 
 def _fetch(address: str, path: Path, part: Path):

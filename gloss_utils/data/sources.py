@@ -3,6 +3,7 @@
 Addresses and layouts as published by McAuley (Amazon 2014, 2018, 2023) and GroupLens (MovieLens).
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,16 +13,25 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data import blocks, demo, downloads, readers, templates
 from gloss_utils.data.blocks import Layout
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.runs.parameters import DATASET
 
 NAMED = {"demo": "Demo", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
 TABLE = "table"
+DATASET = re.compile(r"demo|beauty|toys|sports|movielens-100k|movielens-1m|table|amazon(2018|2023)-(\w+)", re.ASCII)
+DATASETS = (
+    "demo, beauty, toys, sports, amazon2018-CATEGORY or amazon2023-CATEGORY (as All_Beauty), movielens-100k, "
+    "movielens-1m, or table"
+)
 FORMS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 AMAZON_2014 = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "rating": "overall"}
 AMAZON_2023 = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
 MOVIELENS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
 RATINGS = ("user", "item", "rating", "time")
+
+
+def is_dataset(name: str) -> bool:
+    """Whether there is a data set of this name."""
+    return DATASET.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)

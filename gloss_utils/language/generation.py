@@ -24,8 +24,8 @@ from gloss_utils.language import cache_tree as tree
 from gloss_utils.language import hf_generate as plain_decoding
 from gloss_utils.language.models import TINY, load_base, pack, with_padding
 from gloss_utils.language.trie import Trie
-from gloss_utils.runs.folder import Run
 from gloss_utils.runs.journal import Journal
+from gloss_utils.runs.run import Run
 
 Row = tuple[list[str], list[float], list[int]]  # a prompt's texts, best first, their log-probabilities and lengths
 

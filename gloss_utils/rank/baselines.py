@@ -5,7 +5,8 @@ import pandas as pd
 
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import cooccurrence, fusion, ranking
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
 
 LAST_ITEM = ("lis-bm25", "lis-dense", "lis-bm25-unseen", "lis-dense-unseen")
 METHODS = ("popularity", *LAST_ITEM, "item-knn")

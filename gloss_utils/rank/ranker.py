@@ -8,7 +8,8 @@ import pandas as pd
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import fusion, ranking
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
 
 PAPER, FUSED, HYBRID = RULES = ("paper", "fused", "hybrid")
 PAPER_TOP_K = 1

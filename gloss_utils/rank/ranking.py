@@ -14,7 +14,8 @@ import pandas as pd
 from gloss_utils.base.files import write_whole
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
 
 COLUMNS = ["user", "rank", "item", "score"]
 CANDIDATES = ["user", "query", "item", "score", "strength"]

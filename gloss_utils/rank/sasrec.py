@@ -21,7 +21,7 @@ from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import training
 from gloss_utils.rank import cooccurrence, ranking
-from gloss_utils.runs.folder import Run
+from gloss_utils.runs.run import Run
 
 PAD = 0  # item number i is token i + 1
 LENGTH = 50  # the last so many items of a history are read

@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE
 
 from gloss_utils.base.files import write_whole
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.runs.folder import Run
+from gloss_utils.runs.run import Run
 
 sns.set_theme(context="paper", style="whitegrid", palette="colorblind", rc={"figure.dpi": 110})
 

@@ -1,64 +1,31 @@
-"""A run folder: the names of its files, and the manifest that skipping rests on."""
+"""A run folder: the names of its files, and the manifest, which says of each finished stage what it was made from."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import shutil
-import subprocess
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, read_json, sweep, write_json, write_whole
-from gloss_utils.runs import parameters as P
-from gloss_utils.runs.lock import Lock, take_stage
+from gloss_utils.base.files import fingerprint, read_json
+from gloss_utils.base.seals import seal_of
+from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, INDEX, RETRIEVE, ROOT, SEGMENTS, STAGES
 
 # What a stage reads from earlier ones. Stage 04 needs the fine-tuned model only where no queries file is given.
 NEEDS = {
-    P.EXPLORE: (),
-    P.FINE_TUNE: (P.EXPLORE,),
-    P.INDEX: (P.EXPLORE,),
-    P.RETRIEVE: (P.EXPLORE, P.FINE_TUNE, P.INDEX),
-    P.EVALUATE: (P.EXPLORE, P.INDEX, P.RETRIEVE),
-    P.SEGMENTS: (P.EXPLORE, P.INDEX, P.RETRIEVE, P.EVALUATE),
+    EXPLORE: (),
+    FINE_TUNE: (EXPLORE,),
+    INDEX: (EXPLORE,),
+    RETRIEVE: (EXPLORE, FINE_TUNE, INDEX),
+    EVALUATE: (EXPLORE, INDEX, RETRIEVE),
+    SEGMENTS: (EXPLORE, INDEX, RETRIEVE, EVALUATE),
 }
-VERSIONS_OF = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "sentence-transformers",
-    "faiss-cpu",
-    "bm25s",
-    "ir-measures",
-    "pandas",
-    "numpy",
-)
+PATHS = ("data_dir", "interactions_file", "items_file", "queries_file", "ranking_weights")  # what is in them counts
 
 
 def needs(stage: str, values: dict) -> tuple[str, ...]:
     """The stages that `stage` with these parameters builds on."""
-    replayed = stage == P.RETRIEVE and values.get("queries_file")
-    return tuple(other for other in NEEDS[stage] if not (replayed and other == P.FINE_TUNE))
-
-
-def commit() -> str:
-    """The repository's commit, with a + where files differ from it; "unknown" where git cannot tell."""
-    told = [_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", ":!figures")]
-    return "unknown" if None in told else told[0][:12] + "+" * bool(told[1])
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(P.ROOT), *arguments], capture_output=True, text=True)
-    except OSError:
-        return None
-    return None if done.returncode else done.stdout.strip()
+    replayed = stage == RETRIEVE and values.get("queries_file")
+    return tuple(other for other in NEEDS[stage] if not (replayed and other == FINE_TUNE))
 
 
 class RunFolder:
@@ -104,6 +71,16 @@ class RunFolder:
         """Where generation by this plan (a digest) notes finished batches until its stage is finished."""
         return self.root / f"queries.{plan[:12]}.journal"
 
+    def data_key(self) -> dict[str, str]:
+        """What the tables of stage 1 hold, for the seal of what is made from them."""
+        return {path.stem: fingerprint(path) for path in (self.items, self.interactions, self.users)}
+
+    def break_seals(self, stage: str):
+        """Make the next run of a stage make its costly artefacts anew, also where nothing has changed."""
+        costly = {FINE_TUNE: (self.base, self.adapter), RETRIEVE: (self.queries, self.sasrec)}
+        for path in costly.get(stage, ()):
+            seal_of(path).unlink(missing_ok=True)
+
     def stages(self) -> dict:
         """The manifest: what is known of each finished stage. Raises `GlossError` where it is damaged."""
         stages = read_json(self.manifest) if self.manifest.exists() else {}
@@ -111,15 +88,8 @@ class RunFolder:
             raise GlossError(f"{self.manifest} is damaged; delete it and run again")
         return stages
 
-    def forget_texts(self):
-        """Make the next run of stage 4 generate anew, also where nothing that its texts depend on has changed."""
-        stages = self.stages()
-        if P.RETRIEVE in stages:
-            stages[P.RETRIEVE]["made_from"] = None
-            write_json(self.manifest, stages)
-
     def outdated(self, stage: str) -> str | None:
-        """The stage that a finished stage builds on and that was run again since, or None."""
+        """The stage that a finished stage builds on and that has come out otherwise since, or None."""
         stages = self.stages()
         for other, value in stages[stage]["builds_on"].items():
             if identity(stages.get(other)) != value:
@@ -139,7 +109,7 @@ class RunFolder:
         entry = self.stages().get(stage)
         if entry is None:
             return "it is not finished yet"
-        if stage == P.FINE_TUNE and values["queries_file"]:
+        if stage == FINE_TUNE and values["queries_file"]:
             return None  # there is nothing to do
         before = entry["parameters"]
         if other := [name for name in before | values if before.get(name, ...) != values.get(name, ...)]:
@@ -152,6 +122,54 @@ class RunFolder:
             return f"{self.root / damaged} is missing or not as it was left"
         return None
 
+    def check_is_run(self):
+        """Raise `GlossError` where the folder holds other things than a run, whose stages would replace them."""
+        root = self.root.resolve()
+        if ROOT.resolve().is_relative_to(root):
+            raise GlossError(f"run_dir {self.root} holds this repository; choose a folder for the run alone")
+        try:
+            holds = set(os.listdir(root)) if root.is_dir() else set()
+        except OSError as error:
+            raise GlossError(f"run_dir {self.root} cannot be read ({error.strerror}); choose another") from error
+        if holds and not holds & {path.name for path in (self.manifest, self.parameters, self.run_lock)}:
+            raise GlossError(
+                f"run_dir {self.root} is not empty and not the folder of a run; choose a new or an empty folder"
+            )
+
+    def check_dataset(self, values: dict):
+        """Raise `GlossError` where the folder was made from another dataset than the one asked for, if one is."""
+        made_from = self.stages().get(EXPLORE, {}).get("parameters", {}).get("dataset")
+        asked = values.get("dataset", made_from)
+        if made_from is not None and made_from != asked:
+            raise GlossError(
+                f"{self.root} was made from dataset {made_from!r}, not {asked!r}; "
+                "choose another run_dir, or delete that folder"
+            )
+
+    def earlier(self, stage: str, values: dict) -> dict:
+        """The parameters of the stages that this one builds on. Raises `GlossError` where one is not sound."""
+        stages, earlier = self.stages(), {}
+        for other in needs(stage, values):
+            if other not in stages:
+                raise GlossError(f"{self.root} holds no finished {other}; run notebooks/{other}.ipynb first")
+            if damaged := self.damaged(stages[other]):
+                raise GlossError(
+                    f"{self.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
+                )
+            # Later stages load the models that these two were given; raw data is read once, and may be gone.
+            changed = changed_input(stages[other]) if other in (FINE_TUNE, INDEX) else None
+            if changed:
+                raise GlossError(f"{changed} is missing or not as {other} read it; run notebooks/{other}.ipynb again")
+            if newer := self.outdated(other):
+                raise GlossError(f"{newer} was run again after {other}; run notebooks/{other}.ipynb again, too")
+            if other == FINE_TUNE and stages[other]["parameters"]["queries_file"]:
+                raise GlossError(
+                    f"{other} trained nothing, because queries_file was given; "
+                    f"run notebooks/{other}.ipynb without it first"
+                )
+            earlier |= stages[other]["parameters"]
+        return earlier
+
 
 def changed_input(entry: dict) -> str | None:
     """The first file or folder from outside that is missing or changed since a stage read it, or None."""
@@ -161,8 +179,17 @@ def changed_input(entry: dict) -> str | None:
     return None
 
 
+def identity(entry: dict | None) -> str | None:
+    """What makes a finished stage itself, wherever it and its inputs lie: parameters, what it read, what it wrote."""
+    if entry is None:
+        return None
+    parameters = {name: value for name, value in entry["parameters"].items() if name not in PATHS}
+    parts = [parameters, sorted(entry["inputs"].values()), entry["outputs"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _is_entry(stage: str, entry) -> bool:
-    if stage not in P.STAGES or not isinstance(entry, dict) or "made_from" not in entry or "seconds" not in entry:
+    if stage not in STAGES or not isinstance(entry, dict) or "seconds" not in entry:
         return False
     if not all(
         isinstance(entry.get(key), dict) for key in ("parameters", "inputs", "outputs", "builds_on", "versions")
@@ -170,185 +197,3 @@ def _is_entry(stage: str, entry) -> bool:
         return False
     paths = (Path(name) for name in entry["outputs"])  # what a stage no longer writes is deleted by these names
     return all(not path.is_absolute() and ".." not in path.parts for path in paths)
-
-
-def identity(entry: dict | None) -> str | None:
-    """What makes a finished stage itself: its parameters, inputs, outputs and what it builds on."""
-    if entry is None:
-        return None
-    parts = {key: entry[key] for key in ("parameters", "inputs", "outputs", "builds_on")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass
-class Run:
-    """A stage at work in a run folder. `parameters` holds the stage's own values and those of the stages before it.
-
-    outputs: what the stage wrote; temporary: files that are removed once it is finished; lock: held until then.
-    """
-
-    folder: RunFolder
-    stage: str
-    own: dict
-    parameters: dict
-    started: float = field(default_factory=time.time)
-    inputs: dict = field(default_factory=dict)
-    outputs: list[Path] = field(default_factory=list)
-    temporary: list[Path] = field(default_factory=list)
-    made_from: str | None = None
-    lock: Lock | None = None
-
-    def __getitem__(self, name: str):
-        return self.parameters[name]
-
-    def read_from_outside(self, path: str | Path):
-        """Note a file or folder from outside the run folder that this stage's results depend on."""
-        self.inputs[str(path)] = fingerprint(path)
-
-    def finish(self) -> str:
-        """Record the stage as finished, with what it noted in `outputs`; returns a line that says so.
-
-        Files that its last run left and this one did not are removed.
-        """
-        try:
-            return self._record()
-        finally:
-            if self.lock:
-                self.lock.release()
-
-    def _record(self) -> str:
-        stages = self.folder.stages()
-        if self.stage == P.FINE_TUNE and self["queries_file"] and self.stage in stages:
-            return f"{self.stage} left what was trained before as it is"
-        _remove_leftovers(self, stages.get(self.stage))
-        stages[self.stage] = {
-            "parameters": self.own,
-            "inputs": self.inputs,
-            "outputs": {str(path.relative_to(self.folder.root)): fingerprint(path) for path in self.outputs},
-            "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
-            "made_from": self.made_from,
-            "seconds": round(time.time() - self.started, 1),
-            "versions": {"gloss-utils": importlib.metadata.version("gloss-utils"), "commit": commit()}
-            | {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
-        }
-        stages = {stage: stages[stage] for stage in P.STAGES if stage in stages}
-        resolved = {"run_dir": str(self.folder.root)}
-        for entry in stages.values():
-            resolved |= entry["parameters"]
-        with write_whole(self.folder.parameters) as part:
-            part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        write_json(self.folder.manifest, stages)
-        for path in self.temporary:
-            path.unlink(missing_ok=True)
-        return f"{self.stage} finished in {stages[self.stage]['seconds']:.0f} s; results are in {self.folder.root}"
-
-
-def _remove_leftovers(run: Run, before: dict | None):
-    kept = {str(path.relative_to(run.folder.root)) for path in run.outputs}
-    for name in (before or {"outputs": {}})["outputs"]:
-        path = run.folder.root / name
-        if name not in kept and path.is_file():
-            path.unlink()
-    for kind in ("ipynb", "html"):  # a notebook of the last run would show other results than the folder holds
-        (run.folder.notebooks / f"{run.stage}.{kind}").unlink(missing_ok=True)
-
-
-def _injected(cells: list[str]) -> dict:
-    """The parameters of the cell that papermill injects; it starts with this comment."""
-    found = {}
-    for source in cells:
-        if source.split("\n", 1)[0] == "# Parameters":
-            found |= P.assigned(source)
-    return found
-
-
-def headless(notebook: dict) -> bool:
-    """Whether papermill runs this notebook (it has put a parameters cell in), given its `globals()`."""
-    return bool(_injected(notebook.get("In", [])))
-
-
-def open_run(stage: str, notebook: dict) -> Run:
-    """Start a stage from its notebook's `globals()`.
-
-    Checks the parameters, that nobody else is at work in the run folder, and that the stages it builds on are finished
-    and undamaged; changes no result. Raises `GlossError` with one line otherwise.
-    """
-    injected = P.check_all(_injected(notebook.get("In", [])))
-    values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
-    P.check_files(values)
-    folder = RunFolder(values.pop("run_dir"))
-    only_runs(folder)
-    if not folder.root.exists():
-        _earlier(folder, stage, values)  # what is lacking is told before a lock leaves a folder behind
-    held = _locked(folder)
-    try:
-        earlier = _earlier(folder, stage, values)
-        P.check_all(earlier | values)
-        same_dataset(folder, injected | values)
-    except BaseException:
-        if held:
-            held.release()
-        raise
-    return Run(folder, stage, values, earlier | values, lock=held)
-
-
-def _locked(folder: RunFolder) -> Lock | None:
-    if os.environ.get("RANK", "0") != "0":  # of the processes that train together, the main one holds the lock
-        return None
-    held = take_stage(folder.stage_lock, folder.run_lock)
-    sweep(folder.root, os.getpid(), os.getppid())  # the runner is writing the notebook
-    shutil.rmtree(folder.parts, ignore_errors=True)
-    return held
-
-
-def _earlier(folder: RunFolder, stage: str, values: dict) -> dict:
-    """The parameters of the stages that this one builds on. Raises `GlossError` where one is not as it should be."""
-    stages, earlier = folder.stages(), {}
-    for other in needs(stage, values):
-        if other not in stages:
-            raise GlossError(f"{folder.root} holds no finished {other}; run notebooks/{other}.ipynb first")
-        damaged = folder.damaged(stages[other])
-        if damaged:
-            raise GlossError(
-                f"{folder.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
-            )
-        # Later stages load the models that these two were given; raw data is read once, and may be gone.
-        changed = changed_input(stages[other]) if other in (P.FINE_TUNE, P.INDEX) else None
-        if changed:
-            raise GlossError(f"{changed} is missing or not as {other} read it; run notebooks/{other}.ipynb again")
-        newer = folder.outdated(other)
-        if newer:
-            raise GlossError(f"{newer} was run again after {other}; run notebooks/{other}.ipynb again, too")
-        if other == P.FINE_TUNE and stages[other]["parameters"]["queries_file"]:
-            raise GlossError(
-                f"{other} trained nothing, because queries_file was given; run notebooks/{other}.ipynb without it first"
-            )
-        earlier |= stages[other]["parameters"]
-    return earlier
-
-
-def only_runs(folder: RunFolder):
-    """Raise `GlossError` where a folder holds other things than a run, whose stages would replace them."""
-    root = folder.root.resolve()
-    if P.ROOT.resolve().is_relative_to(root):
-        raise GlossError(f"run_dir {folder.root} holds this repository; choose a folder for the run alone")
-    try:
-        holds = set(os.listdir(root)) if root.is_dir() else set()
-    except OSError as error:
-        raise GlossError(f"run_dir {folder.root} cannot be read ({error.strerror}); choose another") from error
-    if holds and not holds & {path.name for path in (folder.manifest, folder.parameters, folder.run_lock)}:
-        raise GlossError(
-            f"run_dir {folder.root} is not empty and not the folder of a run; choose a new or an empty folder"
-        )
-
-
-def same_dataset(folder: RunFolder, values: dict):
-    """Raise `GlossError` where a run folder was made from another dataset than the one asked for."""
-    made_from = folder.stages().get(P.EXPLORE, {}).get("parameters", {}).get("dataset")
-    asked = values.get("dataset", made_from)
-    if made_from is not None and made_from != asked:
-        raise GlossError(
-            f"{folder.root} was made from dataset {made_from!r}, not {asked!r}; "
-            "choose another run_dir, or delete that folder"
-        )

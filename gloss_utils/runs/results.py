@@ -12,8 +12,9 @@ import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
-from gloss_utils.runs.folder import RunFolder, commit
+from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, ROOT, STAGES
+from gloss_utils.runs.run import commit
 
 FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # all tables; those of a run have more
 

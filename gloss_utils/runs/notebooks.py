@@ -1,4 +1,4 @@
-"""Running the notebooks headless: which are up to date, which have to be executed, and what to say when one fails."""
+"""Notebooks run headless: which are up to date, which have to be executed, and what to say where one fails."""
 
 import re
 import sys
@@ -15,33 +15,42 @@ from gloss_utils.base.errors import GlossError, Interrupted
 from gloss_utils.base.files import read_json, sweep, write_whole
 from gloss_utils.data import queries
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.runs import lock, report, results
-from gloss_utils.runs import parameters as P
-from gloss_utils.runs.folder import RunFolder, needs, only_runs, same_dataset
-
-NOTEBOOKS = P.ROOT / "notebooks"
-FIGURES = "07_paper_figures"
-
-
-def defaults(stage: str) -> dict:
-    """The values in a notebook's parameters cell."""
-    notebook = nbformat.read(NOTEBOOKS / f"{stage}.ipynb", as_version=4)
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    return P.assigned(cells[0].source)
+from gloss_utils.report.html import page
+from gloss_utils.runs import results
+from gloss_utils.runs.folder import RunFolder, needs
+from gloss_utils.runs.lock import for_runner
+from gloss_utils.runs.parameters import (
+    EVALUATE,
+    EXPLORE,
+    MODELS,
+    NOTEBOOKS,
+    RETRIEVE,
+    ROOT,
+    STAGES,
+    check,
+    check_files,
+    defaults,
+    from_command_line,
+    read_file,
+)
 
 
 def given(files: list[str], overrides: list[tuple[str, str]]) -> dict:
     """The parameters of files, later over earlier, and `-p` over all; by default `run_dir` is named after the files."""
-    values = {"run_dir": str(P.ROOT / "runs" / "-".join(Path(file).stem for file in files))}
+    values = {"run_dir": str(ROOT / "runs" / "-".join(Path(file).stem for file in files))}
     for file in files:
-        values |= P.read_file(file)
-    values |= {name: P.from_command_line(name, text) for name, text in overrides}
-    return P.check_all(values)
+        values |= read_file(file)
+    values |= {name: from_command_line(name, text) for name, text in overrides}
+    return check(values)
 
 
 def resolve(stage: str, values: dict) -> dict:
-    """A stage's own parameters: the notebook's values, and over them those given."""
-    return P.check_all(defaults(stage) | {name: values[name] for name in P.stage_names(stage) if name in values})
+    """A stage's own parameters: those given, and the defaults of the others."""
+    return check(defaults(stage) | _of(stage, values))
+
+
+def _of(stage: str, values: dict) -> dict:
+    return {name: values[name] for name in MODELS[stage].model_fields if name in values}
 
 
 def run(
@@ -56,26 +65,27 @@ def run(
     Raises `GlossError` before any work where a parameter is wrong, and where a notebook fails, with its error.
     """
     values = given(files, overrides)
-    resolved = {stage: resolve(stage, values) for stage in P.STAGES}
-    P.check_all({name: value for own in resolved.values() for name, value in own.items()})
-    P.check_files(values)
+    resolved = {stage: resolve(stage, values) for stage in STAGES}
+    check({name: value for own in resolved.values() for name, value in own.items()})
+    for own in resolved.values():
+        check_files(own)
     folder = RunFolder(values["run_dir"])
-    only_runs(folder)
-    same_dataset(folder, resolved[P.EXPLORE])
-    chosen = P.STAGES[_number(first, 0) : _number(last, len(P.STAGES) - 1) + 1]
+    folder.check_is_run()
+    folder.check_dataset(resolved[EXPLORE])
+    chosen = STAGES[_number(first, 0) : _number(last, len(STAGES) - 1) + 1]
     if not chosen:
         raise GlossError(f"--from {first} is after --until {last}; nothing to run")
-    with lock.for_runner(folder.run_lock, folder.stage_lock):
+    with for_runner(folder.run_lock, folder.stage_lock):
         sweep(folder.root)
         if values.get("queries_file"):
-            own, rejects = resolved[P.RETRIEVE], Rejects(folder.rejected_queries)
+            own, rejects = resolved[RETRIEVE], Rejects(folder.rejected_queries)
             queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next", rejects)
         _run_stages(folder, resolved, values, chosen, force)
     return folder
 
 
 def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chosen: tuple[str, ...], force: bool):
-    for stage in P.STAGES:
+    for stage in STAGES:
         own = {name: value for name, value in resolved[stage].items() if name != "run_dir"}
         if stage not in chosen:
             _say_if_kept(folder, stage, own, chosen)
@@ -83,11 +93,10 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
             print(f"{stage}: up to date")
         else:
             if force:
-                folder.forget_texts()
+                folder.break_seals(stage)
             elif stage in folder.stages():
                 print(f"{stage}: {why}")
-            passed = {name: values[name] for name in P.stage_names(stage) if name in values}
-            _execute(stage, passed, folder)
+            execute(stage, _of(stage, values), folder)
 
 
 def draw(runs: list[str], to: str) -> Path:
@@ -98,14 +107,14 @@ def draw(runs: list[str], to: str) -> Path:
     folder = Path(to).absolute()
     tables = [str(Path(run).absolute()) for run in runs]
     results.read_all([Path(table) for table in tables], folder / "results")  # what is wrong is told before any work
-    _execute(FIGURES, {"runs": tables, "figures_dir": str(folder)}, RunFolder(P.ROOT / "runs/figures"))
+    execute("07_paper_figures", {"runs": tables, "figures_dir": str(folder)}, RunFolder(ROOT / "runs/figures"))
     return folder
 
 
 def _number(text: str | None, default: int) -> int:
     if text is None:
         return default
-    numbers = [stage[:2] for stage in P.STAGES]
+    numbers = [stage[:2] for stage in STAGES]
     if text.zfill(2) not in numbers:
         raise GlossError(f"there is no notebook {text!r}; --from and --until take one of {', '.join(numbers)}")
     return numbers.index(text.zfill(2))
@@ -113,15 +122,18 @@ def _number(text: str | None, default: int) -> int:
 
 def _say_if_kept(folder: RunFolder, stage: str, own: dict, chosen: tuple[str, ...]):
     entry = folder.stages().get(stage)
-    needed = any(stage in needs(other, {}) for other in chosen)
-    if entry is None or not needed:
+    if entry is None or not any(stage in needs(other, {}) for other in chosen):
         return
     other = [name for name, value in own.items() if entry["parameters"].get(name) != value]
     if other:
         print(f"{stage}: kept as it was made, with other values of {', '.join(other)}, because it was not chosen")
 
 
-def _execute(stage: str, passed: dict, folder: RunFolder):
+def execute(stage: str, passed: dict, folder: RunFolder):
+    """Execute one notebook with these parameters; it and its page are kept in the run folder.
+
+    Raises `GlossError` where it fails; what was executed of it is then kept as NAME.failed.ipynb.
+    """
     print(f"{stage}: running", flush=True)
     done = folder.notebooks / f"{stage}.ipynb"
     failed = folder.notebooks / f"{stage}.failed.ipynb"
@@ -154,7 +166,8 @@ def _execute(stage: str, passed: dict, folder: RunFolder):
         sweep(folder.root)
         raise Interrupted(f"interrupted in {stage}; the same command goes on from there") from None
     failed.unlink(missing_ok=True)
-    _write_html(done)
+    with write_whole(done.with_suffix(".html")) as part:
+        part.write_text(page(nbformat.read(done, as_version=4), stage), encoding="utf-8")
     print(f"{stage}: done in {time.time() - started:.0f} s", flush=True)
 
 
@@ -167,27 +180,17 @@ def _failure(stage: str, error: PapermillExecutionError, notebook: Path) -> str:
     )
 
 
-def _write_html(notebook: Path):
-    with write_whole(notebook.with_suffix(".html")) as part:
-        part.write_text(report.page(nbformat.read(notebook, as_version=4), notebook.stem), encoding="utf-8")
-
-
 def summary(folder: RunFolder) -> str:
     """A short table of a run's results, and where its notebooks and figures are; of stages that are up to date."""
     stages = folder.stages()
     current = [stage for stage in stages if not folder.outdated(stage)]
-    lines = []
-    if P.EVALUATE in current:
-        rows = [row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"]
-        if rows:
-            lines.append(
-                f"{'method':<18}{'recall@5':>10}{'ndcg@5':>10}{'mrr':>10}   {rows[0]['split']}, "
-                f"{rows[0]['users']:,} users"
-            )
-            lines += [
-                f"{row['method']:<18}{row['recall@5']:>10.4f}{row['ndcg@5']:>10.4f}{row['mrr']:>10.4f}" for row in rows
-            ]
-    if P.RETRIEVE in current and folder.recommendations.exists():
+    rows = read_json(folder.metrics)["rows"] if EVALUATE in current else []
+    rows, lines = [row for row in rows if row["segment"] == "all"], []
+    if rows:
+        metrics, about = ("recall@5", "ndcg@5", "mrr"), f"{rows[0]['split']}, {rows[0]['users']:,} users"
+        lines = [f"{'method':<18}" + "".join(f"{metric:>10}" for metric in metrics) + f"   {about}"]
+        lines += [f"{row['method']:<18}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics) for row in rows]
+    if RETRIEVE in current and folder.recommendations.exists():
         lines.append(f"recommendations: {folder.recommendations}")
     pages = [folder.notebooks / f"{stage}.html" for stage in current]
     figures = [folder.root / name for stage in current for name in stages[stage]["outputs"] if name.endswith(".png")]

@@ -1,0 +1,1 @@
+from gloss_utils.runs.report import page  # noqa: F401

@@ -1,0 +1,1 @@
+from gloss_utils.report.figures import write  # noqa: F401
