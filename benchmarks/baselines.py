@@ -12,17 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from gloss_utils import evaluate
 from gloss_utils.base.files import fingerprint
 from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset, build
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.rank import baselines, fusion, ranking, sasrec
+from gloss_utils.rank import HybridSettings, as_run, baselines, sasrec
+from gloss_utils.report import metrics
 from gloss_utils.runs import results
-from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import EVALUATE, ROOT
-from gloss_utils.runs.run import Run
+from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
@@ -34,26 +32,34 @@ def load(name: str, data_dir) -> Dataset:
     return build(*sources.read(paths, sources.describe(name), None, Rejects(), 0), None, SEED)
 
 
-def measure(data: Dataset, run: Run) -> tuple[list[dict], dict[str, float]]:
-    """Rows of metrics of every baseline, for all test users; and the seconds that ranking, or training, took."""
-    texts = [item_text(title) for title in data.items["title"]]
+def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[str, float]]:
+    """Rows of metrics of every baseline, for all test users; and the seconds that ranking, or training, took.
+
+    epochs: of SASRec, which is trained in `folder`; 0 leaves it out.
+    """
+    titles = data.titles()
+    texts = [item_text(title) for title in titles.values()]
     indexes = {"dense": DenseIndex.build(texts, DEFAULT_ENCODER), "bm25": BM25Index.build(texts)}
     examples, begun = splits.evaluation_examples(data, "test"), time.time()
-    settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
-    learnable = splits.learnable_sequences(data, examples)
-    rankings = baselines.rank(examples, data, indexes, settings, DEPTH, learnable)
+    settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
+    known = splits.training_sequences(data, examples)
+    histories = dict(zip(examples["user"], examples["history"], strict=True))
+    rankings = baselines.rank_all(histories, known, titles, indexes, settings, DEPTH)
     seconds = {"all but SASRec": time.time() - begun}
-    if run["sasrec_epochs"]:
-        rankings[fusion.SASREC] = sasrec.ranked(run, data, examples, DEPTH, learnable)
+    if epochs:
+        sequences, validation = list(known.values()), sasrec.validation_sequences(data, examples, "test")
+        how = sasrec.Settings(epochs, WIDTH, SEED)
+        model = sasrec.train(sequences, validation, list(titles), how, folder / "model", folder / "checkpoints")
+        rankings["sasrec"] = sasrec.rank(model, histories, sequences, list(titles), DEPTH)
         seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
     frames = [
-        evaluate.per_user_metrics(ranking.as_run(ranked), evaluate.targets_of(examples))
+        metrics.per_user_metrics(as_run(ranked), metrics.targets_of(examples))
         .rename_axis("user")
         .reset_index()
         .assign(method=method, segment="", new_item=False)
         for method, ranked in rankings.items()
     ]
-    rows = evaluate.summarise(pd.concat(frames), "test", SEED)
+    rows = metrics.summarise(pd.concat(frames), "test", SEED)
     return [row for row in rows if row["segment"] == "all"], {name: round(value, 1) for name, value in seconds.items()}
 
 
@@ -67,20 +73,18 @@ def main():
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     for name in options.datasets:
-        told = {"seed": SEED, "sasrec_epochs": options.sasrec_epochs, "sasrec_width": WIDTH, "split": "test"}
-        run = Run(RunFolder(options.work / name), EVALUATE, {}, told)
-        rows, seconds = measure(load(name, options.data_dir), run)
+        parameters = {"seed": SEED, "sasrec_epochs": options.sasrec_epochs, "sasrec_width": WIDTH, "split": "test"}
+        rows, seconds = measure(load(name, options.data_dir), options.sasrec_epochs, options.work / name)
         for row in rows:
             cells = (f"{row[m]:.4f} [{row[f'{m}_low']:.4f}, {row[f'{m}_high']:.4f}]" for m in ("recall@5", "ndcg@5"))
             print(f"| {name} | {row['users']:,} | {row['method']} | {' | '.join(cells)} |", flush=True)
         print(f"seconds: {seconds}", flush=True)
         if options.results:
             inputs = {fingerprint(path): path.name for path in sources.locate(name, options.data_dir)}
-            command = (
-                f"python -m benchmarks.baselines DATA_DIR --datasets {name} --sasrec-epochs {run['sasrec_epochs']}"
-            )
+            command = f"python -m benchmarks.baselines DATA_DIR --datasets {name}"
+            command += f" --sasrec-epochs {options.sasrec_epochs}"
             file = options.results / f"{name}-baselines.json"
-            results.write(file, f"{name}, baselines", command, inputs, told, rows, dataset=name, seconds=seconds)
+            results.write(file, f"{name}, baselines", command, inputs, parameters, rows, dataset=name, seconds=seconds)
 
 
 if __name__ == "__main__":

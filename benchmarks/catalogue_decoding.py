@@ -19,7 +19,7 @@ from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import generation as generate
 from gloss_utils.language import models, tiny
-from gloss_utils.rank import ranking
+from gloss_utils.rank import items_of_exact_titles, nearest_items
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
@@ -55,12 +55,12 @@ class Contest:
     def free(self, run: int) -> dict:
         """Write freely, then search for the nearest item of each text."""
         queries = self.write("free")
-        return {"queries": queries, "found": ranking.candidates(queries, self.index, self.data.items["item"])}
+        return {"queries": queries, "found": nearest_items(queries, self.index, self.data.items["item"])}
 
     def catalogue(self, run: int) -> dict:
         """Write titles, and look up their items."""
         queries = self.write("catalogue")
-        return {"queries": queries, "found": ranking.named(queries, self.data.items)}
+        return {"queries": queries, "found": items_of_exact_titles(queries, self.data.titles())}
 
     def shares(self, answer: dict) -> dict:
         """Of all texts: the exact ones of an item, those of them that are distinct, and the distinct items found."""

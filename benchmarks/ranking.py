@@ -1,6 +1,6 @@
 """How the weights of `hybrid` were fitted, and what the rankings give on users that they were not fitted on.
 
-    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--sasrec EPOCHS] [--work DIR] [--write [DIR]] [--results FILE]
+    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--write [DIR]] [--results FILE]
 
 DATA_DIR holds raw Amazon files; FILE holds generated texts of validation users of the dataset NAME (beauty, toys or
 sports): released ones, or `queries.jsonl` of a run with `split: validation`.
@@ -11,19 +11,16 @@ sports): released ones, or `queries.jsonl` of a run with `split: validation`.
    into 5 folds by a hash of their id, the same over all files; those of a fold are ranked for with weights from the
    other four. Three ways of folding are averaged. Each dataset counts alike, however many files it has.
 3. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
-   and hybrid fitted without each of its parts; with --sasrec, hybrid fitted with SASRec as a part, which is trained (in
-   DIR, a quarter of an hour and more a dataset) on what may be learnt.
+   and hybrid fitted without each of its parts.
 
---write puts weights fitted on all users into params/ranking/ (or DIR) as weights.yaml and, with --sasrec,
-weights-sasrec.yaml, for `ranking_weights`; --results puts the table into a file for notebook 7. In-sample numbers
-are not printed.
+--write puts weights fitted on all users into params/ranking/ (or DIR) as weights.yaml, for `ranking_weights`; --results
+puts the table into a file for notebook 7. In-sample numbers are not printed.
 """
 
 import argparse
 import hashlib
 import itertools
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +30,18 @@ from scipy.optimize import minimize
 from tqdm import tqdm
 
 from benchmarks.baselines import load
-from gloss_utils import evaluate
 from gloss_utils.base.files import fingerprint, write_whole
 from gloss_utils.data import queries, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import fusion, ranking, sasrec
-from gloss_utils.rank.ranker import FUSED, HYBRID, Ranker
+from gloss_utils.rank import Evidence, HybridSettings, Options, Ranker, as_run
+from gloss_utils.rank.evidence import Candidates, without_part
+from gloss_utils.rank.ranker import FUSED
+from gloss_utils.rank.weights import FEATURES, PARTS
 from gloss_utils.report import significance
+from gloss_utils.report.metrics import means, per_user_metrics, rounded, targets_of
 from gloss_utils.runs import results
-from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import RETRIEVE, ROOT
-from gloss_utils.runs.run import Run
+from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
@@ -59,8 +56,7 @@ TUNED_ON = 10_000  # users a dataset
 RANX = {"rrf": None, "isr": None, "bordafuse": None, "max": None, "sum": "min-max", "mnz": "min-max"}  # and their norms
 FOLDS, FOLDINGS, PENALTY = 5, 3, 0.03
 SEED, DEPTH, METRICS = 3407, 10, ["recall@5", "ndcg@5"]
-SASREC_WIDTH = 128
-START = fusion.Settings(
+START = HybridSettings(
     top_k=20,
     neighbours=100,
     temperature_dense=0.12,
@@ -70,7 +66,7 @@ START = fusion.Settings(
     backward=0.1,
     damping=0.4,
     recency=0.55,
-    weights=dict.fromkeys(fusion.NEEDED, 1.0),
+    weights=dict.fromkeys(FEATURES, 1.0),
     fitted_on={},
 )
 
@@ -82,27 +78,27 @@ class Texts:
     name: str
     dataset: str
     ranker: Ranker
-    candidates: fusion.Candidates
+    candidates: Candidates
     target: np.ndarray  # place in the catalogue, [users]
 
 
-def choose_counting(datasets: dict[str, Dataset]) -> fusion.Settings:
+def choose_counting(datasets: dict[str, Dataset]) -> HybridSettings:
     """The settings of co-occurrence that predict last training items best."""
     score = {}
     worlds = [_training_world(data) for data in datasets.values()]
     for values in tqdm(list(itertools.product(*GRID.values())), desc="co-occurrence", mininterval=5):
-        settings = replace(START, **dict(zip(GRID, values, strict=True)))
+        settings = START.model_copy(update=dict(zip(GRID, values, strict=True)))
         score[settings.decay, settings.backward, settings.damping, settings.recency] = np.mean(
             [_predicts(settings, *world) for world in worlds]
         )
     best = max(score, key=score.get)
     spread = f"{min(score.values()):.4f} to {score[best]:.4f}"
     print(f"co-occurrence: {dict(zip(GRID, best, strict=True))}; mean NDCG@5 over the grid is {spread}")
-    return replace(START, **dict(zip(GRID, best, strict=True)))
+    return START.model_copy(update=dict(zip(GRID, best, strict=True)))
 
 
 def _training_world(data: Dataset):
-    sequences = splits.learnable_sequences(data, pd.DataFrame(columns=splits.COLUMNS))
+    sequences = splits.training_sequences(data, pd.DataFrame(columns=splits.COLUMNS))
     users = [user for user, sequence in sequences.items() if len(sequence) >= 2]
     drawn = np.random.default_rng(SEED).choice(users, min(TUNED_ON, len(users)), replace=False)
     targets = {user: sequences[user][-1] for user in drawn}
@@ -110,44 +106,25 @@ def _training_world(data: Dataset):
     return {user: known[user] for user in targets}, known, targets, data.items["item"]
 
 
-def _predicts(settings: fusion.Settings, histories: dict, known: dict, targets: dict, items: pd.Series) -> float:
-    evidence = fusion.Evidence({}, histories, known, items, settings)
-    ranked = fusion.rankings(evidence, {"": {"cooccurrence": 1.0}}, True, 5)[""]
-    return evaluate.per_user_metrics(ranking.as_run(ranked), targets)["ndcg@5"].mean()
+def _predicts(settings: HybridSettings, histories: dict, known: dict, targets: dict, items: pd.Series) -> float:
+    evidence = Evidence({}, histories, known, items, settings)
+    ranked = evidence.rankings({"": {"cooccurrence": 1.0}}, True, 5)[""]
+    return per_user_metrics(as_run(ranked), targets)["ndcg@5"].mean()
 
 
-def gather(
-    dataset: str, file: str, data: Dataset, indexes: dict, settings: fusion.Settings, trained: Run | None = None
-) -> Texts:
-    """A file's candidates under these settings. trained: where SASRec is trained, if it is to be a part."""
-    if trained:
-        settings = replace(settings, weights=dict.fromkeys(fusion.FEATURES, 1.0))
+def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: HybridSettings) -> Texts:
+    """A file's candidates under these settings."""
     read = queries.read(file, 5, 0)
-    told = {
-        "ranking": HYBRID,
-        "ranking_weights": WEIGHTS,
-        "retriever": "dense",
-        "top_k": None,
-        "exclude_seen": None,
-        "ranking_depth": DEPTH,
-        "seed": SEED,
-        "decoding": "free",
-        "queries_file": file,
-        "split": "validation",
-    }
-    vote = trained and partial(sasrec.ranked, trained, data, read, fusion.SASREC_DEPTH)
-    ranker = Ranker(read, data, indexes, told, vote)
-    ranker.settings = settings
+    known = splits.training_sequences(data, read)
+    ranker = Ranker(read, data.titles(), indexes, known, Options(depth=DEPTH, seed=SEED), settings)
     parts = list(ranker.evidence.candidates(True, DEPTH))
-    candidates = fusion.Candidates(
-        *(np.concatenate([getattr(p, n) for p in parts]) for n in ("user", "item", "features"))
-    )
+    candidates = Candidates(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("user", "item", "features")))
     return Texts(file, dataset, ranker, candidates, pd.Index(data.items["item"]).get_indexer(read["target"]))
 
 
 def fit(texts: list[Texts], users: list[np.ndarray], features: list[str]) -> dict[str, float]:
     """Weights (none below 0) of some features by conditional logit on some users of each file: bool, [users]."""
-    on = [fusion.FEATURES.index(feature) for feature in features]
+    on = [FEATURES.index(feature) for feature in features]
     datasets = [text.dataset for text in texts]
     sets = [_choices(text, some, on) for text, some in zip(texts, users, strict=True)]
     spread = np.mean([x.std(axis=0) for x, *_ in sets], axis=0)
@@ -201,24 +178,23 @@ def _folds(users: pd.Series, folding: int) -> np.ndarray:
 
 
 def _metrics(text: Texts, ranked: pd.DataFrame) -> np.ndarray:
-    targets = evaluate.targets_of(text.ranker.queries)
-    return evaluate.per_user_metrics(ranking.as_run(ranked), targets)[METRICS].to_numpy(copy=True)
+    targets = targets_of(text.ranker.queries)
+    return per_user_metrics(as_run(ranked), targets)[METRICS].to_numpy(copy=True)
 
 
 def paper(text: Texts) -> np.ndarray:
     """By the paper's rule; NDCG scaled to its mean over tie orders."""
     metrics = _metrics(text, text.ranker.paper("dense"))
-    orders = significance.tie_orders(text.ranker.first("dense"), evaluate.targets_of(text.ranker.queries), SEED)
+    orders = significance.tie_orders(text.ranker.paper_candidates("dense"), targets_of(text.ranker.queries), SEED)
     metrics[:, 1] *= orders.mean() / metrics[:, 1].mean()
     return metrics
 
 
 def fused(text: Texts) -> np.ndarray:
     """By `ranking: fused`."""
-    ranker = Ranker(
-        text.ranker.queries, text.ranker.data, text.ranker.indexes, text.ranker.parameters | {"ranking": FUSED}
-    )
-    ranker.settings = text.ranker.settings
+    of = text.ranker
+    options = replace(of.options, rule=FUSED)
+    ranker = Ranker(of.queries, of.titles, of.indexes, of.training_sequences, options, of.settings)
     return _metrics(text, ranker.rank())
 
 
@@ -226,7 +202,7 @@ def by_ranx(text: Texts, method: str, norm: str | None) -> np.ndarray:
     """By a fusion of ranx: each query's list is a run; what the user has is left out."""
     import ranx
 
-    found, histories = text.ranker.found("texts_dense"), text.ranker.histories
+    found, histories = text.ranker.candidates("texts_dense"), text.ranker.histories
     new = [item not in histories[user] for user, item in zip(found["user"], found["item"], strict=True)]
     users, runs = list(histories), []
     for _, rows in found[new].groupby("query"):
@@ -239,7 +215,7 @@ def by_ranx(text: Texts, method: str, norm: str | None) -> np.ndarray:
         for item, score in sorted(joint[user].items(), key=lambda pair: -pair[1])[:DEPTH]
     ]
     run = pd.DataFrame(rows, columns=["query_id", "doc_id", "score"])
-    return evaluate.per_user_metrics(run, evaluate.targets_of(text.ranker.queries))[METRICS].to_numpy()
+    return per_user_metrics(run, targets_of(text.ranker.queries))[METRICS].to_numpy()
 
 
 def report(name: str, found: list[np.ndarray], base: list[np.ndarray], texts: list[Texts]) -> list[dict]:
@@ -247,9 +223,9 @@ def report(name: str, found: list[np.ndarray], base: list[np.ndarray], texts: li
     row of `results` for each file."""
     cells, gains, rows = [], [], []
     for text, metrics, paper in zip(texts, found, base, strict=True):
-        mean, low, high = evaluate.means(metrics, SEED)
+        mean, low, high = means(metrics, SEED)
         about = {"method": name, "texts": Path(text.name).name, "dataset": text.dataset, "split": "validation"}
-        rows.append(about | {"users": len(metrics)} | evaluate.rounded(METRICS, mean, low, high))
+        rows.append(about | {"users": len(metrics)} | rounded(METRICS, mean, low, high))
         gains.append(mean / paper.mean(axis=0) - 1)
         cells += [f"{m:.4f} [{a:.4f}, {b:.4f}] {g:+.0%}" for m, a, b, g in zip(mean, low, high, gains[-1], strict=True)]
     cells += [f"{gain:+.0%}" for gain in np.mean(gains, axis=0)]
@@ -262,24 +238,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir")
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--sasrec", type=int, default=0, metavar="EPOCHS")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/sasrec-validation")
     parser.add_argument("--write", type=Path, nargs="?", const=WEIGHTS.parent, metavar="DIR")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     files = [tuple(pair.split("=", 1)) for pair in options.files]
     datasets = {name: load(name, options.data_dir) for name in dict.fromkeys(name for name, _ in files)}
     settings = choose_counting(datasets)
-    texts, with_sasrec = [], []
+    texts = []
     for name, data in datasets.items():
         titles = [item_text(title) for title in data.items["title"]]
         indexes = {"dense": DenseIndex.build(titles, DEFAULT_ENCODER), "bm25": BM25Index.build(titles)}
-        told = {"seed": SEED, "sasrec_epochs": options.sasrec, "sasrec_width": SASREC_WIDTH, "split": "validation"}
-        trained = Run(RunFolder(options.work / name), RETRIEVE, {}, told)
-        for file in [file for of, file in files if of == name]:
-            texts.append(gather(name, file, data, indexes, settings))
-            if options.sasrec:
-                with_sasrec.append(gather(name, file, data, indexes, settings, trained))
+        texts += [gather(name, file, data, indexes, settings) for of, file in files if of == name]
     for text in texts:
         print(f"{text.name}: {len(text.target):,} users; metrics are {', '.join(METRICS)}")
     base = [paper(text) for text in texts]
@@ -287,28 +256,23 @@ def main():
     for method, norm in RANX.items():
         rows += report(f"ranx {method}", [by_ranx(text, method, norm) for text in texts], base, texts)
     rows += report("fused", [fused(text) for text in texts], base, texts)
-    rows += report("hybrid", out_of_fold(texts, list(fusion.NEEDED)), base, texts)
-    for part in fusion.parts(settings.weights):
-        kept = list(fusion.leaving_out(part, settings.weights))
+    rows += report("hybrid", out_of_fold(texts, list(FEATURES)), base, texts)
+    for part in PARTS:
+        kept = list(without_part(part, settings.weights))
         rows += report(f"hybrid without {part}", out_of_fold(texts, kept), base, texts)
-    if with_sasrec:
-        rows += report("hybrid with SASRec", out_of_fold(with_sasrec, list(fusion.FEATURES)), base, texts)
     fitted_on = {fingerprint(text.name): Path(text.name).name for text in texts}
     if options.results:
         command = "python -m benchmarks.ranking DATA_DIR " + " ".join(
             f"{name}={Path(file).name}" for name, file in files
         )
-        command += f" --sasrec {options.sasrec}" if options.sasrec else ""
-        results.write(options.results, "replay", command, fitted_on, asdict(settings), rows)
-    for name, on in ((WEIGHTS.name, texts), ("weights-sasrec.yaml", with_sasrec)):
-        if on:
-            weights = fit(on, [np.ones(len(text.target), dtype=bool) for text in on], list(on[0].ranker.weights))
-            weights = {feature: round(weight, 3) for feature, weight in weights.items()}
-            print(f"{name}, fitted on all users: {weights}")
-            if options.write:
-                values = asdict(replace(settings, weights=weights, fitted_on=fitted_on))
-                with write_whole(options.write / name) as part:
-                    part.write_text(NOTE + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        results.write(options.results, "replay", command, fitted_on, settings.model_dump(), rows)
+    weights = fit(texts, [np.ones(len(text.target), dtype=bool) for text in texts], list(FEATURES))
+    weights = {feature: round(weight, 3) for feature, weight in weights.items()}
+    print(f"{WEIGHTS.name}, fitted on all users: {weights}")
+    if options.write:
+        values = settings.model_copy(update={"weights": weights, "fitted_on": fitted_on}).model_dump()
+        with write_whole(options.write / WEIGHTS.name) as part:
+            part.write_text(NOTE + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks import timing
 from benchmarks.baselines import load
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import ranking
+from gloss_utils.rank import nearest_items
 from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
 from gloss_utils.search.order import DECIMALS
 
@@ -63,7 +63,7 @@ def plainly(index: DenseIndex, encoder, texts: list[str]) -> tuple[np.ndarray, n
 
 def differences(index: DenseIndex, encoder, queries: pd.DataFrame) -> dict:
     """All texts both ways: how many give another item, or a similarity that differs by more than rounding may."""
-    found = ranking.candidates(queries, index, pd.Series(range(len(index))))
+    found = nearest_items(queries, index, pd.Series(range(len(index))))
     texts = queries["texts"].explode().tolist()
     ids, scores = index.nearest(encode_texts(encoder, texts), 1)
     apart = np.abs(found["score"].to_numpy() - scores[:, 0])
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> dict:
         plainly(index, encoder, sample.tolist())
         seconds["every text"].append((time.perf_counter() - begun) * len(texts) / len(sample))
         begun = time.perf_counter()
-        ranking.candidates(queries, index, items)
+        nearest_items(queries, index, items)
         seconds["ours"].append(time.perf_counter() - begun)
     known = set(index.texts)
     distinct = set(texts)

@@ -17,7 +17,7 @@ import psutil
 from benchmarks.retrieval import made_up_queries
 from gloss_utils.data.prompts import item_text
 from gloss_utils.language.trie import Trie
-from gloss_utils.rank import fusion
+from gloss_utils.rank import Evidence, HybridSettings
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search import DEFAULT_ENCODER, BM25Index, encode_texts, load_encoder
 
@@ -92,16 +92,16 @@ def catalogue(count: int) -> dict:
 
 def ranking(users: int, items: int) -> dict:
     """Co-occurrence an interaction, hybrid's candidates (of co-occurrence and popularity) a user."""
-    settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
+    settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
     told = {str(user): history for user, history in enumerate(histories(users, items))}
     interactions = sum(map(len, told.values()))
     catalogue = pd.Series([f"i{place}" for place in range(items)])
     with Step() as counting:
-        evidence = fusion.Evidence({}, told, told, catalogue, settings)
+        evidence = Evidence({}, told, told, catalogue, settings)
     matrix = evidence.following
     evidence.users, evidence.recent = evidence.users[:4096], evidence.recent[:4096]
     with Step() as rating:
-        fusion.rankings(evidence, {"": settings.weights}, True, 10)
+        evidence.rankings({"": settings.weights}, True, 10)
     held = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
     return {
         "interactions": interactions,

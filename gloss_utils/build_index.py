@@ -11,7 +11,7 @@ from pandas.io.formats.style import Styler
 
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.report import figures
+from gloss_utils.report import data_plots, tables
 from gloss_utils.runs.parameters import INDEX
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
@@ -56,7 +56,7 @@ def encode_with_workers(run: Run, texts: list[str]) -> np.ndarray:
 
     parts = {start: texts[start : start + TEXTS_PER_PART] for start in range(0, len(texts), TEXTS_PER_PART)}
     load = partial(load_encoder, run["encoder"])
-    vectors = dict(map_parts(encode_texts, load, parts, run["workers"], run.folder.parts))
+    vectors = dict(map_parts(encode_texts, load, parts, run["workers"]))
     return np.concatenate([vectors[start] for start in parts])
 
 
@@ -73,7 +73,7 @@ def what_was_built(run: Run, indexes: Indexes) -> Styler:
         "index, bytes per item": f"{files['index.faiss'] / items:,.0f}",
         "vectors on disk, bytes per item": vectors,
     }
-    return figures.in_full(pd.DataFrame({"value": rows}))
+    return tables.in_full(pd.DataFrame({"value": rows}))
 
 
 def neighbours(indexes: Indexes, titles: list[str] | None = None, k: int = 3) -> Styler:
@@ -88,10 +88,10 @@ def neighbours(indexes: Indexes, titles: list[str] | None = None, k: int = 3) ->
             rows += [(title, rank, *other) for rank, other in enumerate(others[:k], 1)]
         columns = ["title", "rank", f"{name}: item", f"{name}: score"]
         parts.append(pd.DataFrame(rows, columns=columns).set_index(["title", "rank"]))
-    return figures.in_full(pd.concat(parts, axis=1))
+    return tables.in_full(pd.concat(parts, axis=1))
 
 
 def catalogue_map(run: Run, indexes: Indexes) -> Figure:
     """The catalogue's items in two dimensions, in groups named by their words."""
-    figure = figures.catalogue_map(indexes.dense.vectors(), indexes.data.items["title"], run["seed"])
+    figure = data_plots.catalogue_map(indexes.dense.vectors(), indexes.data.items["title"], run["seed"])
     return run.save_figure(figure, "03_catalogue_map")

@@ -219,7 +219,7 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]]):
 
 def _run_together(files: list[str], overrides: list[tuple[str, str]]):
     # What notebook 2 does, in every process.
-    from gloss_utils.report import figures
+    from gloss_utils.report import data_plots
     from gloss_utils.runs import notebooks
 
     together = training.processes()
@@ -231,7 +231,7 @@ def _run_together(files: list[str], overrides: list[tuple[str, str]]):
     result = prepare(run, Dataset.load(run.folder.data))
     if together.is_main_process:
         if result:
-            figures.save(run, figures.loss_curves(result), "02_loss")
+            run.save_figure(data_plots.loss_curves(result), "02_loss")
         print(run.finish())
 
 

@@ -1,20 +1,70 @@
-"""Items that come after training: into the indexes and what the decoder may write, in one call, without training."""
+"""Notebook 6: results by group of users, and an item that comes after training."""
 
 from dataclasses import dataclass, replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from pandas.io.formats.style import Styler
 from transformers import PreTrainedTokenizerBase
 
-from gloss_utils import retrieve
+from gloss_utils import evaluate, retrieve
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import read_json
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
 from gloss_utils.language.generation import Catalogue, load_tokenizer
-from gloss_utils.rank.ranker import FUSED, Ranker
-from gloss_utils.runs.run import Run
+from gloss_utils.rank.ranker import FUSED
+from gloss_utils.report import published, result_plots, segments, tables
+from gloss_utils.runs.parameters import SEGMENTS
+from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
+
+IN_HISTORY_LENGTH = ("item-knn", "lis-dense-unseen", "gloss-paper", "gloss")
+
+
+def start(notebook: dict) -> Run:
+    """Start the stage from its notebook's `globals()`."""
+    return open_run(SEGMENTS, notebook)
+
+
+def prepare(run: Run) -> dict:
+    """The run's result table, as stage 5 left it."""
+    found = read_json(run.folder.metrics)
+    if not found["rows"]:
+        print("Split next has no targets: there are no segments to compare.")
+    return evaluate.table(run, found)
+
+
+def by_segment(table: dict, metric: str) -> Styler | None:
+    """A metric by method and segment."""
+    if not table["rows"]:
+        return None
+    return tables.segments(table["rows"], metric).style.set_caption(f"{metric}, with 95 % interval")
+
+
+def draw_segments(run: Run, table: dict) -> plt.Figure | None:
+    """Draw Recall@5 by segment and method; None where there is nothing to draw."""
+    figure = result_plots.segments([table])
+    return run.save_figure(figure, "06_segments") if figure else None
+
+
+def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.Figure | None:
+    """Draw a metric against the length of the history; None where there is nothing to draw."""
+    if not table["rows"]:
+        return None
+    binned = segments.by_history_length(pd.read_parquet(run.folder.per_user), metric, run["seed"])
+    figure = result_plots.history_length(binned, metric, IN_HISTORY_LENGTH)
+    return run.save_figure(figure, "06_history_length")
+
+
+def published_segments(run: Run) -> Styler | None:
+    """Recall@5 of the same segments in the paper."""
+    return evaluate.published_numbers(run, published.segment_results)
+
+
+# ---- an item that comes after training
 
 
 @dataclass
@@ -42,26 +92,27 @@ class Shop:
         texts = [item_text(title) for title in catalogue["title"]]
         indexes = {
             "dense": self.indexes["dense"].extended(texts[-len(added) :]),
-            "bm25": BM25Index.build(texts),  # what a word weighs hangs on all texts
+            "bm25": BM25Index.build(texts),  # the weight of a word depends on all texts
         }
         written = Catalogue(self.tokenizer, catalogue["title"].tolist()) if self.tokenizer else None
         return Shop(replace(self.data, items=catalogue), indexes, self.tokenizer, written)
 
 
-def open_shop(run: Run, data: Dataset) -> Shop:
+def open_shop(run: Run) -> Shop:
     """The shop of a run; with a tokenizer where the run has fine-tuned a model."""
     tokenizer = load_tokenizer(run) if run.folder.adapter.exists() else None
-    return Shop(data, retrieve.load_indexes(run), tokenizer)
+    return Shop(Dataset.load(run.folder.data), retrieve.load_indexes(run), tokenizer)
 
 
 def example(shop: Shop, title: str | None) -> pd.DataFrame:
-    """One item to add: of this title, by default the best-seller's in a new edition."""
+    """One item to add: of this title; None takes the best-seller's in a new edition."""
     best = shop.data.titles()[shop.data.interactions["item"].mode()[0]]
     return pd.DataFrame({"item": ["added-item"], "title": [title or f"New Edition {best}"]})
 
 
-def story(run: Run, before: Shop, after: Shop) -> pd.DataFrame:
-    """What happens to the last item that was added: where each index finds it, who is offered it, can it be written."""
+def story(run: Run, before: Shop, after: Shop) -> Styler:
+    """What happens to the last item that was added: how each index finds it, to how many users it is recommended, and
+    whether the decoder may write it."""
     item, title = after.data.items.iloc[-1][["item", "title"]]
     text, place = item_text(title), len(after.data.items) - 1
     queries = query_files.read(run.folder.queries, run["num_beams"], 0, targets=False)
@@ -72,9 +123,9 @@ def story(run: Run, before: Shop, after: Shop) -> pd.DataFrame:
         rows[f"found by its title, {name}"] = "yes" if place in ids else "no"
         rows[f"nearest other item, {name}"] = others[0] if others else "none"
     for rule in dict.fromkeys((run["ranking"], FUSED)):
-        told, sasrec = run.parameters | {"ranking": rule}, retrieve.trained(run, queries, before.data)
-        ranked = Ranker(queries, after.data, after.indexes, told, sasrec).rank()
-        rows[f"users who are offered it, ranking {rule}"] = f"{(ranked['item'] == item).sum():,} of {len(queries):,}"
+        ranked = retrieve.ranker(run, queries, after.data, after.indexes, rule).rank()
+        count = (ranked["item"] == item).sum()
+        rows[f"users to whom it is recommended, ranking {rule}"] = f"{count:,} of {len(queries):,}"
     if after.catalogue:
         rows["the decoder may write it"] = "yes" if text in after.catalogue.text.values() else "no"
-    return pd.DataFrame({"value": rows})
+    return tables.in_full(pd.DataFrame({"value": rows}))

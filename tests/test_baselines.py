@@ -1,6 +1,9 @@
 """Rivals on a catalogue small enough to reason about: item-kNN and SASRec. Popularity and last-item search are in
 test_ranking."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,12 +11,9 @@ from helpers import dataset
 
 from gloss_utils.data import splits
 from gloss_utils.language import training
-from gloss_utils.rank import baselines, fusion, sasrec
-from gloss_utils.runs import parameters as P
-from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.run import Run
+from gloss_utils.rank import HybridSettings, item_knn, sasrec
 
-SETTINGS = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml")
+SETTINGS = HybridSettings.read(Path(__file__).parents[1] / "params/ranking/weights.yaml")
 
 
 def shown(ranked: pd.DataFrame) -> dict[str, str]:
@@ -24,14 +24,13 @@ def shown(ranked: pd.DataFrame) -> dict[str, str]:
 
 
 def test_item_knn_offers_what_follows():
-    data = dataset({"p": "abc", "q": "abd", "r": "abce"}, items="abcdef")
-    learnable = {"p": list("abc"), "q": list("abd"), "r": list("abc")}
+    sequences = {"p": list("abc"), "q": list("abd"), "r": list("abc")}
     histories = {"u": ["a"], "v": ["a", "b"], "w": ["x"], "z": list("abcd")}
-    found = shown(baselines.item_knn(histories, learnable, data, 3, SETTINGS))
+    found = shown(item_knn(histories, sequences, list("abcdef"), SETTINGS, 3))
     assert found["u"] == "bcd"  # b follows a thrice, c twice, d once
-    assert found["v"] == "cd"  # what v has is left out, and e and f were not learnt
+    assert found["v"] == "cd"  # what v has is left out, and e and f do not occur
     assert found["w"] == "abc"  # nothing follows an unknown item: by popularity
-    assert "z" not in found  # has all that was learnt
+    assert "z" not in found  # has all that occurs
     assert list(found) == ["u", "v", "w"]
 
 
@@ -41,10 +40,8 @@ SEQUENCES = {f"u{n:02}": RING[n % 8 : n % 8 + 4 + n % 3] for n in range(48)} | {
 
 
 @pytest.fixture
-def ring(tmp_path):
-    data = dataset(SEQUENCES, validation=["u05", "u06", "u07"], items="abcdefghz")
-    told = {"seed": 1, "sasrec_epochs": 12, "sasrec_width": 32, "split": "test"}
-    return data, Run(RunFolder(tmp_path), P.EVALUATE, {}, told)
+def ring():
+    return dataset(SEQUENCES, validation=["u05", "u06", "u07"], items="abcdefghz")
 
 
 @pytest.fixture
@@ -54,34 +51,38 @@ def quick(monkeypatch):
     monkeypatch.setattr(sasrec, "LEARNING_RATE", 0.02)
 
 
-def test_sasrec_learns_the_order(ring, quick, monkeypatch):
-    data, run = ring
-    evaluated = splits.evaluation_examples(data, "test")
-    learnable = splits.learnable_sequences(data, evaluated)
-    model = sasrec.prepare(run, data, evaluated, learnable)
-    found = sasrec.rank(model, evaluated, data, 3, learnable)
+def histories_of(examples: pd.DataFrame) -> dict[str, list[str]]:
+    return dict(zip(examples["user"], examples["history"], strict=True))
+
+
+def test_sasrec_learns_the_order(ring, quick, monkeypatch, tmp_path):
+    evaluated, items = splits.evaluation_examples(ring, "test"), ring.items["item"]
+    sequences = list(splits.training_sequences(ring, evaluated).values())
+    validation = sasrec.validation_sequences(ring, evaluated, "test")
+    settings = sasrec.Settings(epochs=12, width=32, seed=1)
+
+    def trained(settings: sasrec.Settings) -> sasrec.SASRec:
+        return sasrec.train(sequences, validation, items, settings, tmp_path / "model", tmp_path / "checkpoints")
+
+    model, histories = trained(settings), histories_of(evaluated)
+    found = sasrec.rank(model, histories, sequences, items, 3)
     first = found[found["rank"] == 1].set_index("user")["item"]
     of_ring = evaluated[evaluated["user"] != "v"].set_index("user")["target"]
     assert (first[of_ring.index] == of_ring).mean() > 0.9
-    histories = evaluated.set_index("user")["history"]
     assert all(not set(items) & set(histories[user]) for user, items in shown(found).items())
     assert "z" not in set(found["item"])  # only ever a target: no id-based method may rank it
-    strangers = pd.DataFrame([("s", ["x"], "a"), ("t", ["x", "d"], "e"), ("n", [], "a")], columns=splits.COLUMNS)
-    few = shown(sasrec.rank(model, strangers, data, 99, learnable))
+    few = shown(sasrec.rank(model, {"s": ["x"], "t": ["x", "d"], "n": []}, sequences, items, 99))
     assert list(few) == ["t"] and few["t"][0] == "e" and sorted(few["t"]) == list("abcefgh")
 
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
-    again = sasrec.ranked(run, data, evaluated, 3, learnable)
+    again = sasrec.rank(trained(settings), histories, sequences, items, 3)
     pd.testing.assert_frame_equal(again, found)
-    run.parameters["sasrec_width"] = 16
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        sasrec.prepare(run, data, evaluated, learnable)
+        trained(replace(settings, width=16))
 
 
 @pytest.mark.parametrize("split", ["test", "validation", "next"])
-def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split):
-    data, run = ring
-    run.parameters["split"] = split
+def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split, tmp_path):
     seen = {}
 
     def train(model, padding, texts, validation, *_, **__):
@@ -89,22 +90,22 @@ def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split):
         raise InterruptedError
 
     monkeypatch.setattr(training, "train", train)
-    evaluated = splits.evaluation_examples(data, split)
-    learnable = splits.learnable_sequences(data, evaluated)
+    evaluated = splits.evaluation_examples(ring, split)
+    sequences = list(splits.training_sequences(ring, evaluated).values())
+    validation = sasrec.validation_sequences(ring, evaluated, split)
     with pytest.raises(InterruptedError):
-        sasrec.prepare(run, data, evaluated, learnable)
-    assert seen["texts"] == [[ord(item) - ord("a") + 1 for item in s] for s in learnable.values() if len(s) > 1]
+        sasrec.train(sequences, validation, ring.items["item"], sasrec.Settings(12), tmp_path, tmp_path)
+    assert seen["texts"] == [[ord(item) - ord("a") + 1 for item in s] for s in sequences if len(s) > 1]
     assert max(map(max, seen["texts"])) == 8  # z is never among them
     # Validation users tell when to stop, unless it is they who are evaluated.
     assert len(seen["validation"]) == (3 if split == "test" else 0)
-    targets = data.interactions.groupby("user")["item"].last()
+    targets = ring.interactions.groupby("user")["item"].last()
     for user, ids in zip(["u05", "u06", "u07"], seen["validation"], strict=False):
         assert len(ids) == len(SEQUENCES[user]) - 1 and SEQUENCES[user][-1] == targets[user]
 
 
 def test_sasrec_reads_the_newest_items():
-    data = dataset({"u": "ab"}, items="ab")
     long = ["a"] * 60 + ["b"]
-    found = sasrec.encode([long, [], ["b", "x", "a"]], data)
+    found = sasrec.encode([long, [], ["b", "x", "a"]], ["a", "b"])
     assert found == [[1] * (sasrec.LENGTH - 1) + [2], [], [2, 1]]
-    assert np.array(sasrec.encode([], data)).size == 0
+    assert np.array(sasrec.encode([], ["a", "b"])).size == 0

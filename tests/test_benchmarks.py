@@ -14,7 +14,8 @@ from benchmarks import catalogue_decoding, data, generation, retrieval, scaling,
 from benchmarks import index as index_benchmark
 from benchmarks import ranking as rank_benchmark
 from gloss_utils.language import models
-from gloss_utils.rank import fusion
+from gloss_utils.rank.evidence import Candidates
+from gloss_utils.rank.weights import FEATURES
 from gloss_utils.search import DenseIndex
 
 
@@ -113,10 +114,10 @@ def choices(users: list[str], name: str = "file") -> rank_benchmark.Texts:
     """Users with 4 candidates each; the first feature tells the target, the others are noise, the last is constant."""
     rng = np.random.default_rng(len(users))
     target = rng.integers(4, size=len(users))
-    features = rng.random((len(users) * 4, len(fusion.FEATURES)))
+    features = rng.random((len(users) * 4, len(FEATURES)))
     features[:, 0] += np.repeat(target, 4) == np.tile(range(4), len(users))
     features[:, -1] = 0
-    candidates = fusion.Candidates(np.repeat(np.arange(len(users)), 4), np.tile(range(4), len(users)), features)
+    candidates = Candidates(np.repeat(np.arange(len(users)), 4), np.tile(range(4), len(users)), features)
     queries = pd.DataFrame({"user": users})
     return rank_benchmark.Texts(name, "beauty", SimpleNamespace(queries=queries), candidates, target)
 
@@ -124,16 +125,16 @@ def choices(users: list[str], name: str = "file") -> rank_benchmark.Texts:
 def test_fit_finds_what_tells_the_target():
     text = choices([f"u{n}" for n in range(300)])
     everyone = np.ones(300, dtype=bool)
-    weights = rank_benchmark.fit([text], [everyone], list(fusion.FEATURES))
+    weights = rank_benchmark.fit([text], [everyone], list(FEATURES))
     first, *others = weights.values()
-    assert list(weights) == list(fusion.FEATURES) and min(others) >= 0 and others[-1] == 0
+    assert list(weights) == list(FEATURES) and min(others) >= 0 and others[-1] == 0
     assert first > 1 and first > 3 * max(others)
     assert list(rank_benchmark.fit([text], [everyone], ["last_dense"])) == ["last_dense"]
     text.target[:] = -1
     text.target[:2] = [0, 1]  # only these two users count
-    few = rank_benchmark.fit([text], [everyone], list(fusion.FEATURES))
+    few = rank_benchmark.fit([text], [everyone], list(FEATURES))
     text.target[2:] = 3
-    assert few == rank_benchmark.fit([text], [np.arange(300) < 2], list(fusion.FEATURES))
+    assert few == rank_benchmark.fit([text], [np.arange(300) < 2], list(FEATURES))
 
 
 def test_weights_have_not_seen_the_users_that_they_rank_for(monkeypatch):

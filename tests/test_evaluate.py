@@ -10,8 +10,8 @@ from helpers import dataset
 
 from gloss_utils import evaluate, retrieve
 from gloss_utils.base.files import fingerprint
-from gloss_utils.rank import ranking
-from gloss_utils.report import segments
+from gloss_utils.rank import read_trec, write_qrels, write_trec
+from gloss_utils.report import metrics, segments, tables
 from gloss_utils.runs.folder import RunFolder
 
 
@@ -19,8 +19,8 @@ def trec(tmp_path, **rankings: list[str]) -> pd.DataFrame:
     """A run as it comes back from disk; every score is 1, so that only the order speaks."""
     rows = [(user, rank, item, 1.0) for user, items in rankings.items() for rank, item in enumerate(items, 1)]
     frame = pd.DataFrame(rows, columns=["user", "rank", "item", "score"])
-    ranking.write_trec(tmp_path / "run.trec", frame, "m")
-    return ranking.read_trec(tmp_path / "run.trec")
+    write_trec(tmp_path / "run.trec", frame, "m")
+    return read_trec(tmp_path / "run.trec")
 
 
 def test_metrics_by_hand(tmp_path):
@@ -29,7 +29,7 @@ def test_metrics_by_hand(tmp_path):
     targets = {user: f"i{place}" for user, place in places.items()} | {"missed": "i99", "none": "i1", "blank": "i1"}
     # `missed` has a target outside the catalogue, `none` no ranking; a stranger's ranking is nobody's business.
     run = trec(tmp_path, **dict.fromkeys([*places, "missed", "stranger"], items), blank=["i2"])
-    found = evaluate.per_user_metrics(run, targets)
+    found = metrics.per_user_metrics(run, targets)
     assert found.index.tolist() == list(targets) and found.index.name == "user"
     assert list(found.columns) == ["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10", "mrr"]
     gain = {place: 1 / math.log2(place + 1) for place in places.values()}
@@ -48,7 +48,7 @@ def test_metrics_by_hand(tmp_path):
 
 
 def test_metrics_of_nothing_are_0(tmp_path):
-    found = evaluate.per_user_metrics(trec(tmp_path), {"u": "a", "v": "b"})
+    found = metrics.per_user_metrics(trec(tmp_path), {"u": "a", "v": "b"})
     assert found.index.tolist() == ["u", "v"] and (found.to_numpy() == 0).all()
 
 
@@ -64,12 +64,12 @@ def test_metrics_agree_with_ranx(tmp_path, monkeypatch):
         chosen = rng.permutation(items)[: rng.integers(1, 20)]
         scores = np.sort(rng.choice([1.0, 0.9, 0.5, 0.0, rng.random()], len(chosen)))[::-1]  # full of ties
         rows += zip([user] * len(chosen), range(1, len(chosen) + 1), chosen, scores, strict=True)
-    ranking.write_trec(tmp_path / "run.trec", pd.DataFrame(rows, columns=["user", "rank", "item", "score"]), "random")
-    ranking.write_qrels(tmp_path / "qrels.trec", targets)
-    ours = evaluate.per_user_metrics(ranking.read_trec(tmp_path / "run.trec"), targets)
+    write_trec(tmp_path / "run.trec", pd.DataFrame(rows, columns=["user", "rank", "item", "score"]), "random")
+    write_qrels(tmp_path / "qrels.trec", targets)
+    ours = metrics.per_user_metrics(read_trec(tmp_path / "run.trec"), targets)
     qrels = ranx.Qrels.from_file(str(tmp_path / "qrels.trec"), kind="trec")
     run = ranx.Run.from_file(str(tmp_path / "run.trec"), kind="trec")
-    theirs = ranx.evaluate(qrels, run, evaluate.METRICS, make_comparable=True)
+    theirs = ranx.evaluate(qrels, run, metrics.METRICS, make_comparable=True)
     assert set(theirs) == set(ours.columns) and 0.2 < theirs["recall@10"] < 0.5
     for metric, mean in theirs.items():
         assert ours[metric].mean() == pytest.approx(mean, abs=1e-6), metric
@@ -114,10 +114,10 @@ def test_summary_by_method_and_segment():
         ("popularity", "regular", 1.0),
     ]
     per_user = pd.DataFrame(rows, columns=["method", "segment", "value"])
-    per_user = per_user.assign(**dict.fromkeys(evaluate.METRICS, per_user["value"]), user=list("abcabc"))
+    per_user = per_user.assign(**dict.fromkeys(metrics.METRICS, per_user["value"]), user=list("abcabc"))
     per_user["mrr"] = [0.5, 0, 0.25, 0, 0, 0.5]
     per_user["new_item"] = False
-    found = evaluate.summarise(per_user, "test", 3)
+    found = metrics.summarise(per_user, "test", 3)
     assert [(row["method"], row["segment"], row["users"]) for row in found] == [
         (method, segment, users)
         for method in ("gloss", "popularity")
@@ -129,14 +129,14 @@ def test_summary_by_method_and_segment():
     assert by["popularity", "cold-start"]["recall@1"] == by["popularity", "cold-start"]["recall@1_high"] == 0
     assert all(row["split"] == "test" for row in found)
     for row in found:
-        for metric in evaluate.METRICS:
+        for metric in metrics.METRICS:
             low, mean, high = (row[f"{metric}{suffix}"] for suffix in ("_low", "", "_high"))
             if row["segment"] == "power":
                 assert (low, mean, high) == (None, None, None)
             else:
                 assert low <= mean <= high
     assert by["gloss", "all"]["recall@5_low"] == 0 and by["gloss", "all"]["recall@5_high"] == 1
-    assert found == evaluate.summarise(per_user, "test", 3)
+    assert found == metrics.summarise(per_user, "test", 3)
 
 
 # ---- what is shown
@@ -146,17 +146,19 @@ def test_tables_show_intervals_and_mark_what_is_in_sample():
     row = {"segment": "all", "users": 1234, "in_sample": True, "method": "gloss"}
     row |= {
         f"{metric}{end}": value
-        for metric in evaluate.METRICS
+        for metric in metrics.METRICS
         for end, value in (("", 0.5), ("_low", 0.4), ("_high", 0.6))
     }
-    shown = evaluate.table([row | {"in_sample": False, "method": "popularity"}, row, row | {"segment": "power"}])
+    shown = tables.methods([row | {"in_sample": False, "method": "popularity"}, row, row | {"segment": "power"}])
     assert shown.index.tolist() == ["popularity", "gloss (in-sample)"]
     assert shown.loc["popularity"].tolist() == ["1,234"] + ["0.5000 [0.4000, 0.6000]"] * 4
 
 
 def test_segments_are_shown_with_their_users():
     row = {"method": "gloss", "recall@5": 0.5, "recall@5_low": 0.4, "recall@5_high": 0.6}
-    shown = segments.table([row | {"segment": name, "users": 1234} for name in ("all", segments.NEW_ITEMS)], "recall@5")
+    shown = tables.segments(
+        [row | {"segment": name, "users": 1234} for name in ("all", segments.NEW_ITEMS)], "recall@5"
+    )
     assert shown.columns.tolist() == ["all (1,234 users)", "new-items (1,234 users)"]
 
 
@@ -173,16 +175,16 @@ def test_tables_of_differences():
         for metric in ("recall@5", "ndcg@5")
         for other in ("popularity", "item-knn")
     ]
-    shown = evaluate.comparisons_table(compared)
+    shown = tables.comparisons(compared)
     assert shown.index.tolist() == ["popularity", "item-knn"] and shown.columns.tolist() == ["recall@5", "ndcg@5"]
     assert shown.loc["item-knn", "ndcg@5"] == "+0.0100 [-0.0200, +0.0400], p = 0.5000"
     ends = {f"{name}{end}": 0.1 for name in ("recall@5", "recall@5_lost") for end in ("", "_low", "_high")}
-    shown = evaluate.parts_table([{"left_out": part} | ends for part in ("none", "last item")], metrics=("recall@5",))
+    shown = tables.parts([{"left_out": part} | ends for part in ("none", "last item")], metrics=("recall@5",))
     assert shown["recall@5"].tolist() == ["0.1000 [0.1000, 0.1000]"] * 2
     assert shown["recall@5, lost"].to_dict() == {"none": "", "last item": "+0.1000 [+0.1000, +0.1000]"}
 
 
-def test_texts_that_the_weights_were_fitted_on_are_told(tmp_path):
+def test_texts_that_the_weights_were_fitted_on_are_marked(tmp_path):
     settings = SimpleNamespace(fitted_on={"cafe": "released.json.gz"})
     hybrid, paper = (SimpleNamespace(rule=rule, settings=settings) for rule in ("hybrid", "paper"))
     folder = RunFolder(tmp_path)

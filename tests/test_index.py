@@ -12,7 +12,7 @@ from helpers import dense, one_line_error
 
 from gloss_utils import build_index
 from gloss_utils.data.prompts import item_text
-from gloss_utils.report import figures
+from gloss_utils.report import data_plots
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import RunFolder
@@ -80,8 +80,8 @@ def test_the_room_loads_no_model_library_until_it_encodes():
 
 
 def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypatch):
-    def backwards(work, load, parts, workers, folder):
-        assert workers == 2 and folder == tmp_path / ".parts" and load.args == ("an encoder",)
+    def backwards(work, load, parts, workers):
+        assert workers == 2 and load.args == ("an encoder",)
         yield from reversed([(number, np.array([[len(text)] for text in texts])) for number, texts in parts.items()])
 
     monkeypatch.setattr(workers, "map_parts", backwards, raising=False)
@@ -202,13 +202,13 @@ def test_catalogues_of_any_language_and_size_are_found_by_words_and_mapped(title
     assert (scores > 0).all() and [texts[place] for place in ids[:, 0]] == texts
     vectors = np.random.default_rng(3).random((len(titles), 8), dtype=np.float32)
     for some in (vectors, np.ones_like(vectors)):  # the encoder may tell no two of them apart
-        figure = figures.catalogue_map(some, pd.Series(titles), seed=3)
+        figure = data_plots.catalogue_map(some, pd.Series(titles), seed=3)
         assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == len(titles)
         assert all(np.isfinite(points.get_offsets()).all() for points in figure.axes[0].collections)
-        legend = figure.axes[0].get_legend()
-        told = {word for text in (legend.get_texts() if legend else ()) for word in text.get_text().split(", ")}
-        assert words <= told if some is vectors else bool(words) == bool(told)
-        figures.plt.close(figure)
+        labels = [label.get_text() for legend in figure.legends for label in legend.get_texts()]
+        named = {word for label in labels for word in label.split(", ")}
+        assert words <= named if some is vectors else bool(words) == bool(named)
+        data_plots.plt.close(figure)
 
 
 @pytest.mark.parametrize("titles", [["soap", "comb", "soap"], ["soap"], ["soap", "soap"]])

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, one_line_error, run_of
 
-from gloss_utils import evaluate
 from gloss_utils import fine_tune as finetune
-from gloss_utils import user_segments as new_items
+from gloss_utils import user_segments
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset, draw_new_items
 from gloss_utils.data.prompts import encode_texts, item_text
 from gloss_utils.language import tiny
-from gloss_utils.rank import ranking
+from gloss_utils.rank import read_trec
+from gloss_utils.report import metrics, tables
 from gloss_utils.search import BM25Index, encoder
 
 
@@ -46,7 +46,7 @@ def test_new_items_leave_training_and_validation_and_stay_in_test():
 
 
 def learnable(data: Dataset, examples: pd.DataFrame) -> dict[str, str]:
-    return {user: "".join(items) for user, items in splits.learnable_sequences(data, examples).items()}
+    return {user: "".join(items) for user, items in splits.training_sequences(data, examples).items()}
 
 
 def test_nothing_is_learnt_of_new_items_nor_of_targets():
@@ -96,7 +96,7 @@ def test_no_training_text_names_a_new_item(small_run):
 def test_what_ranks_by_ids_never_ranks_a_new_item_and_what_reads_titles_may(small_run):
     folder, _ = small_run
     new = Dataset.load(folder.data).new_items()
-    ranked = {method: set(ranking.read_trec(folder.ranking(method))["doc_id"]) for method in evaluate.METHODS}
+    ranked = {method: set(read_trec(folder.ranking(method))["doc_id"]) for method in tables.METHODS}
     assert not ranked["popularity"] & new
     assert ranked["lis-dense"] & new
 
@@ -110,8 +110,8 @@ def test_the_segment_of_new_items_is_beside_the_others():
         ],
         columns=["user", "method", "segment", "new_item", "value"],
     )
-    per_user = per_user.assign(**dict.fromkeys(evaluate.METRICS, per_user["value"]))
-    rows = {row["segment"]: row for row in evaluate.summarise(per_user, "test", 1)}
+    per_user = per_user.assign(**dict.fromkeys(metrics.METRICS, per_user["value"]))
+    rows = {row["segment"]: row for row in metrics.summarise(per_user, "test", 1)}
     assert [rows[segment]["users"] for segment in rows] == [3, 1, 1, 1, 2]
     assert rows["new-items"]["recall@5"] == 0.75 and rows["all"]["recall@5"] == 0.5
 
@@ -133,7 +133,7 @@ def shop(monkeypatch):
     monkeypatch.setattr(encoder, "load_encoder", lambda name: SimpleNamespace())
     tokenizer = tiny.train_tokenizer(data.items["title"].tolist(), 300)
     indexes = {"dense": dense(texts, [[1, 0], [0, 1], [-1, 0]]), "bm25": BM25Index.build(texts)}
-    return new_items.Shop(data, indexes, tokenizer), encoded
+    return user_segments.Shop(data, indexes, tokenizer), encoded
 
 
 def test_one_call_adds_an_item_to_all_that_knows_the_catalogue(shop):

@@ -1,6 +1,7 @@
 """Result tables and what is drawn from them: the right bars, labels and files."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -10,8 +11,10 @@ import papermill
 import pytest
 from helpers import one_line_error
 
+from benchmarks import results_page
+from gloss_utils import paper_figures
 from gloss_utils.__main__ import main
-from gloss_utils.report import figures, paper_figures, published
+from gloss_utils.report import plots, published, result_plots, tables
 from gloss_utils.runs import notebooks, results
 from gloss_utils.runs.parameters import ROOT
 
@@ -29,7 +32,7 @@ def row(method: str, recall: float, **about) -> dict:
 def replay() -> dict:
     rows = [
         row(method, 0.01 * place, texts=f"beauty-llama-{size}.validation.json.gz", dataset="beauty", split="validation")
-        for place, method in enumerate([*paper_figures.RANKINGS, "ranx rrf"], 1)
+        for place, method in enumerate([*result_plots.RANKINGS, "ranx rrf"], 1)
         for size in ("1b", "3b")
     ]
     return {"name": "replay", "command": "c", "commit": "d", "inputs": {"e": "f"}, "parameters": {}, "rows": rows}
@@ -58,7 +61,7 @@ def rivals() -> dict:
 
 
 def test_bars_of_rankings(replay):
-    figure = paper_figures.rankings(replay)
+    figure = result_plots.rankings([replay])
     for axis, factor in zip(figure.axes, (1, 0.5), strict=True):
         assert [round(bar.get_height(), 6) for bars in axis.containers[1::2] for bar in bars] == [
             pytest.approx(0.01 * place * factor) for place in (1, 2, 3, 4) for _ in range(2)
@@ -66,13 +69,13 @@ def test_bars_of_rankings(replay):
         labels = [tick.get_text() for tick in axis.get_xticklabels()]
         assert labels == ["Beauty, Llama 1B\n1,234 users", "Beauty, Llama 3B\n1,234 users"]
     assert [axis.get_ylabel() for axis in figure.axes] == ["Recall@5, validation", "NDCG@5, validation"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(paper_figures.RANKINGS.values())
-    assert figure.get_size_inches()[0] == paper_figures.PAGE
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(result_plots.RANKINGS.values())
+    assert figure.get_size_inches()[0] == plots.PAGE
     plt.close(figure)
 
 
 def test_published_values_stand_apart_from_measured_ones(measured):
-    figure = paper_figures.comparison([measured])
+    figure = result_plots.methods([measured])
     [axis] = figure.axes
     theirs = published.results("beauty", "test")["recall@5"].dropna()
     [line] = [line for line in axis.lines if line.get_marker() == "D"]
@@ -87,8 +90,31 @@ def test_published_values_stand_apart_from_measured_ones(measured):
     plt.close(figure)
 
 
+def test_one_run_is_the_case_of_one_table(measured):
+    rows = [row("gloss-paper", 0.05, segment="all", split="validation")]
+    rows.append(row("gloss", 0.06, segment="all", split="validation", in_sample=True))
+    lost = {f"{name}_lost{end}": 0.01 for name in ("recall@5", "ndcg@5") for end in ("", "_low", "_high")}
+    parts = [{"left_out": part} | lost for part in ("none", "last item", "popularity")]
+    parameters = measured["parameters"] | {"queries_file": "/texts/released-1b.json"}
+    run = measured | {"rows": rows, "parts": parts, "ties": [0.01, 0.02], "parameters": parameters}
+    recall, ndcg = result_plots.methods([run], metrics=("recall@5", "ndcg@5")).axes
+    names = ["LLM-based", "GLoSS released-1b, paper's rule", "GLoSS released-1b, hybrid (in-sample)"]
+    assert [tick.get_text() for tick in recall.get_yticklabels()] == names  # nothing is published of this split
+    assert [bars.lines[0].get_xdata().tolist() for axis in (recall, ndcg) for bars in axis.containers] == [
+        [0.05, 0.06],
+        [0.025, 0.03],
+    ]
+    axes = result_plots.parts([run]).axes
+    assert all(axis.containers[0].lines[0].get_xdata().tolist() == [0.01, 0.01] for axis in axes)
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["last item", "popularity"]
+    [ties] = result_plots.tie_orders([run]).axes
+    assert ties.get_title() == "Beauty, released-1b, validation" and ties.lines[0].get_xdata()[0] == 0.025
+    assert result_plots.parts([measured]) is None and result_plots.tie_orders([measured]) is None
+    plt.close("all")
+
+
 def test_lines_of_the_number_of_texts(measured):
-    figure = paper_figures.number_of_queries([measured, {"rows": []}])
+    figure = result_plots.number_of_queries([measured, {"rows": []}])
     [axis] = figure.axes
     assert [line.get_label() for line in axis.lines] == ["paper, dense", "hybrid, dense"]
     assert list(axis.lines[0].get_xdata()) == [1, 2, 3]
@@ -99,7 +125,7 @@ def test_lines_of_the_number_of_texts(measured):
 def test_titles_of_many_panels_do_not_touch(measured):
     measured["parameters"] |= {"base_model": "Llama-3.2-1B", "decoding": "catalogue", "new_item_fraction": 0.05}
     runs = [measured | {"parameters": measured["parameters"] | {"encoder": str(number)}} for number in range(5)]
-    figure = paper_figures.number_of_queries(runs)
+    figure = result_plots.number_of_queries(runs)
     figure.canvas.draw()
     boxes = [axis.title.get_window_extent() for axis in figure.axes]
     assert len(boxes) == 5 and not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
@@ -108,14 +134,14 @@ def test_titles_of_many_panels_do_not_touch(measured):
 
 def test_texts_that_are_ranked_by_other_weights_are_methods_of_their_own_but_no_panel(measured):
     told = measured["parameters"]
-    files = ("params/ranking/weights.yaml", "params/ranking/weights-sasrec.yaml", "mine.yaml")
+    files = ("params/ranking/weights.yaml", "mine.yaml")
     runs = [measured | {"parameters": told | {"ranking_weights": file}} for file in files]
-    [comparison] = paper_figures.comparison(runs).axes
+    [comparison] = result_plots.methods(runs).axes
     names = [tick.get_text() for tick in comparison.get_yticklabels()]
     of_gloss = [name.removeprefix("GLoSS tiny, free, ") for name in names if name.startswith("GLoSS tiny")]
-    assert of_gloss == ["hybrid", "hybrid with SASRec", "hybrid, own weights"]
-    assert len(paper_figures.segments(runs).axes) == len(paper_figures.number_of_queries(runs).axes) == 1
-    [cost] = paper_figures.cost(runs).axes
+    assert of_gloss == ["hybrid", "hybrid, own weights"]
+    assert len(result_plots.segments(runs).axes) == len(result_plots.number_of_queries(runs).axes) == 1
+    [cost] = result_plots.cost(runs).axes
     assert [bars.get_label() for bars in cost.containers] == ["GLoSS tiny, free, hybrid"]
     plt.close("all")
 
@@ -124,21 +150,22 @@ def test_no_line_leaves_its_panel(measured):
     better = [
         {name: value * 9 if "@5" in name else value for name, value in row.items()} for row in measured["ablation"]
     ]
-    figure = paper_figures.number_of_queries([measured, measured | {"ablation": better}])
+    figure = result_plots.number_of_queries([measured, measured | {"ablation": better}])
     highest = max(line.get_ydata().max() for axis in figure.axes for line in axis.lines)
     assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > highest for axis in figure.axes)
     plt.close(figure)
 
 
-def test_a_run_that_held_items_out_is_told_from_one_that_did_not(measured):
+def test_a_run_that_held_items_out_is_shown_apart_from_one_that_did_not(measured, tmp_path):
     held_out = measured | {"parameters": measured["parameters"] | {"new_item_fraction": 0.05}}
-    figure = paper_figures.retrievers([measured, held_out])
+    figure = result_plots.retrievers([measured, held_out])
     labels = [tick.get_text().replace("\n", " ") for tick in figure.axes[0].get_yticklabels()]
     assert labels == ["Beauty, tiny, free decoding, test", "Beauty, tiny, free decoding, test, 5% of items new"]
     plt.close(figure)
-    figure = paper_figures.comparison([measured, held_out])
+    figure = result_plots.methods([measured, held_out])
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert names.count("GLoSS tiny, free, hybrid") == 1
+    assert paper_figures.draw([held_out], "comparison", str(tmp_path)) is None  # it learnt from fewer items
     plt.close(figure)
 
 
@@ -150,19 +177,19 @@ def test_a_method_looks_the_same_in_all_panels(measured):
         | {"rows": [row(method, 0.05, segment=group) for method in methods for group in groups], "dataset": methods[0]}
         for methods in (("sasrec", "gloss"), ("gloss", "item-knn"))
     ]
-    figure = paper_figures.segments(runs, of=of)
+    figure = result_plots.segments(runs, of=of)
     looks = [{bars.get_label(): bars.lines[0] for bars in axis.containers} for axis in figure.axes]
-    ours = [found[figures.NAMES["gloss"]] for found in looks]
+    ours = [found[tables.METHODS["gloss"][0]] for found in looks]
     assert len({(line.get_marker(), line.get_color()) for line in ours}) == 1
     lines = [line for found in looks for line in found.values()]
     assert len({(line.get_marker(), line.get_color()) for line in lines}) == 3
     told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sorted(told) == sorted(figures.NAMES[method] for method in ("item-knn", "sasrec", "gloss"))
+    assert sorted(told) == sorted(tables.METHODS[method][0] for method in ("item-knn", "sasrec", "gloss"))
     plt.close(figure)
 
 
 def test_points_of_the_retrievers(measured):
-    figure = paper_figures.retrievers([measured, {"rows": []}])
+    figure = result_plots.retrievers([measured, {"rows": []}])
     [axis] = figure.axes
     found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
     assert found == {"paper, dense (small)": [0.03], "hybrid, dense (small)": [0.03]}  # all three texts
@@ -171,9 +198,9 @@ def test_points_of_the_retrievers(measured):
 
 
 def test_points_of_the_segments(measured, rivals):
-    figure = paper_figures.segments([rivals, measured], of=("sasrec", "popularity", "gloss"))
+    figure = result_plots.segments([rivals, measured], of=("sasrec", "popularity", "gloss"))
     [axis] = figure.axes  # the rivals were measured on all users alone
-    assert [bars.get_label() for bars in axis.containers] == ["popularity", figures.NAMES["gloss"]]
+    assert [bars.get_label() for bars in axis.containers] == ["popularity", tables.METHODS["gloss"][0]]
     assert axis.containers[0].lines[0].get_ydata().tolist() == [0.05] * 4
     labels = [tick.get_text() for tick in axis.get_xticklabels()]
     assert labels == [f"{group}\n1,234 users" for group in ("all", "cold-start", "power", "new-items")]
@@ -182,7 +209,7 @@ def test_points_of_the_segments(measured, rivals):
 
 
 def test_points_of_the_cost(measured, rivals):
-    figure = paper_figures.cost([rivals, measured, {"name": "without seconds"}])
+    figure = result_plots.cost([rivals, measured, {"name": "without seconds"}])
     [axis] = figure.axes
     found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
     assert found == {"SASRec": [10.0], "item-kNN": [0.5], "GLoSS tiny, free, hybrid": [2.0]}  # evaluating costs nothing
@@ -192,12 +219,12 @@ def test_points_of_the_cost(measured, rivals):
 
 
 def test_the_table_of_methods_as_csv_and_latex(replay, measured, tmp_path):
-    shown = paper_figures.methods_table([replay, measured])
+    shown = tables.all_methods([replay, measured])
     assert len(shown) == 10 + 2  # segments aside
     assert shown.iloc[-1].tolist() == [
         "beauty", "test", "gloss", "", 1234, "run", "0.0500 [0.0450, 0.0600]", "0.0250 [0.0225, 0.0300]",
     ]  # fmt: skip
-    paper_figures.save_table(shown.assign(method="a_b & c"), tmp_path, "methods")
+    tables.save(shown.assign(method="a_b & c"), tmp_path, "methods")
     assert len(pd.read_csv(tmp_path / "methods.csv")) == 12
     latex = (tmp_path / "methods.tex").read_text()
     assert "\\toprule" in latex and "a\\_b \\& c" in latex
@@ -205,7 +232,7 @@ def test_the_table_of_methods_as_csv_and_latex(replay, measured, tmp_path):
 
 def test_a_figure_has_the_same_bytes_each_time(replay, tmp_path):
     for folder in ("one", "two"):
-        figures.write(paper_figures.rankings(replay), tmp_path / folder, "rankings", dpi=50)
+        plots.write(result_plots.rankings([replay]), tmp_path / folder, "rankings", dpi=50)
     for name in ("rankings.png", "rankings.pdf"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -233,18 +260,18 @@ def test_a_run_is_a_table(small_run):
     assert table["dataset"] == "demo" and set(table["seconds"]) >= {"02_fine_tune", "05_evaluate"}
     assert table["training"]["trainable_parameters"] > 0 and table["rows"] and table["ablation"]
     assert table["commit"] == results.commit() and set(results.FIELDS) <= set(table)
-    assert not paper_figures.methods_table([table]).empty
+    assert not tables.all_methods([table]).empty
 
 
 def test_a_run_writes_its_table(small_run, tmp_path, capsys):
     folder, _ = small_run
-    assert results.main([str(folder.root), "make run", "--to", str(tmp_path / "mine.json")]) == 0
+    assert main(["results", str(folder.root), "make run", "--to", str(tmp_path / "mine.json")]) == 0
     table = results.read(tmp_path / "mine.json")
     assert table["name"] == "mine" and table["command"] == "make run"
     assert table["rows"] == results.read(folder.root)["rows"]
     assert table["parameters"]["ranking_weights"] == "params/ranking/weights.yaml"
     assert str(tmp_path.parent) not in (tmp_path / "mine.json").read_text()
-    assert results.main([str(tmp_path), "make run", "--to", str(tmp_path / "none.json")]) == 1
+    assert main(["results", str(tmp_path), "make run", "--to", str(tmp_path / "none.json")]) == 1
     assert "holds no finished 05_evaluate" in capsys.readouterr().err and not (tmp_path / "none.json").exists()
 
 
@@ -290,11 +317,24 @@ def test_committed_tables_say_where_they_come_from(file):
     )
 
 
+def test_the_page_of_results_is_what_the_committed_tables_give():
+    page = results_page.PAGE.read_text(encoding="utf-8")
+    assert page == results_page.results_page([results.read(file) for file in COMMITTED])
+
+
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
-def test_readme_shows_the_committed_tables(file):
-    readme, table = (ROOT / "README.md").read_text(), results.read(file)
-    rows = [row for row in table["rows"] if row.get("segment", "all") == "all"]  # segments are in a figure
-    shown = [row for row in rows if not row["method"].startswith("ranx")]
-    for row in shown:
-        assert f"{row['recall@5']:.4f} [{row['recall@5_low']:.4f}, {row['recall@5_high']:.4f}]" in readme, row
-        assert f"{row['ndcg@5']:.4f} [{row['ndcg@5_low']:.4f}, {row['ndcg@5_high']:.4f}]" in readme, row
+def test_the_page_of_results_shows_every_row_of_all_users(file):
+    page, table = results_page.PAGE.read_text(encoding="utf-8"), results.read(file)
+    rows = pd.DataFrame([row for row in table["rows"] if row.get("segment", "all") == "all"])
+    if file.stem.count("-tiny-") and not table["parameters"]["new_item_fraction"]:
+        rows = rows[rows["method"].isin(["gloss", "gloss-paper"])]  # the rivals are in the table of baselines
+    if file.stem == "toys-tiny-own-weights":
+        rows = rows[rows["method"] == "gloss"]  # the paper's rule has no weights
+    for metric in ("recall@5", "ndcg@5"):
+        assert all(shown in page for shown in tables.with_interval(rows, metric)), metric
+
+
+def test_readme_shows_numbers_of_the_page_of_results():
+    page, readme = results_page.PAGE.read_text(encoding="utf-8"), (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\]", readme)
+    assert len(shown) > 8 and all(number in page for number in shown)

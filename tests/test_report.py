@@ -9,11 +9,12 @@ from bs4 import BeautifulSoup
 from nbformat import v4, write
 
 from gloss_utils import retrieve
+from gloss_utils.__main__ import main
 from gloss_utils.base.files import write_json
 from gloss_utils.data.queries import COLUMNS
-from gloss_utils.report import figures
+from gloss_utils.report import html, tables
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import report
+from gloss_utils.runs import results
 from gloss_utils.runs.folder import RunFolder, identity
 from tests.helpers import dataset, one_line_error
 
@@ -64,7 +65,7 @@ def fetched(page: str) -> list[str]:
 
 
 def test_a_page_fetches_nothing_and_runs_nothing():
-    page = report.page(made(P.EXPLORE), "<b>&</b>")
+    page = html.page(made(P.EXPLORE), "<b>&</b>")
     assert not fetched(page)
     assert f"data:image/png;base64,{PIXEL}" in page and "draw" in page
     assert BeautifulSoup(page, "html.parser").title.text == "<b>&</b>"
@@ -73,7 +74,7 @@ def test_a_page_fetches_nothing_and_runs_nothing():
 def test_a_report_joins_what_is_finished_and_says_what_is_not(tmp_path, capsys):
     folder = RunFolder(tmp_path / "<i>run")
     finish(folder, *P.STAGES[:2], base_model="<b>tiny" + "y" * 60, data_dir="/somewhere/else/data")
-    assert report.main([str(folder.root)]) == 0
+    assert main(["report", str(folder.root)]) == 0
     page = folder.report.read_text("utf-8")
     soup = BeautifulSoup(page, "html.parser")
     assert not fetched(page) and not list(folder.root.glob(".*partial*"))
@@ -107,7 +108,7 @@ def test_stages_that_are_not_what_they_were_are_left_out(tmp_path):
     entries[P.RETRIEVE]["outputs"] = {"<script>x": "cafe"}
     write_json(folder.manifest, entries)
     (folder.notebooks / f"{P.INDEX}.ipynb").unlink()
-    left_out = report.write(folder)
+    left_out = results.write_report(folder)
     assert left_out[P.FINE_TUNE] == "is older than 01_explore_data, on which it builds"
     assert "by hand" in left_out[P.INDEX] and left_out[P.RETRIEVE] == "left <script>x otherwise than it is now"
     assert P.EXPLORE not in left_out
@@ -115,35 +116,35 @@ def test_stages_that_are_not_what_they_were_are_left_out(tmp_path):
     assert not soup.find("script") and "04_retrieve, which left <script>x otherwise" in soup.text
 
 
-def test_what_is_no_run_is_told_in_one_line(tmp_path, capsys):
-    assert report.main([str(tmp_path / "none")]) == 1
+def test_what_is_no_run_gives_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "none is not the folder of a run" in error and not (tmp_path / "none").exists()
     folder = RunFolder(tmp_path)
     finish(folder, P.EXPLORE)
     (folder.notebooks / f"{P.EXPLORE}.ipynb").write_text("{ cut")
     with one_line_error("01_explore_data.ipynb is damaged", "--from 01"):
-        report.write(folder)
+        results.write_report(folder)
     (folder.notebooks / f"{P.EXPLORE}.ipynb").unlink()
     with one_line_error("nothing to report", "01_explore_data was stepped through by hand"):
-        report.write(folder)
+        results.write_report(folder)
     assert not folder.report.exists()
 
 
 def test_a_failed_report_leaves_the_last_one(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     finish(folder, P.EXPLORE)
-    report.write(folder)
+    results.write_report(folder)
     before = folder.report.read_bytes()
-    monkeypatch.setattr(report, "page", lambda *_, **__: pytest.fail("stopped"))
+    monkeypatch.setattr(html, "joined_page", lambda *_, **__: pytest.fail("stopped"))
     with pytest.raises(pytest.fail.Exception):
-        report.write(folder)
+        results.write_report(folder)
     assert folder.report.read_bytes() == before and not list(tmp_path.glob(".*partial*"))
 
 
 def test_report_of_a_whole_run(copied_run):
     folder, _ = copied_run
-    assert report.write(folder) == {}
+    assert results.write_report(folder) == {}
     soup = BeautifulSoup(page := folder.report.read_text("utf-8"), "html.parser")
     assert not fetched(page)
     assert all(not fetched((folder.notebooks / f"{stage}.html").read_text()) for stage in P.STAGES)
@@ -154,7 +155,7 @@ def test_report_of_a_whole_run(copied_run):
 
 def test_tables_are_shown_in_full_and_escaped():
     title = "<b>" + "long " * 30
-    page = figures.in_full(pd.DataFrame({"item": [title], "score": [0.123456]}, index=["<i>"])).to_html()
+    page = tables.in_full(pd.DataFrame({"item": [title], "score": [0.123456]}, index=["<i>"])).to_html()
     assert "&lt;b&gt;" + "long " * 30 in page and "0.123<" in page and "<i>" not in page
 
 
@@ -175,5 +176,5 @@ def test_a_users_story_escapes_what_is_not_ours():
 
 def test_printed_prompts_are_wrapped():
     text = "Some words " * 12 + "\nTitle: " + "word " * 30
-    _, second, third, fourth = figures.wrapped(text).splitlines()
+    _, second, third, fourth = tables.wrapped(text).splitlines()
     assert not second.startswith(" ") and third.startswith("Title: ") and fourth.startswith(" " * 7 + "word")

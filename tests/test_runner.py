@@ -7,14 +7,16 @@ import pytest
 import yaml
 from helpers import one_line_error
 
-from gloss_utils import evaluate, retrieve
+from gloss_utils import retrieve
 from gloss_utils.__main__ import main
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import queries
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import fusion, ranking
-from gloss_utils.report import segments
+from gloss_utils.rank import read_trec
+from gloss_utils.rank.weights import PARTS
+from gloss_utils.report import segments, tables
+from gloss_utils.report.metrics import METRICS
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
@@ -65,7 +67,7 @@ def test_generating_needs_a_model_that_was_trained(copied_run):
 def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
     folder, _ = small_run
     found = queries.read(folder.queries, 3, 0)
-    ranked = ranking.read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
+    ranked = read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
     results = retrieve.Retrieved(Dataset.load(folder.data), found, ranked, [])
     for user in found["user"].iloc[[0, 5]]:
         assert retrieve.browse(results, user).children[0].value == user
@@ -110,7 +112,7 @@ def test_run_folder_holds_what_it_should(small_run):
         folder.qrels,
         folder.per_user,
         folder.metrics,
-        *map(folder.ranking, evaluate.METHODS),
+        *map(folder.ranking, tables.METHODS),
     ):
         assert path.exists(), path
     assert {"users", "items", "interactions"} <= read_json(folder.statistics).keys()
@@ -154,9 +156,9 @@ def test_metrics_file(small_run):
     metrics = read_json(folder.metrics)
     keys = [(row["method"], row["segment"]) for row in metrics["rows"]]
     found = [*segments.SEGMENTS, segments.NEW_ITEMS]
-    assert sorted(keys) == sorted((m, s) for m in evaluate.METHODS for s in found)
+    assert sorted(keys) == sorted((m, s) for m in tables.METHODS for s in found)
     per_user = pd.read_parquet(folder.per_user)
-    assert list(per_user.columns) == ["user", "method", "segment", "new_item", "interactions", *evaluate.METRICS]
+    assert list(per_user.columns) == ["user", "method", "segment", "new_item", "interactions", *METRICS]
     for row in metrics["rows"]:
         some = per_user[per_user["method"] == row["method"]]
         some = some[segments.members(some)[row["segment"]]]
@@ -167,12 +169,11 @@ def test_metrics_file(small_run):
     }
     rows = {row["method"]: row for row in metrics["rows"] if row["segment"] == "all"}
     whole = {(row["ranking"], row["retriever"]): row for row in metrics["ablation"] if row["queries"] == 3}
-    for metric in evaluate.METRICS:
+    for metric in METRICS:
         assert whole["hybrid", "both"][metric] == rows["gloss"][metric] == metrics["parts"][0][metric]
         assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
-    weights = fusion.Settings.read(P.ROOT / "params/ranking/weights.yaml").weights
-    assert [row["left_out"] for row in metrics["parts"]] == ["none", *fusion.parts(weights)]
-    assert len(metrics["comparisons"]) == 2 * (len(evaluate.METHODS) - 1) and len(metrics["ties"]) == 100
+    assert [row["left_out"] for row in metrics["parts"]] == ["none", *PARTS]
+    assert len(metrics["comparisons"]) == 2 * (len(tables.METHODS) - 1) and len(metrics["ties"]) == 100
     assert not any(row["in_sample"] for row in metrics["rows"])
 
 

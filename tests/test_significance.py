@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gloss_utils.rank import ranking
+from gloss_utils.rank import paper_rule
 from gloss_utils.report import significance
 
 
@@ -19,7 +19,7 @@ def test_intervals():
     assert (few_high - few_low > 2 * (high - low)).all()  # a third of the root: about three times as wide
 
 
-def test_intervals_hang_on_the_seed():
+def test_intervals_depend_on_the_seed():
     values = np.random.default_rng(1).random((50, 1))
     assert significance.intervals(values, 7) == significance.intervals(values, 7)
     assert significance.intervals(values, 7) != significance.intervals(values, 8)
@@ -99,7 +99,7 @@ def test_tie_orders_are_what_other_seeds_give():
     targets = {f"u{u}": "a" for u in range(200)}
     by_seed = []
     for seed in range(40):
-        ranked = ranking.paper(rows, dict.fromkeys(targets, ()), seed, 10)
+        ranked = paper_rule(rows, dict.fromkeys(targets, ()), seed, 10)
         place = ranked[ranked["item"] == "a"]["rank"]
         by_seed.append((1 / np.log2(place[place <= 5] + 1)).sum() / 200)
     orders = significance.tie_orders(rows, targets, 1)

@@ -1,0 +1,36 @@
+"""Ranking: from candidates, or histories alone, to the items that each user is offered.
+
+In: candidates (columns user, query, item, score, strength; `nearest_items` searches for them), histories (user ->
+items, oldest first), training sequences (the same, of all that may be learned from), item ids in the catalogue's order.
+Out: a ranking, columns user, rank (from 1), item, score; `write_trec` writes it for any evaluation tool.
+
+`paper_rule`, `fused` and `hybrid` rank by generated texts; `popularity`, `last_item_search` and `item_knn` are rivals.
+`gloss_utils.rank.sasrec`, a rival that is trained, has to be imported by itself: it needs torch.
+"""
+
+from gloss_utils.rank.baselines import item_knn, last_item_search, popularity
+from gloss_utils.rank.candidates import items_of_exact_titles, nearest_items
+from gloss_utils.rank.evidence import Evidence, fused, hybrid
+from gloss_utils.rank.paper import paper_rule
+from gloss_utils.rank.ranker import Options, Ranker
+from gloss_utils.rank.trec import as_run, read_trec, write_qrels, write_trec
+from gloss_utils.rank.weights import HybridSettings
+
+__all__ = [
+    "Evidence",
+    "HybridSettings",
+    "Options",
+    "Ranker",
+    "as_run",
+    "fused",
+    "hybrid",
+    "item_knn",
+    "items_of_exact_titles",
+    "last_item_search",
+    "nearest_items",
+    "paper_rule",
+    "popularity",
+    "read_trec",
+    "write_qrels",
+    "write_trec",
+]

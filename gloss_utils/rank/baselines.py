@@ -1,92 +1,97 @@
 """Rivals that are measured on the same users: popularity, last-item search, item-kNN."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 
-from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import cooccurrence, fusion, ranking
-from gloss_utils.search.bm25 import BM25Index
-from gloss_utils.search.dense import DenseIndex
+from gloss_utils.rank import cooccurrence
+from gloss_utils.rank.candidates import (
+    RANKING_COLUMNS,
+    Histories,
+    Index,
+    as_ranking,
+    last_item_texts,
+    nearest_items,
+    without_seen,
+)
+from gloss_utils.rank.evidence import hybrid
+from gloss_utils.rank.weights import HybridSettings
 
 LAST_ITEM = ("lis-bm25", "lis-dense", "lis-bm25-unseen", "lis-dense-unseen")
 METHODS = ("popularity", *LAST_ITEM, "item-knn")
 
 
-def rank(
-    queries: pd.DataFrame,
-    data: Dataset,
-    indexes: dict[str, DenseIndex | BM25Index],
-    settings: fusion.Settings,
+def rank_all(
+    histories: Histories,
+    training_sequences: Histories,
+    titles: Mapping[str, str],
+    indexes: Mapping[str, Index],
+    settings: HybridSettings,
     depth: int,
-    learnable: dict[str, list[str]],
 ) -> dict[str, pd.DataFrame]:
-    """All rankings for the users of `queries` (user, history, target), by method. learnable: see
-    `splits.learnable_sequences`."""
-    histories = dict(zip(queries["user"], queries["history"], strict=True))
-    rankings = {"popularity": popularity(histories, learnable, data, depth)}
+    """All rankings for the users of the histories, by method.
+
+    training_sequences: see `splits.training_sequences`. titles: each item's, in the catalogue's order. indexes: "dense"
+    and "bm25". settings: how `item_knn` counts.
+    """
+    items = pd.Index(list(titles))
+    rankings = {"popularity": popularity(histories, training_sequences, items, depth)}
     for method in LAST_ITEM:
-        retriever, unseen = method.split("-")[1], method.endswith("unseen")
-        rankings[method] = last_item_search(histories, indexes[retriever], data, depth, unseen)
-    rankings["item-knn"] = item_knn(histories, learnable, data, depth, settings)
+        index, unseen = indexes[method.split("-")[1]], method.endswith("unseen")
+        rankings[method] = last_item_search(histories, index, titles, depth, unseen)
+    rankings["item-knn"] = item_knn(histories, training_sequences, items, settings, depth)
     return rankings
 
 
 def popularity(
-    histories: dict[str, list[str]], learnable: dict[str, list[str]], data: Dataset, depth: int
+    histories: Histories, training_sequences: Histories, items: Sequence[str], depth: int = 10
 ) -> pd.DataFrame:
-    """Baseline: the items that occur most often in `learnable` (see `splits.learnable_sequences`), for every user.
+    """Rank for every user the items that occur most often in the training sequences.
 
-    Equally popular items keep the metadata's order; items that do not occur are not ranked.
+    Equally popular items keep the catalogue's order, in which `items` are; those that do not occur are not ranked.
     """
-    counts = cooccurrence.counts(learnable.values(), data.items["item"])
+    counts = cooccurrence.counts(training_sequences.values(), items)
     order = np.argsort(-counts, kind="stable")[: min(depth, int((counts > 0).sum()))]
-    top = data.items["item"].iloc[order].tolist()
-    users = list(histories)
-    return pd.DataFrame(
-        {
-            "user": np.repeat(np.array(users, dtype=object), len(top)),
-            "rank": np.tile(np.arange(1, len(top) + 1), len(users)),
-            "item": top * len(users),
-            "score": np.tile(counts[order].astype(float), len(users)),
-        }
-    )
+    top = pd.DataFrame({"item": pd.Index(items)[order], "score": counts[order].astype(float)})
+    ranked = pd.DataFrame({"user": list(histories)}).merge(top.assign(rank=range(1, len(top) + 1)), how="cross")
+    return ranked[RANKING_COLUMNS]
 
 
 def last_item_search(
-    histories: dict[str, list[str]], index: DenseIndex | BM25Index, data: Dataset, depth: int, unseen: bool = False
+    histories: Histories, index: Index, titles: Mapping[str, str], depth: int = 10, unseen: bool = False
 ) -> pd.DataFrame:
-    """Baseline: the last item's text is the query (the last one the catalogue knows), its nearest items the ranking.
+    """Rank the items nearest to the last item's text (the last one that has a title).
 
-    The item itself is not removed, unless `unseen`, which leaves out all the user has.
+    The item itself is not removed, unless `unseen`, which leaves out all the user has. titles: each item's, in the
+    catalogue's order.
     """
-    queries = ranking.last_items(histories, data)
-    if queries.empty:
-        return pd.DataFrame(columns=ranking.COLUMNS)
-    if not unseen:
-        return ranking.ranked(ranking.candidates(queries, index, data.items["item"], depth), depth)
+    queries, items = last_item_texts(histories, titles), pd.Index(list(titles))
+    if not unseen or queries.empty:
+        return as_ranking(nearest_items(queries, index, items, depth), depth)
     # Look as deep as a history is long, users of like length together, so that one long history costs only itself.
     length = queries["user"].map(lambda user: int(np.ceil(np.log2(len(set(histories[user])) + 1))))
     parts = [
-        ranking.without(ranking.candidates(some, index, data.items["item"], depth + 2**power), histories)
+        without_seen(nearest_items(some, index, items, depth + 2**power), histories)
         for power, some in queries.groupby(length)
     ]
     order = {user: place for place, user in enumerate(histories)}
     found = pd.concat(parts)
-    return ranking.ranked(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
+    return as_ranking(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
 
 
 def item_knn(
-    histories: dict[str, list[str]],
-    learnable: dict[str, list[str]],
-    data: Dataset,
-    depth: int,
-    settings: fusion.Settings,
+    histories: Histories,
+    training_sequences: Histories,
+    items: Sequence[str],
+    settings: HybridSettings,
+    depth: int = 10,
 ) -> pd.DataFrame:
-    """Baseline: the items that follow those of the history most in `learnable`, counted as for `hybrid`.
+    """Rank the items that follow those of the history most in the training sequences, counted as for `hybrid`.
 
     What the user has and items that do not occur are not ranked; where too little follows, popular items fill up.
     """
-    evidence = fusion.Evidence({}, histories, learnable, data.items["item"], settings)
-    ranked = fusion.rankings(evidence, {"": {"cooccurrence": 1.0}}, True, depth)[""]
-    occur = data.items["item"][evidence.counts > 0]
+    weights = {"cooccurrence": 1.0}
+    ranked = hybrid({}, histories, training_sequences, items, settings, depth, weights=weights)
+    occur = {item for sequence in training_sequences.values() for item in sequence}
     return ranked[ranked["item"].isin(occur)].reset_index(drop=True)  # those that do not occur come last

@@ -1,6 +1,6 @@
-"""What the training histories say of items: which follow which, and how often each occurs."""
+"""What histories say of items: which follow which, and how often each occurs."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +11,7 @@ Histories = Collection[Collection[str]]
 PAIRS_AT_A_TIME = 2**26  # a few gigabytes
 
 
-def encode(histories: Histories, items: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def encode(histories: Histories, items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """All histories one after the other: whose each interaction is (the history's place), and the item's place in
     `items`. Items that are not among them are left out."""
     lengths = np.fromiter((len(history) for history in histories), np.int64)
@@ -21,14 +21,14 @@ def encode(histories: Histories, items: pd.Series) -> tuple[np.ndarray, np.ndarr
     return owners[places >= 0], places[places >= 0]
 
 
-def counts(histories: Histories, items: pd.Series) -> np.ndarray:
+def counts(histories: Histories, items: Sequence[str]) -> np.ndarray:
     """How often each item occurs, [items]."""
     return np.bincount(encode(histories, items)[1], minlength=len(items))
 
 
 def following(
     histories: Histories,
-    items: pd.Series,
+    items: Sequence[str],
     window: int,
     decay: float,
     backward: float,
@@ -73,7 +73,7 @@ def _following(owners, places, first: int, end: int, items: int, window: int, de
     return sparse.csr_matrix(entries, (end - first, items))
 
 
-def recent(histories: Histories, items: pd.Series, recency: float) -> sparse.csr_matrix:
+def recent(histories: Histories, items: Sequence[str], recency: float) -> sparse.csr_matrix:
     """Each history as a row of weights, [histories, items]: 1 for its last item, `recency` ** k for k before that."""
     owners, places = encode(histories, items)
     ends = np.searchsorted(owners, owners, side="right")

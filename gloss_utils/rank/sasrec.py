@@ -1,4 +1,4 @@
-"""Baseline SASRec (Kang and McAuley, 2018): a small decoder over item ids, trained with full cross-entropy.
+"""The rival SASRec (Kang and McAuley, 2018): a small decoder over item ids, trained with full cross-entropy.
 
 A transformers GPT-2 whose tokens are items takes the place of the original's blocks: learned positions, causal
 attention, one table of embeddings for reading and for scoring. The loss is over all items at every position, where the
@@ -7,7 +7,10 @@ original draws one negative; the published numbers, which used the original's, a
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,18 +19,27 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gloss_utils.base.files import is_signed, sign, write_whole
+from gloss_utils.base.seals import is_sealed, write_sealed
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import training
-from gloss_utils.rank import cooccurrence, ranking
-from gloss_utils.runs.run import Run
+from gloss_utils.rank import cooccurrence
+from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories
 
 PAD = 0  # item number i is token i + 1
 LENGTH = 50  # the last so many items of a history are read
 LAYERS, HEADS, DROPOUT = 2, 2, 0.5
 BATCH, LEARNING_RATE, WEIGHT_DECAY, PATIENCE = 128, 1e-3, 0.01, 5
 USERS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """epochs: passes over the sequences, at most. width: numbers per item. seed: of weights and order."""
+
+    epochs: int
+    width: int = 64
+    seed: int = 3407
 
 
 class SASRec(GPT2LMHeadModel):
@@ -62,31 +74,36 @@ def new_model(items: int, width: int) -> SASRec:
     )
 
 
-def ranked(run: Run, data: Dataset, queries: pd.DataFrame, depth: int, learnable: dict[str, list[str]]) -> pd.DataFrame:
-    """`prepare` a model, and `rank` with it."""
-    return rank(prepare(run, data, queries, learnable), queries, data, depth, learnable)
-
-
-def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[str, list[str]]) -> SASRec:
-    """Train once on what may be learnt (see `splits.learnable_sequences`) and save in the run folder; later calls with
-    the same data and settings find it there. Training that was cut off goes on from its last epoch.
-
-    It stops early by the loss on validation users, under split test on all of them, else on those who are not
-    evaluated, if there are any.
-    """
-    folder = run.folder.sasrec
+def validation_sequences(data: Dataset, evaluated: pd.DataFrame, split: str) -> list[list[str]]:
+    """The sequences whose loss says when training stops: those of all validation users under split test, else of the
+    validation users who are not evaluated, if there are any."""
     held_out = splits.held_out_examples(data, "validation")
-    held_out = held_out if run["split"] == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
-    texts = [ids for ids in encode(list(learnable.values()), data) if len(ids) > 1]
-    validation = encode([[*row.history, row.target] for row in held_out.itertuples()], data)
-    told = {"seed": run["seed"], "epochs": run["sasrec_epochs"], "width": run["sasrec_width"], "items": len(data.items)}
-    learnt = hashlib.sha256(json.dumps([texts, validation]).encode()).hexdigest()
-    made_from = told | {"texts": learnt}
-    if is_signed(folder, made_from):
+    held_out = held_out if split == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
+    return [[*row.history, row.target] for row in held_out.itertuples()]
+
+
+def train(
+    sequences: Iterable[Sequence[str]],
+    validation: Iterable[Sequence[str]],
+    items: Sequence[str],
+    settings: Settings,
+    folder: Path,
+    checkpoints: Path,
+) -> SASRec:
+    """Train once and save in `folder`; later calls with the same sequences and settings find the model there.
+
+    sequences, validation: items, oldest first; training stops early by the loss on `validation`, where there is any.
+    items: ids in the catalogue's order. Training that was cut off goes on from the last epoch in `checkpoints`.
+    """
+    texts = [ids for ids in encode(sequences, items) if len(ids) > 1]
+    held_out = encode(validation, items)
+    digest = hashlib.sha256(json.dumps([texts, held_out]).encode()).hexdigest()
+    made_from = asdict(settings) | {"items": len(items), "texts": digest}
+    if is_sealed(folder, made_from):
         return SASRec.from_pretrained(folder, use_safetensors=True).eval()
-    training.seed_everything(run["seed"])
-    model = new_model(len(data.items), run["sasrec_width"])
-    settings = training.Settings(
+    training.seed_everything(settings.seed)
+    model = new_model(len(items), settings.width)
+    how = training.Settings(
         learning_rate=LEARNING_RATE,
         scheduler="linear",
         warmup_steps=100,
@@ -94,55 +111,54 @@ def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[st
         optimizer="adamw_torch",
         batch_size=BATCH // 4,  # cut by length, which leaves less padding
         gradient_accumulation=4,
-        epochs=run["sasrec_epochs"],
-        seed=run["seed"],
+        epochs=settings.epochs,
+        seed=settings.seed,
         patience=PATIENCE,
     )
     padding = SimpleNamespace(pad_token_id=PAD)
-    checkpoints = run.folder.checkpoints / "sasrec"
-    training.train(model, padding, texts, validation, settings, checkpoints, made_from, name="SASRec")
-    with write_whole(folder) as part:
+    training.train(model, padding, texts, held_out, how, checkpoints, made_from, name="SASRec")
+    with write_sealed(folder, made_from) as part:
         model.save_pretrained(part)
-        sign(part, made_from)
     training.forget(checkpoints)
     return model.eval()
 
 
-def encode(histories: list[list[str]], data: Dataset) -> list[list[int]]:
-    """Histories as tokens: the last `LENGTH` items that the catalogue knows."""
-    owners, places = cooccurrence.encode(histories, data.items["item"])
+def encode(histories: Iterable[Sequence[str]], items: Sequence[str]) -> list[list[int]]:
+    """Histories as tokens: the last `LENGTH` items that are in the catalogue `items`."""
+    histories = list(histories)
+    owners, places = cooccurrence.encode(histories, items)
     starts = np.searchsorted(owners, np.arange(len(histories) + 1))
     return [(places[max(start, end - LENGTH) : end] + 1).tolist() for start, end in pairwise(starts)]
 
 
 @torch.inference_mode()
 def rank(
-    model: SASRec, queries: pd.DataFrame, data: Dataset, depth: int, learnable: dict[str, list[str]]
+    model: SASRec, histories: Histories, sequences: Iterable[Sequence[str]], items: Sequence[str], depth: int = 10
 ) -> pd.DataFrame:
-    """Rank the items that were trained on and that the user does not have.
+    """Rank for each user the items that occur in `sequences`, which it was trained on, and not in the user's history.
 
-    queries: user, history, target. A user whose history holds nothing that the catalogue knows is not ranked for.
+    A user whose history holds nothing of the catalogue `items` is not ranked for.
     """
-    items, users, histories = data.items["item"].to_numpy(), queries["user"].tolist(), queries["history"].tolist()
-    unknown = torch.from_numpy(cooccurrence.counts(list(learnable.values()), data.items["item"]) == 0)
-    inputs = encode(histories, data)
+    ids, users, of_users = pd.Index(items), list(histories), list(histories.values())
+    unknown = torch.from_numpy(cooccurrence.counts(list(sequences), ids) == 0)
+    inputs = encode(of_users, ids)
     places = sorted((place for place in range(len(users)) if inputs[place]), key=lambda place: len(inputs[place]))
     best = {}
     for start in tqdm(range(0, len(places), USERS_AT_A_TIME), desc="SASRec ranks", unit="batch", mininterval=2):
         some = places[start : start + USERS_AT_A_TIME]
         rows = [torch.tensor(inputs[place]) for place in some]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(model.device)
-        hidden = model.transformer(ids, attention_mask=(ids != PAD).long()).last_hidden_state
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(model.device)
+        hidden = model.transformer(tokens, attention_mask=(tokens != PAD).long()).last_hidden_state
         last = hidden[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in rows])]
         scores = model.lm_head(last)[:, 1:].float().cpu().masked_fill(unknown, -torch.inf)
-        owners, seen = cooccurrence.encode([histories[place] for place in some], data.items["item"])
+        owners, seen = cooccurrence.encode([of_users[place] for place in some], ids)
         scores[owners, seen] = -torch.inf
-        found = scores.topk(min(depth, len(items)))
+        found = scores.topk(min(depth, len(ids)))
         best |= dict(zip(some, zip(found.indices.tolist(), found.values.tolist(), strict=True), strict=True))
     rows = [
-        (users[place], rank, items[item], score)
+        (users[place], rank, ids[item], score)
         for place in sorted(best)
         for rank, (item, score) in enumerate(zip(*best[place], strict=True), 1)
         if score > -torch.inf
     ]
-    return pd.DataFrame(rows, columns=ranking.COLUMNS)
+    return pd.DataFrame(rows, columns=RANKING_COLUMNS)

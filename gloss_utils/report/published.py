@@ -1,4 +1,4 @@
-"""Numbers that others published, each with its source. Shown beside what a run measured, never mixed in."""
+"""Numbers that others published, each with its source. They are shown beside what a run measured, never mixed in."""
 
 import json
 from pathlib import Path
@@ -48,11 +48,11 @@ def results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.Data
         return None
     rows = []
     for group, source, kind in GROUPS:
-        told = NUMBERS["source"][source].removeprefix("Acharya, Petrov, ")
+        citation = NUMBERS["source"][source].removeprefix("Acharya, Petrov, ")
         for method, by_dataset in NUMBERS[group].items():
             if by_dataset.get(dataset):
                 name = f"last item, {method.replace('bm25', 'BM25')}" if kind == SEARCH else method
-                rows.append((name, kind, *by_dataset[dataset], told))
+                rows.append((name, kind, *by_dataset[dataset], citation))
     columns = ["published method", "kind", "recall@5", "ndcg@5", "source"]
     return pd.DataFrame(rows, columns=columns).set_index("published method")
 

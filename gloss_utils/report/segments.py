@@ -1,4 +1,4 @@
-"""Stage 6, and what stage 5 needs of it: groups of users, intervals, and metrics against history length."""
+"""Groups of users by how much they bought, and metrics against the length of the history."""
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,9 @@ POWER_PERCENTILE = 90
 
 
 def assign(interactions: pd.Series, cold_start_max: int, power_min: int | None, everyone: pd.Series) -> pd.Series:
-    """Each user's segment by the number of interactions in the dataset (METHOD, "Data rules").
+    """The segment of each user, by the number of interactions in the dataset.
 
-    power_min: null takes users above the 90th percentile of `everyone`, the counts of all users of the dataset.
+    power_min: None takes users above the 90th percentile of `everyone`, the counts of all users of the dataset.
     """
     power = interactions >= power_min if power_min else interactions > np.percentile(everyone, POWER_PERCENTILE)
     segment = pd.Series(REGULAR, index=interactions.index).mask(power, POWER)
@@ -21,8 +21,11 @@ def assign(interactions: pd.Series, cold_start_max: int, power_min: int | None, 
 
 
 def members(per_user: pd.DataFrame) -> dict[str, pd.Series]:
-    """Which rows of `per_user` (columns segment, new_item) are in which segment. All users are in "all", and those
-    whose target is a new item in "new-items" besides their own; that segment is there only where it has users."""
+    """Which rows of `per_user` (columns segment, new_item) are in which segment.
+
+    All users are in "all". Users whose target is a new item are in "new-items" as well as in their own segment;
+    "new-items" is there only where it has users.
+    """
     found = {segment: per_user["segment"] == segment for segment in SEGMENTS} | {"all": per_user["segment"].notna()}
     return found | ({NEW_ITEMS: per_user["new_item"]} if per_user["new_item"].any() else {})
 
@@ -35,36 +38,11 @@ def by_history_length(per_user: pd.DataFrame, metric: str, seed: int, bins: int 
     wide = per_user.pivot(index="user", columns="method", values=metric)
     counts = per_user.drop_duplicates("user").set_index("user")["interactions"].reindex(wide.index)
     groups = pd.qcut(counts, bins, duplicates="drop") if counts.nunique() > 1 else counts
-    rows = []
+    found = []
     for _, users in counts.groupby(groups, observed=True):
         values = wide.loc[users.index]
         low, high = intervals(values.to_numpy(), seed)
-        for place, method in enumerate(wide.columns):
-            rows.append(
-                (
-                    method,
-                    users.mean(),
-                    f"{users.min()}–{users.max()}",
-                    len(users),
-                    values[method].mean(),
-                    low[place],
-                    high[place],
-                )
-            )
-    return pd.DataFrame(rows, columns=["method", "interactions", "range", "users", "mean", "low", "high"])
-
-
-def table(rows: list[dict], metric: str) -> pd.DataFrame:
-    """A metric by method and segment, with its interval, from the rows of `metrics.json`."""
-    frame = pd.DataFrame(rows)
-    frame["shown"] = [
-        "no users" if not users else f"{mean:.4f} [{low:.4f}, {high:.4f}]"
-        for users, mean, low, high in frame[["users", metric, f"{metric}_low", f"{metric}_high"]].itertuples(
-            index=False
-        )
-    ]
-    shown = frame.pivot(index="method", columns="segment", values="shown")
-    users = frame.drop_duplicates("segment").set_index("segment")["users"]
-    return shown.loc[frame["method"].unique(), list(frame["segment"].unique())].rename(
-        columns={segment: f"{segment} ({count:,} users)" for segment, count in users.items()}
-    )
+        about = {"interactions": users.mean(), "range": f"{users.min()}–{users.max()}", "users": len(users)}
+        found.append(values.mean().rename("mean").reset_index().assign(low=low, high=high, **about))
+    columns = ["method", "interactions", "range", "users", "mean", "low", "high"]
+    return pd.concat(found, ignore_index=True)[columns]

@@ -1,36 +1,48 @@
-"""Result tables that outlive their run: what was measured, on what, by which command, at which commit. Notebook 7 draws
-from them, and those in figures/results/ are committed. That of a finished run is written by
+"""What a finished run leaves to others: its result table (see `report.tables`), and its report as one web page.
 
-    python -m gloss_utils.runs.results RUN_DIR "the command that made the run" [--to figures/results/NAME.json]
+A result table outlives its run: it says what was measured, on what, by which command and commit. Notebook 7 draws from
+run folders and from files of results; those in figures/results/ are committed.
 """
 
-import argparse
-import sys
+from html import escape
 from pathlib import Path
 
+import nbformat
 import pandas as pd
+from nbformat import NotebookNode
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import read_json, write_json
+from gloss_utils.base.files import read_json, write_json, write_whole
+from gloss_utils.report import html, tables
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, ROOT, STAGES
+from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, ROOT, STAGES
 from gloss_utils.runs.run import commit
 
-FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # all tables; those of a run have more
+FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # of all tables; those of a run have more
 
 
 def write(path: Path, name: str, command: str, inputs: dict[str, str], parameters: dict, rows: list[dict], **more):
-    """Write a table, whole or not at all. inputs: sha256 of the files that it was made from, and their names."""
+    """Write a table, whole or not at all. inputs: the sha256 of each file that it was made from, with its name."""
     about = {"name": name, "command": command, "commit": commit(), "inputs": inputs, "parameters": parameters}
     write_json(path, about | {"rows": rows} | more)
 
 
+def write_results(folder: RunFolder, command: str, to: Path | None = None) -> Path:
+    """Write the table of a finished run to a file (default: figures/results/, named like the run folder); returns it.
+
+    command: what made the run, for whoever wants to make it again. Raises `GlossError` where the run is not evaluated.
+    """
+    table = of_run(folder, command)
+    path = to or ROOT / "figures/results" / f"{table['name']}.json"
+    write_json(path, table | {"name": path.stem})
+    return path
+
+
 def of_run(folder: RunFolder, command: str) -> dict:
-    """The table of a finished run: `metrics.json`, and what stage 2 and each stage's seconds say of the cost."""
+    """The table of a finished run: `metrics.json`, the parameters, what stage 2 says, and the seconds of each stage."""
     stages = folder.stages()
     if not set(STAGES[:5]) <= set(stages):
         raise GlossError(f"{folder.root} holds no finished 05_evaluate; run notebooks 01 to 05 first")
-    parameters = {name: value for stage in stages.values() for name, value in stage["parameters"].items()}
     inputs = {digest: Path(name).name for stage in stages.values() for name, digest in stage["inputs"].items()}
     training = read_json(folder.training) if folder.training.exists() else None
     return {
@@ -38,13 +50,18 @@ def of_run(folder: RunFolder, command: str) -> dict:
         "command": command,
         "commit": commit(),
         "inputs": inputs,
-        "parameters": {name: without_folder(value) for name, value in parameters.items()},
+        "parameters": {name: without_folder(value) for name, value in parameters_of(stages).items()},
         "dataset": stages[EXPLORE]["parameters"]["dataset"],
         "seconds": {stage: entry["seconds"] for stage, entry in stages.items()},
         "training": training and {name: value for name, value in training.items() if name != "history"},
         "versions": stages[FINE_TUNE]["versions"],
         **read_json(folder.metrics),
     }
+
+
+def parameters_of(stages: dict) -> dict:
+    """The parameters of all finished stages of a manifest."""
+    return {name: value for entry in stages.values() for name, value in entry["parameters"].items()}
 
 
 def without_folder(value):
@@ -58,17 +75,10 @@ def without_folder(value):
 def read_all(paths: list[Path], folder: Path) -> list[dict]:
     """The tables of these run folders and files, or, where none is named, of all files in `folder`. Raises `GlossError`
     where there are none."""
-    tables = [read(path) for path in paths or sorted(folder.glob("*.json"))]
-    if not tables:
+    found = [read(path) for path in paths or sorted(folder.glob("*.json"))]
+    if not found:
         raise GlossError(f"{folder} holds no files of results; name run folders, or files of results")
-    return tables
-
-
-def provenance(tables: list[dict]) -> pd.DataFrame:
-    """Where each table's numbers come from, for looking at."""
-    columns = {"table": "name", "command": "command", "commit": "commit"}
-    shown = pd.DataFrame([{column: table[key] for column, key in columns.items()} for table in tables])
-    return shown.assign(made_from=[", ".join(table["inputs"].values()) for table in tables]).set_index("table")
+    return found
 
 
 def read(path: str | Path) -> dict:
@@ -85,25 +95,71 @@ def read(path: str | Path) -> dict:
     return table
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write a finished run's table; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gloss_utils.runs.results", description="Write a finished run's table of results to a file."
-    )
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("command", help="what made the run, for whoever wants to make it again")
-    parser.add_argument("--to", type=Path, help="default: figures/results/, named like the run folder")
-    options = parser.parse_args(arguments)
+# ---- the report
+
+
+def write_report(folder: RunFolder) -> dict[str, str]:
+    """Write `report.html`: the results and the executed notebooks of a run. Returns the stages left out, and why.
+
+    Raises `GlossError` where there is nothing to report. No manifest lists the executed notebooks, for they are written
+    after their stage is finished: what they show, scripts included, is trusted as it stands in the run folder.
+    """
+    stages = folder.stages()
+    if not stages:
+        raise GlossError(f"{folder.root} is not the folder of a run: it has no manifest.json; give one like runs/demo")
+    left_out = {stage: reason for stage in STAGES if (reason := _why_not(folder, stage))}
+    notebooks = [_read(folder, stage) for stage in STAGES if stage not in left_out]
+    if not notebooks:
+        reasons = "; ".join(f"{stage} {reason}" for stage, reason in left_out.items())
+        raise GlossError(f"{folder.root} has nothing to report: {reasons}")
+    lines = [f"<p>Left out: {stage}, which {escape(reason)}.</p>" for stage, reason in left_out.items()]
+    front = _results(folder, stages) + "".join(lines) + _parameters(stages)
+    with write_whole(folder.report) as part:
+        part.write_text(html.joined_page(notebooks, f"GLoSS · {folder.root.name}", front), encoding="utf-8")
+    return left_out
+
+
+def _why_not(folder: RunFolder, stage: str) -> str | None:
+    entry = folder.stages().get(stage)
+    if entry is None:
+        return "is not finished"
+    if newer := folder.outdated(stage):
+        return f"is older than {newer}, on which it builds"
+    if damaged := folder.damaged(entry):
+        return f"left {damaged} otherwise than it is now"
+    if not (folder.notebooks / f"{stage}.ipynb").exists():
+        return "was stepped through by hand, so that its executed notebook is not in the run folder"
+    return None
+
+
+def _read(folder: RunFolder, stage: str) -> NotebookNode:
+    path = folder.notebooks / f"{stage}.ipynb"
     try:
-        table = of_run(RunFolder(options.run_dir.resolve()), options.command)
-        path = options.to or ROOT / "figures/results" / f"{table['name']}.json"
-        write_json(path, table | {"name": path.stem})
-    except GlossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(path)
-    return 0
+        return nbformat.read(path, as_version=4)
+    except ValueError:
+        raise GlossError(f"{path} is damaged; delete it and run {stage} again (--from {stage[:2]} --force)") from None
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _results(folder: RunFolder, stages: dict) -> str:
+    if EVALUATE not in stages or folder.outdated(EVALUATE) or folder.damaged(stages[EVALUATE]):
+        return "<p>There are no metrics: 05_evaluate is not finished.</p>"
+    rows = read_json(folder.metrics)["rows"]
+    if not rows:
+        return "<p>Split next has no targets, so there are no metrics.</p>"
+    dataset = stages[EXPLORE]["parameters"]["dataset"]
+    about = f"Dataset {dataset}, split {rows[0]['split']}, all users, with 95 % intervals (bootstrap over users)."
+    return f"<p>{escape(about)}</p>{tables.methods(rows).to_html(border=0)}"
+
+
+def _parameters(stages: dict) -> str:
+    rows = {
+        stage: {
+            "seconds": f"{entry['seconds']:,.0f}",
+            "parameters": ", ".join(f"{name} {without_folder(value)}" for name, value in entry["parameters"].items()),
+        }
+        for stage, entry in stages.items()
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in next(reversed(stages.values()))["versions"].items())
+    with pd.option_context("display.max_colwidth", None):
+        table = pd.DataFrame.from_dict(rows, orient="index").to_html(border=0)
+    return f"<details><summary>parameters, times and versions</summary>{table}<p>{escape(versions)}</p></details>"

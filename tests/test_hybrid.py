@@ -1,6 +1,8 @@
 """Rankings beyond the paper's rule: what each kind of evidence says, how it is added up, and where there is little."""
 
 import math
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -13,25 +15,12 @@ from helpers import dataset, dense, one_line_error
 
 from gloss_utils.data import splits
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import cooccurrence, fusion
-from gloss_utils.rank.ranker import Ranker
-from gloss_utils.runs import parameters as P
+from gloss_utils.rank import Evidence, HybridSettings, Options, Ranker, cooccurrence, evidence, fused, hybrid
+from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
 from gloss_utils.search import BM25Index
 
-WEIGHTS, WITH_SASREC = (P.ROOT / f"params/ranking/{name}.yaml" for name in ("weights", "weights-sasrec"))
-FROZEN = fusion.Settings.read(WEIGHTS)
-TOLD = {
-    "ranking": "hybrid",
-    "ranking_weights": str(WEIGHTS),
-    "retriever": "dense",
-    "top_k": None,
-    "exclude_seen": None,
-    "ranking_depth": 10,
-    "seed": 1,
-    "decoding": "free",
-    "queries_file": None,
-    "split": "test",
-}
+WEIGHTS = Path(__file__).parents[1] / "params/ranking/weights.yaml"
+FROZEN = HybridSettings.read(WEIGHTS)
 
 # ---- co-occurrence
 
@@ -48,11 +37,11 @@ def test_following_counted_some_rows_at_a_time_is_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     items = pd.Series([f"i{place}" for place in range(200)])
     histories = [items[rng.zipf(1.5, size=rng.integers(12)) % 200].tolist() for _ in range(400)]
-    told = {"window": 5, "decay": 0.8, "backward": 0.1, "damping": 0.4}
-    whole = cooccurrence.following(histories, items, **told)
+    counting = {"window": 5, "decay": 0.8, "backward": 0.1, "damping": 0.4}
+    whole = cooccurrence.following(histories, items, **counting)
     monkeypatch.setattr(cooccurrence, "PAIRS_AT_A_TIME", 500)
-    assert (cooccurrence.following(histories, items, **told) != whole).nnz == 0
-    few = cooccurrence.following(histories, items, **told, neighbours=3)
+    assert (cooccurrence.following(histories, items, **counting) != whole).nnz == 0
+    few = cooccurrence.following(histories, items, **counting, neighbours=3)
     assert (few != cooccurrence.strongest(whole, 3)).nnz == 0 and few.nnz < whole.nnz
 
 
@@ -90,10 +79,10 @@ def test_strongest_keeps_the_first_of_equals():
 # ---- all evidence, against a plain way to say the same
 
 
-def plainly(found: dict[str, pd.DataFrame], histories, learnable, items: list[str], s: fusion.Settings, depth: int):
-    """What `fusion.rankings` does, user by user: user -> [(item, score)]."""
+def plainly(found: dict[str, pd.DataFrame], histories, sequences, items: list[str], s: HybridSettings, depth: int):
+    """What `hybrid` does, user by user: user -> [(item, score)]."""
     counts, follows = defaultdict(int), defaultdict(lambda: defaultdict(float))
-    for sequence in learnable.values():
+    for sequence in sequences.values():
         for place, item in enumerate(sequence):
             counts[item] += 1
             for apart, other in enumerate(sequence[place + 1 : place + 1 + s.window]):
@@ -106,12 +95,8 @@ def plainly(found: dict[str, pd.DataFrame], histories, learnable, items: list[st
     popular = sorted(items, key=lambda item: (-counts[item], order[item]))
     rankings = {}
     for user, history in histories.items():
-        parts = {feature: defaultdict(float) for feature in fusion.FEATURES}
+        parts = {feature: defaultdict(float) for feature in FEATURES}
         for feature, rows in found.items():
-            if feature == "sasrec":
-                for row in rows[(rows["user"] == user) & (rows["rank"] <= 2)].itertuples():
-                    parts[feature][row.item] = 1 / row.rank
-                continue
             heat = s.temperature_dense if feature.endswith("dense") else s.temperature_bm25
             for row in rows[(rows["user"] == user) & (rows["strength"] > 0)].itertuples():
                 parts[feature][row.item] += math.exp((row.strength - 1) / heat) / row.query
@@ -125,7 +110,7 @@ def plainly(found: dict[str, pd.DataFrame], histories, learnable, items: list[st
             candidates |= set(popular[: depth + len(set(history)) + len(candidates)]) - set(history)
         scores = {}
         for item in candidates:
-            values = {feature: math.sqrt(parts[feature][item]) for feature in fusion.FEATURES}
+            values = {feature: math.sqrt(parts[feature][item]) for feature in FEATURES}
             values["popularity"] = math.log1p(counts[item])
             scores[item] = round(sum(s.weights[feature] * value for feature, value in values.items()), 5)
         best = sorted(scores, key=lambda item: (-scores[item], -counts[item], order[item]))[:depth]
@@ -136,7 +121,7 @@ def plainly(found: dict[str, pd.DataFrame], histories, learnable, items: list[st
 @pytest.fixture
 def crowd(monkeypatch):
     """60 users and 40 items with random histories and candidates, in chunks of 7 users."""
-    monkeypatch.setattr(fusion, "USERS_AT_A_TIME", 7)
+    monkeypatch.setattr(evidence, "USERS_AT_A_TIME", 7)
     rng = np.random.default_rng(5)
     items = [f"i{number}" for number in rng.permutation(40)]
     sequences = {f"u{n}": rng.choice(items, rng.integers(0, 12), p=np.arange(1, 41) / 820).tolist() for n in range(60)}
@@ -147,21 +132,18 @@ def crowd(monkeypatch):
         for item in rng.choice(items, 4, replace=False)
     ]
     columns = ["user", "query", "item", "score", "strength"]
-    found = {feature: pd.DataFrame(rows[place::4], columns=columns) for place, feature in enumerate(fusion.VOTES)}
+    found = {feature: pd.DataFrame(rows[place::4], columns=columns) for place, feature in enumerate(VOTES)}
     return found, sequences, {user: sequence[:-1] for user, sequence in sequences.items()}, items
 
 
 @pytest.mark.parametrize("depth", [5, 38])
 @pytest.mark.parametrize("neighbours", [3, 100])
-def test_rankings_are_what_a_plain_loop_gives(crowd, depth, neighbours, monkeypatch):
-    found, histories, learnable, items = crowd
-    monkeypatch.setattr(fusion, "SASREC_DEPTH", 2)
-    by_sasrec = [(u, rank, items[(7 * n + rank) % 40]) for n, u in enumerate(histories) for rank in (1, 2, 3)]
-    found["sasrec"] = pd.DataFrame(by_sasrec, columns=["user", "rank", "item"])
-    settings = replace(FROZEN, neighbours=neighbours, weights=dict.fromkeys(fusion.FEATURES, 0.7) | {"last_bm25": 0.2})
-    evidence = fusion.Evidence(found, histories, learnable, pd.Series(items), settings)
-    ranked = fusion.rankings(evidence, {"": settings.weights}, True, depth)[""]
-    expected = plainly(found, histories, learnable, items, settings, depth)
+def test_rankings_are_what_a_plain_loop_gives(crowd, depth, neighbours):
+    found, histories, sequences, items = crowd
+    weights = dict.fromkeys(FEATURES, 0.7) | {"last_bm25": 0.2}
+    settings = FROZEN.model_copy(update={"neighbours": neighbours, "weights": weights})
+    ranked = hybrid(found, histories, sequences, items, settings, depth)
+    expected = plainly(found, histories, sequences, items, settings, depth)
     for user, rows in ranked.groupby("user"):
         assert rows["rank"].tolist() == list(range(1, len(rows) + 1))
         scores = dict(expected[user])
@@ -176,7 +158,7 @@ def test_a_long_history_gives_others_no_more_candidates():
 
     def candidates(users: list[str]) -> dict[str, set[int]]:
         some = {user: histories[user] for user in users}
-        (found,) = fusion.Evidence({}, some, {}, pd.Series(items), FROZEN).candidates(True, 5)
+        (found,) = Evidence({}, some, {}, items, FROZEN).candidates(True, 5)
         return {user: set(found.item[found.user == place]) for place, user in enumerate(users)}
 
     together = candidates(list(histories))
@@ -185,15 +167,38 @@ def test_a_long_history_gives_others_no_more_candidates():
 
 
 def test_several_weightings_at_once_are_each_of_them_alone(crowd):
-    found, histories, learnable, items = crowd
-    evidence = fusion.Evidence(found, histories, learnable, pd.Series(items), FROZEN)
-    parts = fusion.parts(FROZEN.weights)
-    weightings = {part: fusion.leaving_out(part, FROZEN.weights) for part in parts}
-    together = fusion.rankings(evidence, weightings, True, 5)
+    found, histories, sequences, items = crowd
+    weightings = {part: evidence.without_part(part, FROZEN.weights) for part in PARTS}
+    together = Evidence(found, histories, sequences, items, FROZEN).rankings(weightings, True, 5)
     assert len(weightings) == 4
     for part, weights in weightings.items():
-        assert set(fusion.PARTS[part]) | set(weights) == set(FROZEN.weights)
-        pd.testing.assert_frame_equal(together[part], fusion.rankings(evidence, {"": weights}, True, 5)[""])
+        assert set(PARTS[part]) | set(weights) == set(FROZEN.weights)
+        alone = hybrid(found, histories, sequences, items, FROZEN, 5, weights=weights)
+        pd.testing.assert_frame_equal(together[part], alone)
+
+
+def test_fused_counts_the_votes_alone(crowd):
+    found, histories, sequences, items = crowd
+    some = {"texts_dense": found["texts_dense"]}
+    weights = dict.fromkeys(FEATURES, 0.0) | {"texts_dense": 1.0}
+    expected = hybrid(some, histories, sequences, items, FROZEN, weights=weights)
+    pd.testing.assert_frame_equal(fused(some, histories, sequences, items, FROZEN), expected)
+
+
+def test_other_votes_take_the_place_of_the_first(crowd):
+    found, histories, sequences, items = crowd
+    fewer = {feature: rows[rows["query"] == 1] for feature, rows in found.items() if feature.startswith("texts")}
+    whole = Evidence(found, histories, sequences, items, FROZEN)
+    replaced = whole.with_votes(fewer).rankings({"": FROZEN.weights}, True, 5)[""]
+    pd.testing.assert_frame_equal(replaced, hybrid(found | fewer, histories, sequences, items, FROZEN, 5))
+    again = whole.rankings({"": FROZEN.weights}, True, 5)[""]
+    pd.testing.assert_frame_equal(again, hybrid(found, histories, sequences, items, FROZEN, 5))
+    assert not again.equals(replaced)
+
+
+def test_ranking_does_not_load_torch():
+    code = "import sys, gloss_utils.rank; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=WEIGHTS.parents[2]).returncode == 0
 
 
 # ---- a small shop
@@ -221,9 +226,14 @@ def queries(*rows: tuple) -> pd.DataFrame:
     )
 
 
-def ranked(shop, rows: pd.DataFrame, **told) -> dict[str, str]:
+def ranker(shop, rows: pd.DataFrame, split: str = "test", **options) -> Ranker:
     data, indexes = shop
-    found = Ranker(rows, data, indexes, TOLD | told).rank()
+    sequences = data.sequences() if split == "next" else splits.training_sequences(data, rows)
+    return Ranker(rows, data.titles(), indexes, sequences, Options(**{"seed": 1} | options), FROZEN)
+
+
+def ranked(shop, rows: pd.DataFrame, **options) -> dict[str, str]:
+    found = ranker(shop, rows, **options).rank()
     return {user: "".join(of_user["item"]) for user, of_user in found.groupby("user", sort=False)}
 
 
@@ -231,29 +241,29 @@ def title(item: str) -> str:
     return item_text(f"title {item}")
 
 
-def test_fused_hears_all_texts_and_leaves_out_what_the_user_has(shop):
+def test_fused_counts_all_texts_and_leaves_out_what_the_user_has(shop):
     rows = queries(("u", "a", "d", [title("a"), title("b"), title("e")]))
     # d is near the first text, 1; b is the second, 1/2, and near the third, 1/3; e is the third and near the second.
-    assert ranked(shop, rows, ranking="fused")["u"][:3] == "dbe"
+    assert ranked(shop, rows, rule="fused")["u"][:3] == "dbe"
     once = queries(("u", "b", "d", [title("d"), title("a"), title("c")]))
-    assert ranked(shop, once, ranking="fused")["u"][:2] == "da"
-    assert ranked(shop, rows, ranking="fused", exclude_seen=False)["u"][0] == "a"
+    assert ranked(shop, once, rule="fused")["u"][:2] == "da"
+    assert ranked(shop, rows, rule="fused", exclude_seen=False)["u"][0] == "a"
 
 
 def test_agreement_beats_a_better_beam(shop):
     data, indexes = shop
     texts = [title("c"), title("a"), title("d"), title("d"), title("a")]
-    assert ranked((data, indexes), queries(("u", "b", None, texts)), ranking="fused", split="next")["u"][0] in "ad"
+    assert ranked((data, indexes), queries(("u", "b", None, texts)), rule="fused", split="next")["u"][0] in "ad"
 
 
 def test_the_papers_rule_is_left_as_it_is(shop):
     rows = queries(("u", "b", "d", [title("b"), title("d")]))
-    assert sorted(ranked(shop, rows, ranking="paper")["u"]) == ["b", "d"]  # nothing left out, nothing added
+    assert sorted(ranked(shop, rows, rule="paper")["u"]) == ["b", "d"]  # nothing left out, nothing added
 
 
 def test_hybrid_finds_what_follows_though_no_text_names_it(shop):
     rows = queries(("u", "ab", "d", [title("e")]))
-    found = ranked(shop, rows, ranking_depth=3)["u"]
+    found = ranked(shop, rows, depth=3)["u"]
     assert set(found) == set("cde") and found[0] in "ce"  # c follows b twice
 
 
@@ -264,33 +274,10 @@ def test_hybrid_ranks_a_new_item_that_a_text_names(shop):
     texts = [item_text(title) for title in data.items["title"]]
     indexes = {"dense": dense(texts, indexes["dense"].vectors()), "bm25": BM25Index.build(texts)}
     rows = queries(("named", "", "d", [texts[4]]), ("not named", "", "d", [texts[3]]))
-    evidence = Ranker(rows, data, indexes, TOLD).evidence
-    assert evidence.counts[4] == 0 and evidence.following[:, [4]].nnz == 0
+    known = ranker((data, indexes), rows).evidence
+    assert known.counts[4] == 0 and known.following[:, [4]].nnz == 0
     found = ranked((data, indexes), rows)
     assert found["named"][0] == "e" and found["not named"][-1] == "e"
-
-
-def test_hybrid_hears_sasrec_where_the_weights_name_it(shop, tmp_path):
-    data, indexes = shop
-    rows, asked = queries(("u", "ab", "d", [title("e")]), ("v", "", "a", [title("a")])), []
-
-    def sasrec(learnable):
-        asked.append(learnable)
-        return pd.DataFrame([("u", 1, "d", 9.0)], columns=["user", "rank", "item", "score"])
-
-    told = TOLD | {"ranking_weights": str(tmp_path / "weights.yaml")}
-    values = yaml.safe_load(WEIGHTS.read_text())
-    found = {}
-    for weight in (None, 0, 100):
-        weights = values["weights"] | ({} if weight is None else {"sasrec": weight})
-        (tmp_path / "weights.yaml").write_text(yaml.safe_dump(values | {"weights": weights}))
-        found[weight] = Ranker(rows, data, indexes, told, sasrec).rank()
-        assert len(asked) == bool(weight)
-    pd.testing.assert_frame_equal(found[0], found[None])
-    assert found[None].iloc[0]["item"] != "d" and found[100].iloc[0]["item"] == "d"
-    assert asked == [splits.learnable_sequences(data, rows)]
-    of_v = [frame[frame["user"] == "v"].reset_index(drop=True) for frame in found.values()]
-    pd.testing.assert_frame_equal(of_v[0], of_v[2])  # not ranked for by SASRec
 
 
 @pytest.mark.parametrize("rule", ["fused", "hybrid"])
@@ -301,7 +288,7 @@ def test_little_to_go_by_still_gives_a_full_ranking(shop, rule):
         ("unknown", "xyz", "a", [""]),  # nothing that the catalogue knows, and no text
         ("seen", "ade", "b", [title("a"), title("d"), title("e")]),  # all that was named is seen
     )
-    found = ranked(shop, rows, ranking=rule)  # 20 items a text are asked for, 5 are there
+    found = ranked(shop, rows, rule=rule)  # 20 items a text are asked for, 5 are there
     assert {user: "".join(sorted(items)) for user, items in found.items()} == {
         "u": "cde",
         "stranger": "abcde",
@@ -310,15 +297,14 @@ def test_little_to_go_by_still_gives_a_full_ranking(shop, rule):
     }
     assert found["unknown"] == "abcde"  # by how often they occur before targets
     nobody = queries(("u", "ab", "d", ["", " "]), ("unknown", "x", "a", []))  # nobody has a text
-    assert ranked(shop, nobody, ranking=rule) == {"u": found["u"], "unknown": "abcde"}
-    assert all(len(items) == 2 for items in ranked(shop, rows, ranking=rule, ranking_depth=2).values())
+    assert ranked(shop, nobody, rule=rule) == {"u": found["u"], "unknown": "abcde"}
+    assert all(len(items) == 2 for items in ranked(shop, rows, rule=rule, depth=2).values())
 
 
 def test_ties_in_every_score_keep_popularity_then_the_catalogues_order(shop):
     data, _ = shop
-    histories, learnable = {"v": [], "w": ["a"]}, splits.learnable_sequences(data, queries())
-    evidence = fusion.Evidence({}, histories, learnable, data.items["item"], FROZEN)
-    found = fusion.rankings(evidence, {"": {}}, True, 5)[""]
+    histories, sequences = {"v": [], "w": ["a"]}, splits.training_sequences(data, queries())
+    found = hybrid({}, histories, sequences, data.items["item"], FROZEN, 5, weights={})
     assert (found["score"] == 0).all()
     # a, b and c are trained on three, three and two times, d once, e never.
     assert {user: "".join(rows["item"]) for user, rows in found.groupby("user")} == {"v": "abcde", "w": "bcde"}
@@ -348,52 +334,48 @@ def test_rankings_do_not_change_with_the_targets(crowd):
     for some in (data, swapped(data, others)):
         rows = splits.evaluation_examples(some, "test")
         rows["texts"] = [[texts[3], texts[5]]] * len(rows)
-        found.append(Ranker(rows, some, indexes, TOLD).rank())
+        found.append(ranker((some, indexes), rows).rank())
         # The same, where a file names users and targets.
-        found.append(Ranker(rows.assign(target=rng.permutation(rows["target"])), data, indexes, TOLD).rank())
+        found.append(ranker((data, indexes), rows.assign(target=rng.permutation(rows["target"]))).rank())
     assert len(found[0]) > 300
     for other in found[1:]:
         pd.testing.assert_frame_equal(found[0], other)
+
+
+def of_histories_alone(data, rows: pd.DataFrame, split: str) -> Evidence:
+    """The evidence where no search finds anything."""
+    silent = ranker((data, {}), rows, split)
+    silent._found = {feature: pd.DataFrame(columns=["user", "query", "item", "score", "strength"]) for feature in VOTES}
+    return silent.evidence
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_no_target_is_in_a_count_used_to_predict_it(split):
     data = dataset({"u": "abcx", "v": "abcy", "w": "abz"}, validation="v", items="abcxyz")
     rows = splits.evaluation_examples(data, split).assign(texts=[[]] * (3 if split == "test" else 1))
-    ranker = Ranker(rows, data, {}, TOLD | {"split": split})
-    ranker._found = {
-        feature: pd.DataFrame(columns=["user", "query", "item", "score", "strength"]) for feature in fusion.VOTES
-    }
-    evidence = ranker.evidence
-    counts = dict(zip("abcxyz", evidence.counts.tolist(), strict=True))
+    known = of_histories_alone(data, rows, split)
+    counts = dict(zip("abcxyz", known.counts.tolist(), strict=True))
     # Of v, a validation user, c is never learnt from; of test targets nothing.
     assert counts == {"a": 3, "b": 3, "c": 1, "x": 0, "y": 0, "z": 0}
-    assert evidence.following[:, [3, 4, 5]].nnz == 0
-    assert evidence.following[1, 2] > 0  # b, c: by u alone
+    assert known.following[:, [3, 4, 5]].nnz == 0
+    assert known.following[1, 2] > 0  # b, c: by u alone
 
 
 def test_what_to_offer_next_learns_from_everything():
     data = dataset({"u": "abcx", "v": "abcy"}, items="abcxy")
     rows = splits.evaluation_examples(data, "next").assign(texts=[[]] * 2)
-    ranker = Ranker(rows, data, {}, TOLD | {"split": "next"})
-    ranker._found = {
-        feature: pd.DataFrame(columns=["user", "query", "item", "score", "strength"]) for feature in fusion.VOTES
-    }
-    assert ranker.evidence.counts.tolist() == [2, 2, 2, 1, 1]
+    assert of_histories_alone(data, rows, "next").counts.tolist() == [2, 2, 2, 1, 1]
 
 
 # ---- the weights
 
 
-@pytest.mark.parametrize("path", [WEIGHTS, WITH_SASREC])
-def test_frozen_weights_say_what_they_were_fitted_on(path):
-    frozen = fusion.Settings.read(path)
-    assert set(fusion.FEATURES) - set(frozen.weights) == (set() if path == WITH_SASREC else {"sasrec"})
-    assert all(weight >= 0 for weight in frozen.weights.values())
-    assert sorted(frozen.fitted_on.values()) == [
+def test_frozen_weights_say_what_they_were_fitted_on():
+    assert all(weight >= 0 for weight in FROZEN.weights.values())
+    assert sorted(FROZEN.fitted_on.values()) == [
         f"{name}.validation.json.gz" for name in ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
     ]
-    assert "benchmarks.ranking" in path.read_text().split("\n")[0]
+    assert "benchmarks.ranking" in WEIGHTS.read_text().split("\n")[0]
 
 
 @pytest.mark.parametrize(
@@ -406,9 +388,12 @@ def test_frozen_weights_say_what_they_were_fitted_on(path):
         ({"decay": True}, ["decay: True"]),
         ({"decay": float("nan")}, ["decay: nan"]),
         ({"weights": {"texts_dense": 1}}, ["weights for texts_dense, texts_bm25"]),
-        ({"weights": FROZEN.weights | {"sasrecs": 1}}, ["weights for texts_dense, texts_bm25"]),
-        ({"weights": dict.fromkeys(fusion.FEATURES, "much")}, ["cooccurrence: 'much'"]),
+        ({"weights": FROZEN.weights | {"sasrec": 1}}, ["weights for texts_dense, texts_bm25"]),
+        ({"weights": dict.fromkeys(FEATURES, "much")}, ["cooccurrence: 'much'", "a number from 0 up"]),
         ({"fitted_on": None}, ["fitted_on"]),
+        ({"fitted_on": {1: "a.json"}}, ["fitted_on"]),
+        ({"decay": float("inf")}, ["decay: inf"]),
+        ({"neighbours": "a\nb"}, ["neighbours", "a whole number from 1 up"]),
         ({"surplus": 1}, ["has to hold top_k, neighbours"]),
     ],
 )
@@ -416,7 +401,7 @@ def test_a_wrong_file_of_weights_is_one_line(tmp_path, change, words):
     file = tmp_path / "weights.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(WEIGHTS.read_text()) | change))
     with one_line_error("ranking_weights", "params/ranking/weights.yaml", *words):
-        fusion.Settings.read(file)
+        HybridSettings.read(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"- a\n", b"a: [", b"\xff\xfe\x00"])
@@ -424,6 +409,6 @@ def test_a_file_that_holds_no_weights(tmp_path, content):
     file: Path = tmp_path / "weights.yaml"
     file.write_bytes(content)
     with one_line_error("ranking_weights", str(file)):
-        fusion.Settings.read(file)
+        HybridSettings.read(file)
     with one_line_error("ranking_weights", "cannot be read"):
-        fusion.Settings.read(tmp_path / "none.yaml")
+        HybridSettings.read(tmp_path / "none.yaml")

@@ -1,0 +1,103 @@
+"""Metrics by ir-measures: of each user, their means with intervals, and how they change with fewer texts or parts.
+
+A ranking is a frame with the columns user, rank, item, score. `targets` holds the one item that each user should get.
+"""
+
+from collections.abc import Callable
+
+import ir_measures
+import numpy as np
+import pandas as pd
+
+from gloss_utils.rank.trec import as_run
+from gloss_utils.report import segments, significance
+
+# To add a metric, add a line here: all else follows.
+MEASURES = {
+    "recall@1": ir_measures.R @ 1,
+    "recall@5": ir_measures.R @ 5,
+    "recall@10": ir_measures.R @ 10,
+    "ndcg@1": ir_measures.nDCG @ 1,
+    "ndcg@5": ir_measures.nDCG @ 5,
+    "ndcg@10": ir_measures.nDCG @ 10,
+    "mrr": ir_measures.RR,
+}
+METRICS = list(MEASURES)
+COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and drawn
+GLOSS, GLOSS_PAPER = "gloss", "gloss-paper"  # GLoSS by the run's own ranking, and by the paper's rule
+
+
+def targets_of(queries: pd.DataFrame) -> dict[str, str]:
+    """The target of each user, from a frame with the columns user and target."""
+    return dict(zip(queries["user"], queries["target"], strict=True))
+
+
+def per_user_metrics(run: pd.DataFrame, targets: dict[str, str]) -> pd.DataFrame:
+    """The metrics of each user, indexed by user in the order of `targets`; a user without a ranking scores 0.
+
+    run: columns query_id, doc_id, score, as `rank.read_trec` and `as_run` return them.
+    """
+    qrels = pd.DataFrame({"query_id": list(targets), "doc_id": list(targets.values()), "relevance": 1})
+    names = {measure: name for name, measure in MEASURES.items()}
+    found = pd.DataFrame(
+        [(m.query_id, names[m.measure], m.value) for m in ir_measures.iter_calc(list(names), qrels, run)],
+        columns=["user", "metric", "value"],
+    )
+    wide = found.pivot(index="user", columns="metric", values="value")
+    return wide.reindex(index=list(targets), columns=METRICS).fillna(0.0)
+
+
+def means(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of the columns of `values` [users, columns], and the low and high ends of their 95 % intervals."""
+    mean = values.mean(axis=0) if len(values) else np.full(values.shape[1], np.nan)
+    return mean, *significance.intervals(values, seed)
+
+
+def rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:
+    """Means and their intervals as a row of a result table: `<name>`, `<name>_low`, `<name>_high`; NaN becomes None."""
+    keys = [f"{name}{end}" for end in ("", "_low", "_high") for name in names]
+    values = np.concatenate([mean, low, high])
+    return {key: None if np.isnan(value) else round(float(value), 6) for key, value in zip(keys, values, strict=True)}
+
+
+def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
+    """A row for each method and segment: means over users, with 95 % bootstrap intervals.
+
+    per_user: user, method, segment, new_item, metrics. All methods share the resamples.
+    """
+    methods, rows = list(per_user["method"].unique()), []
+    for segment, inside in segments.members(per_user).items():
+        wide = per_user[inside].pivot(index="user", columns="method", values=METRICS)
+        wide = wide.reindex(columns=pd.MultiIndex.from_product([METRICS, methods]))
+        found = means(wide.to_numpy(), seed)
+        for place, method in enumerate(methods):
+            row = {"method": method, "split": split, "segment": segment, "users": len(wide)}
+            rows.append(row | rounded(METRICS, *(values[place :: len(methods)] for values in found)))
+    return sorted(rows, key=lambda row: methods.index(row["method"]))
+
+
+def ablate(
+    rank: Callable[[int], pd.DataFrame], most: int, targets: dict[str, str], split: str, seed: int
+) -> list[dict]:
+    """A row for each number of texts from 1 to `most`; `rank(number)` gives the ranking from so many texts per user."""
+    rows = []
+    for number in range(1, most + 1):
+        values = per_user_metrics(as_run(rank(number)), targets).to_numpy()
+        row = {"queries": number, "split": split, "users": len(targets)}
+        rows.append(row | rounded(METRICS, *means(values, seed)))
+    return rows
+
+
+def leave_parts_out(rankings: dict[str, pd.DataFrame], targets: dict[str, str], seed: int) -> list[dict]:
+    """A row for each part that is left out: its metrics, and what is lost without it (paired over users).
+
+    rankings: by the part that is left out; that of "none" is the whole.
+    """
+    found = {part: per_user_metrics(as_run(ranked), targets).to_numpy() for part, ranked in rankings.items()}
+    lost = [f"{metric}_lost" for metric in METRICS]
+    return [
+        {"left_out": part, "users": len(targets)}
+        | rounded(METRICS, *means(values, seed))
+        | rounded(lost, *means(found["none"] - values, seed))
+        for part, values in found.items()
+    ]

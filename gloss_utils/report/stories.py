@@ -1,0 +1,77 @@
+"""A user's story, from history to recommendations, and what the generated texts are like, for looking at."""
+
+from collections.abc import Callable, Mapping
+from html import escape
+
+import ipywidgets
+import pandas as pd
+from IPython.display import HTML
+
+from gloss_utils.data.prompts import item_text
+
+
+def texts_summary(queries: pd.DataFrame, ranking: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """What was generated, in numbers: share of distinct texts, of exact titles, of users whose target is ranked.
+
+    queries: user, target (null: unknown), texts. ranking: user, item. titles: each item's.
+    """
+    texts, exact = queries["texts"].explode(), {item_text(title) for title in titles.values()}
+    rows = {
+        "users": f"{len(queries):,}",
+        "texts": f"{len(texts):,}",
+        "distinct texts": f"{texts.nunique() / len(texts):.1%}",
+        "texts that are an item's exact title": f"{texts.isin(exact).mean():.1%}",
+        "items ranked per user": f"{len(ranking) / len(queries):.2f}",
+    }
+    if queries["target"].notna().any():
+        rows["users whose target is ranked"] = f"{len(_hits(queries, ranking)) / len(queries):.1%}"
+    return pd.DataFrame({"value": rows})
+
+
+def telling_user(queries: pd.DataFrame, ranking: pd.DataFrame) -> str:
+    """A user worth showing: the first whose target was ranked and whose history is short; else the first."""
+    hits = _hits(queries, ranking)
+    return next(iter(hits.loc[hits["history"].map(len) <= 8, "user"]), queries["user"].iloc[0])
+
+
+def _hits(queries: pd.DataFrame, ranking: pd.DataFrame) -> pd.DataFrame:
+    found = ranking.merge(queries, on="user")
+    return found[found["item"] == found["target"]]
+
+
+def story(query: pd.Series, ranking: pd.DataFrame, titles: Mapping[str, str]) -> HTML:
+    """One user's story: history, generated texts, recommended items with the target marked.
+
+    query: user, history, target, texts, logprobs, lengths. ranking: user, item, score, of any users.
+    """
+    ranked = ranking[ranking["user"] == query["user"]]
+    lists = {
+        "History, oldest first": [_named(item, titles) for item in query["history"]],
+        "Generated texts, best first (mean log-probability of a token)": [
+            escape(text) + ("" if None in (logprob, length) else f" ({logprob / length:.2f})")
+            for text, logprob, length in zip(query["texts"], query["logprobs"], query["lengths"], strict=True)
+        ],
+        "Recommended items, best first (score)": [
+            f"<b>{_named(item, titles)} ({score:.3f}) ← target</b>"
+            if item == query["target"]
+            else f"{_named(item, titles)} ({score:.3f})"
+            for item, score in zip(ranked["item"], ranked["score"], strict=True)
+        ],
+    }
+    body = "".join(
+        f"<h4>{name}</h4><ol>{''.join(f'<li>{x}</li>' for x in lines)}</ol>" for name, lines in lists.items()
+    )
+    if query["target"]:
+        body += f"<h4>Target, what the user bought next</h4><p>{_named(query['target'], titles)}</p>"
+    return HTML(f"<div><h3>User {escape(query['user'])}</h3>{body}</div>")
+
+
+def _named(item: str, titles: Mapping[str, str]) -> str:
+    return escape(titles.get(item, f"{item} (not in the catalogue)"))
+
+
+def browse(users: list[str], first: str, show: Callable[[str], HTML]) -> ipywidgets.VBox:
+    """In JupyterLab: a box to choose one of the users in, at first `first`, with what `show` returns for it below."""
+    known = set(users)
+    box = ipywidgets.Combobox(value=first, options=users[:500], description="User", placeholder="type a user id")
+    return ipywidgets.interactive(lambda user: show(user) if user in known else None, {"auto_display": True}, user=box)

@@ -1,0 +1,110 @@
+"""Result tables for looking at, and for a paper as CSV and LaTeX.
+
+A result table is a dict of what one run or benchmark measured. `rows` holds a dict for each method and segment: method,
+split, segment, users, and each metric as `<metric>`, `<metric>_low`, `<metric>_high`. A run's table also has `dataset`,
+`parameters`, `comparisons`, `ablation`, `parts`, `ties` and `seconds`.
+"""
+
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from gloss_utils.base.files import write_whole
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
+from gloss_utils.report.published import ID_BASED, LLM_BASED, SEARCH
+
+METHODS = {  # how each is shown, and its kind
+    "popularity": ("popularity", ID_BASED),
+    "lis-bm25": ("last item, BM25", SEARCH),
+    "lis-dense": ("last item, dense", SEARCH),
+    "lis-bm25-unseen": ("last item, BM25, unseen", SEARCH),
+    "lis-dense-unseen": ("last item, dense, unseen", SEARCH),
+    "item-knn": ("item-kNN", ID_BASED),
+    "sasrec": ("SASRec", ID_BASED),
+    GLOSS_PAPER: ("GLoSS, the paper's ranking", LLM_BASED),
+    GLOSS: ("GLoSS, this run's ranking", LLM_BASED),
+}
+LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
+
+
+def with_interval(frame: pd.DataFrame, metric: str, sign: str = "") -> pd.Series:
+    """A metric and its interval as text, "0.0500 [0.0450, 0.0600]"; sign: "+" shows the sign of numbers above 0."""
+    shown = "{:%s.4f} [{:%s.4f}, {:%s.4f}]" % ((sign,) * 3)
+    columns = frame[[metric, f"{metric}_low", f"{metric}_high"]]
+    return pd.Series([shown.format(*row) for row in columns.to_numpy()], index=frame.index)
+
+
+def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@1", "recall@5", "ndcg@5", "mrr")) -> pd.DataFrame:
+    """The metrics of all users by method; methods that were fitted on these users' targets are marked."""
+    frame = pd.DataFrame([row for row in rows if row["segment"] == "all"]).set_index("method")
+    frame.index = frame.index + frame["in_sample"].map({True: " (in-sample)", False: ""})
+    return pd.DataFrame({"users": frame["users"].map("{:,}".format)} | {m: with_interval(frame, m) for m in metrics})
+
+
+def segments(rows: list[dict], metric: str) -> pd.DataFrame:
+    """A metric by method and segment."""
+    frame = pd.DataFrame(rows)
+    frame["shown"] = with_interval(frame.astype({f"{metric}{end}": float for end in ("", "_low", "_high")}), metric)
+    frame["shown"] = frame["shown"].where(frame["users"] > 0, "no users")
+    frame["column"] = frame["segment"] + frame["users"].map(" ({:,} users)".format)
+    shown = frame.pivot(index="method", columns="column", values="shown")
+    return shown.loc[frame["method"].unique(), frame["column"].unique()].rename_axis(columns="segment")
+
+
+def comparisons(rows: list[dict]) -> pd.DataFrame:
+    """The paired differences between `gloss` and every other method."""
+    frame = pd.DataFrame(rows)
+    frame["shown"] = with_interval(frame, "difference", "+") + frame["p_corrected"].map(", p = {:.4f}".format)
+    wide = frame.pivot(index="other", columns="metric", values="shown")
+    return wide.loc[frame["other"].unique(), frame["metric"].unique()].rename_axis(index="gloss against", columns=None)
+
+
+def parts(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
+    """The hybrid ranking without each of its parts."""
+    frame = pd.DataFrame(rows).set_index("left_out").rename_axis("left out")
+    lost = {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in metrics}
+    lost = {name: shown.where(shown.index != "none", "") for name, shown in lost.items()}
+    return pd.DataFrame({metric: with_interval(frame, metric) for metric in metrics} | lost)
+
+
+def all_methods(tables: list[dict]) -> pd.DataFrame:
+    """Every measured row of all users: dataset, split, method, users, metrics, and the table that it is from."""
+    rows = [
+        {"texts": "", "dataset": table.get("dataset"), "from": table["name"]} | row
+        for table in tables
+        for row in table["rows"]
+        if row.get("segment", "all") == "all"
+    ]
+    frame = pd.DataFrame(rows)
+    shown = {LABELS[metric]: with_interval(frame, metric) for metric in COMPARED}
+    return frame[["dataset", "split", "method", "texts", "users", "from"]].assign(**shown)
+
+
+def provenance(tables: list[dict]) -> pd.DataFrame:
+    """Where the numbers of each table come from."""
+    shown = pd.DataFrame([{name: table[name] for name in ("name", "command", "commit")} for table in tables])
+    shown["made_from"] = [", ".join(table["inputs"].values()) for table in tables]
+    return shown.set_index("name").rename_axis("table")
+
+
+def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Write a frame as CSV and as LaTeX (booktabs); returns the paths."""
+    paths = [folder / f"{name}.csv", folder / f"{name}.tex"]
+    with write_whole(paths[0]) as part:
+        frame.to_csv(part, index=False)
+    with write_whole(paths[1]) as part:
+        frame.style.hide(axis="index").format(escape="latex").to_latex(part, hrules=True)
+    return paths
+
+
+def in_full(frame: pd.DataFrame) -> Styler:
+    """A frame for looking at: no row or text is cut, numbers have three decimals, HTML in texts is escaped."""
+    return frame.style.format(precision=3, thousands=",", escape="html").format_index(escape="html")
+
+
+def wrapped(text: str) -> str:
+    """A prompt with lines of at most 100 characters, for printing in a notebook."""
+    lines = [(line, " " * len("Title: ") * line.startswith("Title: ")) for line in text.split("\n")]
+    return "\n".join(textwrap.fill(line, 100, subsequent_indent=indent) for line, indent in lines)
