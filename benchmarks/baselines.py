@@ -21,7 +21,7 @@ from gloss_utils.rank import HybridSettings, as_run, baselines, sasrec
 from gloss_utils.report import metrics
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
-from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
+from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
 

@@ -24,7 +24,7 @@ from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.run import Run
-from gloss_utils.search import index
+from gloss_utils.search import DenseIndex
 
 
 class Contest:
@@ -36,7 +36,7 @@ class Contest:
         self.inputs = generate.encode(run, tokenizer, self.examples, data)
         columns = run["num_beams"] * run["max_new_tokens"]
         self.batches = generate.plan(list(map(len, self.inputs)), columns, run["generation_batch_tokens"])
-        self.index = index.DenseIndex.build(self.texts, run["encoder"])
+        self.index = DenseIndex.build(self.texts, run["encoder"])
         bound = {"free": None, "catalogue": generate.Catalogue(tokenizer, data.items["title"].tolist())}
         self.writers = {
             decoding: generate.Writer(run.parameters | {"decoding": decoding}, model, tokenizer, catalogue)

@@ -29,8 +29,7 @@ import pandas as pd
 from benchmarks import timing
 from benchmarks.baselines import load
 from gloss_utils.data.prompts import item_text
-from gloss_utils.search import on_disk as large_index
-from gloss_utils.search.index import DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
+from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, Encoder, on_disk
 from gloss_utils.search.on_disk import FLAT, HNSW, IVFPQ, OnDisk
 
 SIZES, FULL = (12_000, 1_000_000), 10_000_000
@@ -62,7 +61,7 @@ def real_vectors(options: argparse.Namespace) -> np.ndarray:
     if options.index:
         return np.array(DenseIndex.load(Path(options.index)).vectors())
     titles = [load(name, options.data_dir).items["title"] for name in ("beauty", "toys")]
-    return encode_texts(load_encoder(DEFAULT_ENCODER), sorted({item_text(title) for title in pd.concat(titles)}))
+    return Encoder(DEFAULT_ENCODER)(sorted({item_text(title) for title in pd.concat(titles)}))
 
 
 def recall(expected: np.ndarray, found: np.ndarray) -> float:
@@ -72,7 +71,7 @@ def recall(expected: np.ndarray, found: np.ndarray) -> float:
 
 def quantised(items: np.ndarray, queries: np.ndarray) -> list[float]:
     """Recall of the exact 10 nearest by codes alone, for each of `CODES`."""
-    _, expected = large_index.exact(items, queries, K)
+    _, expected = on_disk.exact(items, queries, K)
     values = []
     for size in [size for size in CODES if items.shape[1] % size == 0]:
         index = faiss.IndexPQ(items.shape[1], size, 8, faiss.METRIC_INNER_PRODUCT)
@@ -106,13 +105,13 @@ def make(folder: Path, source: Source, size: int, noise: float):
     rng = np.random.default_rng([SEED, size])
     shape = (size, source.real.shape[1])
     vectors = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape)
-    for start in range(0, size, large_index.BATCH):
-        end = min(start + large_index.BATCH, size)
+    for start in range(0, size, on_disk.BATCH):
+        end = min(start + on_disk.BATCH, size)
         vectors[start:end] = source.draw(end - start, noise, rng)
     vectors.flush()
     queries = source.draw(QUERIES, noise, rng)
     np.save(folder / "queries.npy", queries)
-    np.save(folder / "expected.npy", large_index.exact(vectors, queries, K)[1])
+    np.save(folder / "expected.npy", on_disk.exact(vectors, queries, K)[1])
 
 
 def build(folder: Path, kind: str) -> float:
@@ -121,10 +120,10 @@ def build(folder: Path, kind: str) -> float:
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     if kind == FLAT:
         index = faiss.IndexFlatIP(vectors.shape[1])
-        for block in large_index.blocks(vectors):
+        for block in on_disk.blocks(vectors):
             index.add(block)
     else:
-        index = large_index.build(kind, vectors)
+        index = on_disk.build(kind, vectors)
     faiss.write_index(index, str(folder / "index.faiss"))
     return time.perf_counter() - begun
 
@@ -149,16 +148,15 @@ def measure(folder: Path, kind: str) -> dict:
     queries, expected = np.load(folder / "queries.npy"), np.load(folder / "expected.npy")
     faiss.knn(queries, queries, K, metric=faiss.METRIC_INNER_PRODUCT)  # what the libraries take is not the index's
     before = resident(folder)
-    if kind == FLAT:
-        index = DenseIndex([], "none", faiss.read_index(str(folder / "index.faiss")))
-    else:
-        index = DenseIndex([], "none", OnDisk(folder, rerank=kind != IVFPQ))
+    flat = kind == FLAT
+    vectors = faiss.read_index(str(folder / "index.faiss")) if flat else OnDisk(folder, rerank=kind != IVFPQ)
+    index = DenseIndex([], vectors, Encoder("none"))
     seconds = []
     for _ in range(RUNS + 1):
         begun = time.perf_counter()
         ids, _ = index.nearest(queries, K)
         seconds.append(time.perf_counter() - begun)
-    after, items = resident(folder), index.faiss.ntotal
+    after, items = resident(folder), len(index)
     grown = {name: (after[name] - before[name]) / items for name in after}
     return {
         "resident_bytes_per_item": round(grown[""] + grown["index.faiss"], 1),
@@ -231,8 +229,8 @@ def main(arguments: list[str] | None = None) -> dict | None:
 
 
 def _fits(kind: str, size: int, source: Source) -> bool:
-    taken = size * large_index.bytes_an_item(kind, source.real.shape[1])
-    return taken <= large_index.memory() // large_index.SHARE
+    taken = size * on_disk.bytes_per_item(kind, source.real.shape[1])
+    return taken <= on_disk.memory() // on_disk.MEMORY_SHARE
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from benchmarks import timing
 from benchmarks.baselines import load
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import nearest_items
-from gloss_utils.search.index import DECIMALS, DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
+from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, encode_texts, load_encoder
+from gloss_utils.search.order import DECIMALS
 
 USERS, TEXTS, ITEMS, TITLES = 22_363, 5, 12_094, 12_065
 NO_TITLE, DISTINCT_NO_TITLE = 0.10, 0.06
@@ -62,7 +63,7 @@ def plainly(index: DenseIndex, encoder, texts: list[str]) -> tuple[np.ndarray, n
 
 def differences(index: DenseIndex, encoder, queries: pd.DataFrame) -> dict:
     """All texts both ways: how many give another item, or a similarity that differs by more than rounding may."""
-    found = nearest_items(queries, index, pd.Series(range(index.faiss.ntotal)))
+    found = nearest_items(queries, index, pd.Series(range(len(index))))
     texts = queries["texts"].explode().tolist()
     ids, scores = index.nearest(encode_texts(encoder, texts), 1)
     apart = np.abs(found["score"].to_numpy() - scores[:, 0])

@@ -19,7 +19,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.language.trie import Trie
 from gloss_utils.rank import Evidence, HybridSettings
 from gloss_utils.runs.parameters import ROOT
-from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, encode_texts, load_encoder
+from gloss_utils.search import DEFAULT_ENCODER, BM25Index, encode_texts, load_encoder
 
 SEED, HISTORY, WORDS, TOKENS_A_WORD = 3407, 10, 9, 2
 

@@ -18,7 +18,8 @@ from gloss_utils.rank.ranker import FUSED
 from gloss_utils.report import published, result_plots, segments, tables
 from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
 
 
 def start(notebook: dict) -> Run:

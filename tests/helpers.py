@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +16,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.run import Run
-from gloss_utils.search.index import DenseIndex
+from gloss_utils.search import DenseIndex, Encoder
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -76,9 +75,7 @@ def dataset(sequences: dict[str, str], validation: str = "", drawn: str | None =
 def dense(texts: list[str], vectors) -> DenseIndex:
     """A dense index of given vectors; its encoder does not exist, so that only the catalogue's texts can be sought."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return DenseIndex(texts, "no such encoder", index)
+    return DenseIndex.from_vectors(texts, vectors, Encoder("no such encoder"))
 
 
 @lru_cache

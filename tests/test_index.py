@@ -1,6 +1,8 @@
 """The two indexes: order, rounding, and what comes back from disk."""
 
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +10,15 @@ import pandas as pd
 import pytest
 from helpers import dense, one_line_error
 
+from gloss_utils import build_index
 from gloss_utils.data.prompts import item_text
 from gloss_utils.report import data_plots
-from gloss_utils.search import index
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.runs import parameters as P
+from gloss_utils.runs import workers
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.run import Run
+from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex, encoder
+from gloss_utils.search.dense import MARGIN
 
 
 def near(similarities: list[float]) -> DenseIndex:
@@ -33,7 +40,7 @@ def test_similarities_that_differ_by_noise_are_a_tie_in_the_metadatas_order():
     assert scores.tolist() == [[1.0, 0.50002, 0.5, 0.5]]
 
 
-@pytest.mark.parametrize("ties", [index.MARGIN - 1, index.MARGIN + 1, 4 * index.MARGIN, 40 * index.MARGIN])
+@pytest.mark.parametrize("ties", [MARGIN - 1, MARGIN + 1, 4 * MARGIN, 40 * MARGIN])
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_ties_beyond_the_margin(ties, k):
     noise = np.linspace(0, 4e-6, ties)  # the last of the tied is the nearest before rounding
@@ -59,11 +66,28 @@ def test_equal_texts_and_k_larger_than_the_catalogue():
 
 
 def test_a_wrong_encoder_is_refused(tmp_path, monkeypatch):
-    with one_line_error(str(tmp_path / "none"), index.DEFAULT_ENCODER):
-        index.load_encoder(str(tmp_path / "none"))
-    monkeypatch.setattr(index, "DEFAULT_ENCODER_SHA256", "0" * 64)
-    with one_line_error(index.DEFAULT_ENCODER, "0" * 64):
-        index.load_encoder(index.DEFAULT_ENCODER)
+    with one_line_error(str(tmp_path / "none"), DEFAULT_ENCODER):
+        encoder.load_encoder(str(tmp_path / "none"))
+    monkeypatch.setattr(encoder, "DEFAULT_ENCODER_SHA256", "0" * 64)
+    with one_line_error(DEFAULT_ENCODER, "0" * 64):
+        encoder.load_encoder(DEFAULT_ENCODER)
+
+
+def test_the_room_loads_no_model_library_until_it_encodes():
+    heavy = "{'torch', 'transformers', 'sentence_transformers'}"
+    code = f"import sys, gloss_utils.search; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypatch):
+    def backwards(work, load, parts, workers):
+        assert workers == 2 and load.args == ("an encoder",)
+        yield from reversed([(number, np.array([[len(text)] for text in texts])) for number, texts in parts.items()])
+
+    monkeypatch.setattr(workers, "map_parts", backwards, raising=False)
+    monkeypatch.setattr(build_index, "TEXTS_PER_PART", 2)
+    run = Run(RunFolder(tmp_path), P.INDEX, {}, {"encoder": "an encoder", "workers": 2})
+    assert build_index.encode_with_workers(run, ["a", "bb", "ccc", "dddd", "eeeee"])[:, 0].tolist() == [1, 2, 3, 4, 5]
 
 
 TITLES = ["Rose Hand Cream", "Dog Leash", "Silk Conditioner", "Rose Hand Cream", "Puzzle, 500 Pieces", "Dog Collar"]
@@ -72,7 +96,7 @@ TEXTS = [f"Title: {title}" for title in TITLES]
 
 @pytest.fixture(scope="module")
 def encoded():
-    return DenseIndex.build(TEXTS, index.DEFAULT_ENCODER)
+    return DenseIndex.build(TEXTS, DEFAULT_ENCODER)
 
 
 def test_the_default_encoder(encoded):
@@ -89,7 +113,7 @@ def test_the_default_encoder(encoded):
 
 def test_a_texts_similarity_is_the_inner_product_of_unit_vectors(encoded):
     text = "Title: rose soap"
-    (vector,) = encoded._encoder.encode([text])
+    (vector,) = encoded.encoder.model.encode([text])
     (ids,), (scores,) = encoded.search([text], 6)
     expected = encoded.vectors() @ (vector / np.linalg.norm(vector))
     np.testing.assert_allclose(scores, expected[ids], atol=2e-5)
@@ -99,7 +123,7 @@ def test_a_texts_similarity_is_the_inner_product_of_unit_vectors(encoded):
 def test_a_saved_dense_index_answers_alike(encoded, tmp_path):
     encoded.save(tmp_path / "dense")
     loaded = DenseIndex.load(tmp_path / "dense")
-    assert (loaded.texts, loaded.encoder_name) == (TEXTS, index.DEFAULT_ENCODER)
+    assert (loaded.texts, loaded.encoder.name) == (TEXTS, DEFAULT_ENCODER)
     for ours, theirs in zip(encoded.search([*TEXTS, "soap"], 4), loaded.search([*TEXTS, "soap"], 4), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
@@ -181,9 +205,9 @@ def test_catalogues_of_any_language_and_size_are_found_by_words_and_mapped(title
         figure = data_plots.catalogue_map(some, pd.Series(titles), seed=3)
         assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == len(titles)
         assert all(np.isfinite(points.get_offsets()).all() for points in figure.axes[0].collections)
-        legend = figure.axes[0].get_legend()
-        told = {word for text in (legend.get_texts() if legend else ()) for word in text.get_text().split(", ")}
-        assert words <= told if some is vectors else bool(words) == bool(told)
+        labels = [label.get_text() for legend in figure.legends for label in legend.get_texts()]
+        named = {word for label in labels for word in label.split(", ")}
+        assert words <= named if some is vectors else bool(words) == bool(named)
         data_plots.plt.close(figure)
 
 
@@ -192,7 +216,7 @@ def test_neighbours_are_other_titles_if_there_are_any(titles):
     data = SimpleNamespace(items=pd.DataFrame({"title": titles}))
     texts = [item_text(title) for title in titles]
     both = dense(texts, [(title == "soap", title != "soap") for title in titles]), BM25Index.build(texts)
-    table = index.neighbours(data, *both, titles)
+    table = build_index.neighbours(build_index.Indexes(data, *both), titles).data
     assert list(table.columns) == ["dense: item", "dense: score", "bm25: item", "bm25: score"]
     assert table.index.names == ["title", "rank"] and table.index.is_unique
     others = {(title, other) for title in titles for other in titles if title != other}

@@ -1,16 +1,17 @@
 """Approximate indexes on disk: what they find, in what order, and that texts and vectors are found again."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import dataset, dense, one_line_error
 
+from gloss_utils import build_index
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.run import Run
-from gloss_utils.search import index
-from gloss_utils.search import on_disk as large_index
-from gloss_utils.search.index import DenseIndex
-from gloss_utils.search.on_disk import FLAT, HNSW, IVFPQ, Texts
+from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, build_dense, on_disk
+from gloss_utils.search.on_disk import FLAT, HNSW, IVFPQ, Places
 
 ITEMS, DIMENSIONS, BATCH = 3000, 64, 700
 GIB = 2**30
@@ -37,16 +38,15 @@ def encode(texts: list[str]) -> np.ndarray:
 
 
 def write(folder, kind: str, rerank: bool = True) -> DenseIndex:
-    batches = (TEXTS[start : start + BATCH] for start in range(0, ITEMS, BATCH))
-    return DenseIndex.write(folder, batches, "no such encoder", encode, {"kind": kind, "why": "", "rerank": rerank})
+    return build_dense(folder, TEXTS, "no such encoder", kind, rerank, encode)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Batches smaller than the catalogue, codes that are quickly trained."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(large_index, "BATCH", BATCH)
-        patched.setattr(large_index, "CODE_BYTES", 16)
+        patched.setattr(on_disk, "BATCH", BATCH)
+        patched.setattr(on_disk, "CODE_BYTES", 16)
         yield
 
 
@@ -61,13 +61,13 @@ def flat() -> DenseIndex:
 
 
 def test_auto_takes_what_fits():
-    assert large_index.choose(12_000, 384, 24 * GIB)[0] == FLAT
-    assert large_index.choose(large_index.FLAT_ITEMS, 384, 24 * GIB)[0] == FLAT
-    assert large_index.choose(large_index.FLAT_ITEMS + 1, 384, 24 * GIB)[0] == HNSW
-    assert large_index.choose(500_000, 384, 2 * GIB)[0] == HNSW  # 0.7 GiB of vectors, a quarter of 2 GiB is 0.5
-    assert large_index.choose(48_000_000, 384, 24 * GIB)[0] == IVFPQ
-    assert large_index.choose(500_000, 384, GIB // 2)[0] == IVFPQ
-    why = large_index.choose(12_000, 384, 24 * GIB)[1]
+    assert on_disk.choose(12_000, 384, 24 * GIB)[0] == FLAT
+    assert on_disk.choose(on_disk.FLAT_ITEMS, 384, 24 * GIB)[0] == FLAT
+    assert on_disk.choose(on_disk.FLAT_ITEMS + 1, 384, 24 * GIB)[0] == HNSW
+    assert on_disk.choose(500_000, 384, 2 * GIB)[0] == HNSW  # 0.7 GiB of vectors, a quarter of 2 GiB is 0.5
+    assert on_disk.choose(48_000_000, 384, 24 * GIB)[0] == IVFPQ
+    assert on_disk.choose(500_000, 384, GIB // 2)[0] == IVFPQ
+    why = on_disk.choose(12_000, 384, 24 * GIB)[1]
     assert "12,000 items" in why and "6.0 GiB" in why
 
 
@@ -90,7 +90,7 @@ def test_an_items_own_text_is_found_with_similarity_1_and_its_twins_in_the_catal
 
 
 def test_more_twins_than_are_re_ranked_keep_the_catalogues_order(built, monkeypatch):
-    monkeypatch.setattr(large_index, "RERANKED", 1)
+    monkeypatch.setattr("gloss_utils.search.dense.RERANKED", 1)
     assert built.search([TEXTS[7]], 2)[0].tolist() == [[7, 50]]
     assert built.search([TEXTS[7]], 4)[0].tolist() == [[7, 50, 2000, 2999]]
 
@@ -107,7 +107,7 @@ def test_more_than_the_catalogue_has(built, flat):
 def test_it_is_memory_mapped_and_reads_no_more_than_asked_for(built):
     assert isinstance(built.vectors(), np.memmap) and built.vectors().shape == (ITEMS, DIMENSIONS)
     np.testing.assert_array_equal(built.vectors(), VECTORS)
-    assert isinstance(built.texts.hashes, np.memmap)
+    assert built.texts.get(TEXTS[2999], -1) == 7 and built.texts.get("Title: thing 7 ", -1) == -1
 
 
 def test_strength_is_that_of_the_flat_index(built, flat):
@@ -115,15 +115,22 @@ def test_strength_is_that_of_the_flat_index(built, flat):
 
 
 def test_items_that_are_added_are_found_exactly(built):
-    new = made(5, 9)
-    longer = built.extended(TEXTS[:0])
-    longer.faiss, longer.texts = built.faiss.extended(new), built.texts.__add__(["Title: new", "Title: new", *"abc"])
-    ids, scores = longer.nearest(new, 3)
-    assert ids[:, 0].tolist() == list(range(ITEMS, ITEMS + 5)) and (scores[:, 0] == 1).all()
-    assert longer.search(["Title: new"], 1)[0].tolist() == [[ITEMS]]  # the first of two
-    assert len(longer.texts) == len(longer.vectors()) == ITEMS + 5
-    np.testing.assert_array_equal(longer.encode([TEXTS[3], "c"]), [VECTORS[3], new[4]])
-    assert len(built.texts) == ITEMS
+    new, asked = dict(zip(["Title: new", *"abc"], made(4, 9), strict=True)), []
+
+    def encode_new(texts):
+        asked.extend(texts)
+        return np.array([new[text] for text in texts])
+
+    before = DenseIndex(built.texts, built.faiss, encode_new, built.about)
+    longer = before.extended(["Title: new", TEXTS[3], "a"]).extended(["Title: new", "b", "c"])
+    assert asked == ["Title: new", "a", "b", "c"]
+    ids, scores = longer.nearest(np.array(list(new.values())), 3)
+    assert ids[:, 0].tolist() == [ITEMS, ITEMS + 2, ITEMS + 4, ITEMS + 5] and (scores[:, 0] == 1).all()
+    assert longer.search(["Title: new", TEXTS[3]], 2)[0].tolist() == [[ITEMS, ITEMS + 3], [3, ITEMS + 1]]
+    assert len(longer) == len(longer.vectors()) == ITEMS + 6
+    np.testing.assert_array_equal(longer.encode([TEXTS[3], "c"]), [VECTORS[3], new["c"]])
+    np.testing.assert_array_equal(longer.vectors()[[5, -1]], [VECTORS[5], new["c"]])
+    assert len(before) == ITEMS and before.nearest(new["c"][None], 1)[1] < 1
 
 
 def test_without_re_ranking_similarities_are_those_of_the_codes(tmp_path):
@@ -133,29 +140,39 @@ def test_without_re_ranking_similarities_are_those_of_the_codes(tmp_path):
     assert np.mean([own in row for own, row in enumerate(ids.tolist())]) > 0.9
 
 
-def test_texts_of_one_hash_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(large_index, "_hashes", lambda texts: np.array([len(text) for text in texts], dtype=np.uint64))
-    texts = Texts.write(tmp_path, [["aa", "b", "cc"], ["aa", "dd", "ééé"]])
-    assert texts.find(["dd", "aa", "cc", "b", "xx", "ééé", "long", ""]).tolist() == [4, 0, 2, 1, -1, 5, -1, -1]
-    assert len(texts) == 6 and texts.at(np.array([5, 1])) == ["ééé", "b"]
+def test_a_text_is_found_at_its_first_place_and_only_as_it_is(tmp_path):
+    folder = tmp_path / "50% off? #1"  # which an address of a file has to quote
+    folder.mkdir()
+    places = Places.write(folder, ["aa", "b", "a\0c", "aa", "a\0d", "ééé", "", "12", "Aa"])
+    sought = ["a\0d", "aa", "a\0c", "b", "a", "aa ", "ééé", "éé", "", "12", "012", "Aa", "AA"]
+    assert [places.get(text, -1) for text in sought] == [4, 0, 2, 1, -1, -1, 5, -1, 6, 7, -1, 8, -1]
+
+
+def test_the_same_texts_make_the_same_files(built, tmp_path):
+    again = write(tmp_path / "dense", built.about["kind"])
+    assert again.about == built.about
+    folder = Path(built.faiss.file.filename).parent
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["encoder.json", "index.faiss", "texts.sqlite", "vectors.npy"]
+    assert all((folder / name).read_bytes() == (tmp_path / "dense" / name).read_bytes() for name in names)
 
 
 def test_equal_texts_are_encoded_once_over_all_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(large_index, "BATCH", 2)
+    monkeypatch.setattr(on_disk, "BATCH", 2)
     asked = []
 
     def counted(texts):
         asked.extend(texts)
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
-    texts = Texts.write(tmp_path, [["a", "bb"], ["a", "bb"], ["ccc", "a"]])
-    vectors = large_index.write_vectors(tmp_path / "v.npy", texts, counted)
+    texts = ["a", "bb", "a", "bb", "ccc", "a"]
+    vectors = on_disk.write_vectors(tmp_path / "v.npy", texts, Places.write(tmp_path, texts), counted)
     assert asked == ["a", "bb", "ccc"] and vectors[:, 0].tolist() == [1, 2, 1, 2, 3, 1]
 
 
 def test_one_pass_over_blocks_is_exact():
     queries = made(20, 4)
-    scores, places = large_index.exact(VECTORS, queries, 10)
+    scores, places = on_disk.exact(VECTORS, queries, 10)
     expected = np.sort(queries @ VECTORS.T, axis=1)[:, ::-1][:, :10]
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(queries @ VECTORS.T, places, 1), expected, atol=1e-6)
@@ -166,7 +183,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         raise RuntimeError("the encoder died")
 
     with pytest.raises(RuntimeError):
-        DenseIndex.write(tmp_path / "dense", [TEXTS], "none", broken, {"kind": HNSW, "why": "", "rerank": True})
+        build_dense(tmp_path / "dense", TEXTS, "none", HNSW, encode=broken)
     assert not list(tmp_path.iterdir())
 
 
@@ -178,32 +195,28 @@ def test_a_wrong_kind_is_refused():
 
 
 def test_few_items_can_be_indexed(tmp_path):
+    vectors = np.eye(8, dtype=np.float32)
     for kind in (HNSW, IVFPQ):
-        texts = ["a", "b", "c"]
-        small = DenseIndex.write(
-            tmp_path / kind,
-            [texts],
-            "none",
-            lambda t: np.eye(8, dtype=np.float32)[: len(t)],
-            {"kind": kind, "why": "", "rerank": True},
-        )
+        small = build_dense(tmp_path / kind, ["a", "b", "c"], "none", kind, encode=lambda texts: vectors[: len(texts)])
         assert small.search(["b"], 9)[0].tolist() == [[1, 0, 2]]
 
 
 def test_a_saved_flat_index_says_its_kind(flat, tmp_path):
     flat.save(tmp_path / "dense")
-    assert index.DenseIndex.load(tmp_path / "dense").about == {"kind": FLAT}
+    assert DenseIndex.load(tmp_path / "dense").about == {"kind": FLAT}
 
 
 @pytest.mark.parametrize("asked, taken", [("auto", FLAT), (HNSW, HNSW), (IVFPQ, IVFPQ)])
 def test_stage_3_builds_what_is_asked_for_and_says_so(tmp_path, asked, taken):
     data, folder = dataset({"u": "abc", "v": "bcd"}), RunFolder(tmp_path)
-    told = {"index": asked, "rerank_from_disk": True, "encoder": index.DEFAULT_ENCODER, "engine": "local"}
-    run = Run(folder, P.INDEX, {}, told)
-    found, _ = index.prepare(run, data)
+    data.save(folder.data)
+    values = {"index": asked, "rerank_from_disk": True, "encoder": DEFAULT_ENCODER, "engine": "local"}
+    run = Run(folder, P.INDEX, {}, values)
+    indexes = build_index.prepare(run)
+    found = indexes.dense
     assert found.search(["Title: title c"], 1)[0].tolist() == [[2]]
     loaded = DenseIndex.load(folder.dense_index)
-    assert loaded.about["kind"] == taken and index.built(run, loaded)["value"]["kind"] == taken
+    assert loaded.about["kind"] == taken and build_index.what_was_built(run, indexes).data["value"]["kind"] == taken
     np.testing.assert_array_equal(loaded.search(["Title: title b"], 4), found.search(["Title: title b"], 4))
     longer = loaded.extended(["Title: a new thing", "Title: title a"])
     assert longer.search(["Title: title a"], 2)[0].tolist() == [[0, 5]]

@@ -15,8 +15,7 @@ from gloss_utils.data.prompts import encode_texts, item_text
 from gloss_utils.language import tiny
 from gloss_utils.rank import read_trec
 from gloss_utils.report import metrics, tables
-from gloss_utils.search import index
-from gloss_utils.search.index import BM25Index
+from gloss_utils.search import BM25Index, encoder
 
 
 def with_new(new: str, sequences: dict[str, str], validation: str = "") -> Dataset:
@@ -130,8 +129,8 @@ def shop(monkeypatch):
         encoded.extend(texts)
         return np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (len(texts), 1))
 
-    monkeypatch.setattr(index, "encode_texts", encode)
-    monkeypatch.setattr(index, "load_encoder", lambda name: SimpleNamespace())
+    monkeypatch.setattr(encoder, "encode_texts", encode)
+    monkeypatch.setattr(encoder, "load_encoder", lambda name: SimpleNamespace())
     tokenizer = tiny.train_tokenizer(data.items["title"].tolist(), 300)
     indexes = {"dense": dense(texts, [[1, 0], [0, 1], [-1, 0]]), "bm25": BM25Index.build(texts)}
     return user_segments.Shop(data, indexes, tokenizer), encoded

@@ -15,7 +15,7 @@ from gloss_utils.rank import (
     write_qrels,
     write_trec,
 )
-from gloss_utils.search.index import BM25Index
+from gloss_utils.search import BM25Index
 
 ITEMS = pd.Series(list("abcd"))
 

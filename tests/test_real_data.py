@@ -13,7 +13,7 @@ from gloss_utils.rank import as_run, last_item_search
 from gloss_utils.report import metrics
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
-from gloss_utils.search.index import BM25Index
+from gloss_utils.search import BM25Index
 
 REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
 

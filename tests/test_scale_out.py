@@ -4,7 +4,6 @@ import os
 import pickle
 import signal
 import sys
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from gloss_utils.language import generation as generate
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs import workers as scale_out
 from gloss_utils.runs.run import Run
-from gloss_utils.search import index
+from gloss_utils.search import encode_texts, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +71,7 @@ def test_vectors_are_in_the_order_given(small_run, session, monkeypatch):
     monkeypatch.setattr(scale_out, "TEXTS_A_PART", 64)
     run, titles = run_of(small_run, **SEVERAL), Dataset.load(small_run[0].data).items["title"]
     texts = [item_text(title) for title in titles]
-    expected = index.DenseIndex.build(texts, run["encoder"]).vectors()
-    found = index.DenseIndex.build(texts, run["encoder"], partial(scale_out.encode, run)).vectors()
+    expected, found = encode_texts(load_encoder(run["encoder"]), texts), scale_out.encode(run, texts)
     assert found.dtype == np.float32 and found.shape == expected.shape
     assert np.abs(found - expected).max() < 1e-6
 

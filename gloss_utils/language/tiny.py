@@ -15,7 +15,7 @@ from gloss_utils.base.files import is_signed, sign, write_whole
 from gloss_utils.data import prompts
 from gloss_utils.language import training
 from gloss_utils.runs.run import Run
-from gloss_utils.search.index import BM25Index
+from gloss_utils.search.bm25 import BM25Index
 
 TITLES_A_LIST = 8
 RELATED = 12  # titles that are near enough to stand beside a title in a list

@@ -23,7 +23,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import full_disk_in_one_line
 from gloss_utils.language import generation as generate
 from gloss_utils.runs.run import Run
-from gloss_utils.search import index
+from gloss_utils.search.encoder import encode_texts, load_encoder
 
 TRIES = 4  # at a part whose workers die; Ray itself would try for ever
 TEXTS_A_PART = 512
@@ -59,12 +59,12 @@ def encode(run: Run, texts: list[str]) -> np.ndarray:
     """
     starts = range(0, len(texts), TEXTS_A_PART)
     parts = [{"number": start, "texts": texts[start : start + TEXTS_A_PART]} for start in starts]
-    found = dict(_answers(run, parts, partial(index.load_encoder, run["encoder"]), _encode))
+    found = dict(_answers(run, parts, partial(load_encoder, run["encoder"]), _encode))
     return np.concatenate([found[start] for start in starts])
 
 
 def _encode(encoder, part: dict) -> np.ndarray:
-    return index.encode_texts(encoder, part["texts"])
+    return encode_texts(encoder, part["texts"])
 
 
 class _Worker:

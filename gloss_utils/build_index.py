@@ -1,0 +1,97 @@
+"""Notebook 3: two indexes of the catalogue's `Title: …` texts, one by meaning (dense) and one by words (BM25)."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import item_text
+from gloss_utils.report import data_plots, tables
+from gloss_utils.runs.parameters import INDEX
+from gloss_utils.runs.run import Run, open_run
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex, build_dense
+from gloss_utils.search.encoder import encode_texts, load_encoder
+
+TEXTS_PER_PART = 512
+
+
+@dataclass
+class Indexes:
+    """The catalogue and its indexes."""
+
+    data: Dataset
+    dense: DenseIndex
+    bm25: BM25Index
+
+
+def start(notebook: dict) -> Run:
+    """Start stage 3 from its notebook's `globals()`. Raises `GlossError` where that cannot be done."""
+    return open_run(INDEX, notebook)
+
+
+def prepare(run: Run) -> Indexes:
+    """Build both indexes of the catalogue and write them to the run's `index/`."""
+    data, folder, encoder = Dataset.load(run.folder.data), run.folder, run["encoder"]
+    texts = [item_text(title) for title in data.items["title"]]
+    if Path(encoder).is_dir():
+        run.read_from_outside(encoder)
+    encode = partial(encode_with_workers, run) if run["engine"] == "ray" else None
+    dense = build_dense(folder.dense_index, texts, encoder, run["index"], run["rerank_from_disk"], encode)
+    bm25 = BM25Index.build(texts)
+    bm25.save(folder.bm25_index)
+    run.outputs += [folder.dense_index, folder.bm25_index]
+    return Indexes(data, dense, bm25)
+
+
+def encode_with_workers(run: Run, texts: list[str]) -> np.ndarray:
+    """Vectors of texts, float32 [texts, dimensions], L2-normalised, by Ray workers. Raises `GlossError` where they
+    cannot load the encoder, or die again and again."""
+    from gloss_utils.runs.workers import map_parts  # needs Ray, which not everyone installs
+
+    parts = {start: texts[start : start + TEXTS_PER_PART] for start in range(0, len(texts), TEXTS_PER_PART)}
+    load = partial(load_encoder, run["encoder"])
+    vectors = dict(map_parts(encode_texts, load, parts, run["workers"]))
+    return np.concatenate([vectors[start] for start in parts])
+
+
+def what_was_built(run: Run, indexes: Indexes) -> Styler:
+    """The kind of dense index, why it was chosen, and its size."""
+    files = {path.name: path.stat().st_size for path in run.folder.dense_index.iterdir()}
+    about, items = indexes.dense.about, len(indexes.dense)
+    vectors = f"{files['vectors.npy'] / items:,.0f}" if "vectors.npy" in files else "in the index"
+    rows = {
+        "kind": about["kind"],
+        "why": about["why"],
+        "similarities": "exact" if about.get("rerank", True) else "inner products with compressed vectors",
+        "items": f"{items:,}",
+        "index, bytes per item": f"{files['index.faiss'] / items:,.0f}",
+        "vectors on disk, bytes per item": vectors,
+    }
+    return tables.in_full(pd.DataFrame({"value": rows}))
+
+
+def neighbours(indexes: Indexes, titles: list[str] | None = None, k: int = 3) -> Styler:
+    """The k nearest other items of some titles (by default five of the catalogue) in both indexes, side by side."""
+    catalogue, parts = indexes.data.items["title"], []
+    titles = titles or catalogue.iloc[:: max(1, len(catalogue) // 5)].iloc[:5].tolist()
+    for name, index in (("dense", indexes.dense), ("bm25", indexes.bm25)):
+        rows = []
+        for title in dict.fromkeys(titles):
+            ids, scores = index.search([item_text(title)], k + int((catalogue == title).sum()))
+            others = [(catalogue[i], s) for i, s in zip(ids[0], scores[0], strict=True) if catalogue[i] != title]
+            rows += [(title, rank, *other) for rank, other in enumerate(others[:k], 1)]
+        columns = ["title", "rank", f"{name}: item", f"{name}: score"]
+        parts.append(pd.DataFrame(rows, columns=columns).set_index(["title", "rank"]))
+    return tables.in_full(pd.concat(parts, axis=1))
+
+
+def catalogue_map(run: Run, indexes: Indexes) -> Figure:
+    """The catalogue's items in two dimensions, in groups named by their words."""
+    figure = data_plots.catalogue_map(indexes.dense.vectors(), indexes.data.items["title"], run["seed"])
+    return run.save_figure(figure, "03_catalogue_map")
