@@ -17,7 +17,6 @@ from gloss_utils.base.files import fingerprint
 from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset, build
 from gloss_utils.data.prompts import item_text
-from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank import baselines, fusion, ranking, sasrec
 from gloss_utils.runs import results
 from gloss_utils.runs.folder import Run, RunFolder
@@ -29,8 +28,7 @@ DEPTH, SEED, WIDTH = 10, 3407, 128
 
 def load(name: str, data_dir) -> Dataset:
     """Read a dataset from its raw files."""
-    paths = sources.locate(name, data_dir)
-    return build(*sources.read(paths, sources.describe(name), None, Rejects(), 0), None, SEED)
+    return build(*sources.read(sources.find(name, data_dir), max_rejected=0), None, SEED)
 
 
 def measure(data: Dataset, run: Run) -> tuple[list[dict], dict[str, float]]:
@@ -39,7 +37,7 @@ def measure(data: Dataset, run: Run) -> tuple[list[dict], dict[str, float]]:
     indexes = {"dense": DenseIndex.build(texts, DEFAULT_ENCODER), "bm25": BM25Index.build(texts)}
     examples, begun = splits.evaluation_examples(data, "test"), time.time()
     settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
-    learnable = splits.learnable_sequences(data, examples)
+    learnable = splits.training_sequences(data, examples)
     rankings = baselines.rank(examples, data, indexes, settings, DEPTH, learnable)
     seconds = {"all but SASRec": time.time() - begun}
     if run["sasrec_epochs"]:
@@ -74,7 +72,7 @@ def main():
             print(f"| {name} | {row['users']:,} | {row['method']} | {' | '.join(cells)} |", flush=True)
         print(f"seconds: {seconds}", flush=True)
         if options.results:
-            inputs = {fingerprint(path): path.name for path in sources.locate(name, options.data_dir)}
+            inputs = {fingerprint(path): path.name for path in sources.find(name, options.data_dir).paths}
             command = (
                 f"python -m benchmarks.baselines DATA_DIR --datasets {name} --sasrec-epochs {run['sasrec_epochs']}"
             )

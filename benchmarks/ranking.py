@@ -101,7 +101,7 @@ def choose_counting(datasets: dict[str, Dataset]) -> fusion.Settings:
 
 
 def _training_world(data: Dataset):
-    sequences = splits.learnable_sequences(data, pd.DataFrame(columns=splits.COLUMNS))
+    sequences = splits.training_sequences(data, pd.DataFrame(columns=splits.COLUMNS))
     users = [user for user, sequence in sequences.items() if len(sequence) >= 2]
     drawn = np.random.default_rng(SEED).choice(users, min(TUNED_ON, len(users)), replace=False)
     targets = {user: sequences[user][-1] for user in drawn}

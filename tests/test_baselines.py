@@ -56,7 +56,7 @@ def quick(monkeypatch):
 def test_sasrec_learns_the_order(ring, quick, monkeypatch):
     data, run = ring
     evaluated = splits.evaluation_examples(data, "test")
-    learnable = splits.learnable_sequences(data, evaluated)
+    learnable = splits.training_sequences(data, evaluated)
     model = sasrec.prepare(run, data, evaluated, learnable)
     found = sasrec.rank(model, evaluated, data, 3, learnable)
     first = found[found["rank"] == 1].set_index("user")["item"]
@@ -89,7 +89,7 @@ def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split):
 
     monkeypatch.setattr(training, "train", train)
     evaluated = splits.evaluation_examples(data, split)
-    learnable = splits.learnable_sequences(data, evaluated)
+    learnable = splits.training_sequences(data, evaluated)
     with pytest.raises(InterruptedError):
         sasrec.prepare(run, data, evaluated, learnable)
     assert seen["texts"] == [[ord(item) - ord("a") + 1 for item in s] for s in learnable.values() if len(s) > 1]

@@ -288,7 +288,7 @@ def test_hybrid_hears_sasrec_where_the_weights_name_it(shop, tmp_path):
         assert len(asked) == bool(weight)
     pd.testing.assert_frame_equal(found[0], found[None])
     assert found[None].iloc[0]["item"] != "d" and found[100].iloc[0]["item"] == "d"
-    assert asked == [splits.learnable_sequences(data, rows)]
+    assert asked == [splits.training_sequences(data, rows)]
     of_v = [frame[frame["user"] == "v"].reset_index(drop=True) for frame in found.values()]
     pd.testing.assert_frame_equal(of_v[0], of_v[2])  # not ranked for by SASRec
 
@@ -316,7 +316,7 @@ def test_little_to_go_by_still_gives_a_full_ranking(shop, rule):
 
 def test_ties_in_every_score_keep_popularity_then_the_catalogues_order(shop):
     data, _ = shop
-    histories, learnable = {"v": [], "w": ["a"]}, splits.learnable_sequences(data, queries())
+    histories, learnable = {"v": [], "w": ["a"]}, splits.training_sequences(data, queries())
     evidence = fusion.Evidence({}, histories, learnable, data.items["item"], FROZEN)
     found = fusion.rankings(evidence, {"": {}}, True, 5)[""]
     assert (found["score"] == 0).all()

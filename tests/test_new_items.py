@@ -47,7 +47,7 @@ def test_new_items_leave_training_and_validation_and_stay_in_test():
 
 
 def learnable(data: Dataset, examples: pd.DataFrame) -> dict[str, str]:
-    return {user: "".join(items) for user, items in splits.learnable_sequences(data, examples).items()}
+    return {user: "".join(items) for user, items in splits.training_sequences(data, examples).items()}
 
 
 def test_nothing_is_learnt_of_new_items_nor_of_targets():

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 from helpers import SHARED, dataset, metadata, one_line_error, real, reviews
 
-from gloss_utils.data import demo, queries, sources, splits
+from gloss_utils.data import queries, sources, splits
 from gloss_utils.data.dataset import Dataset, Rules, build
-from gloss_utils.data.rejects import Rejects
 
 
 def shown(examples: pd.DataFrame) -> dict[str, str]:
@@ -43,9 +42,7 @@ def test_a_split_without_users_is_an_error():
 
 
 def test_no_held_out_target_is_in_a_training_text(tmp_path):
-    review_file, metadata_file = tmp_path / "r", tmp_path / "m"
-    demo.write(review_file, metadata_file)
-    read, titles = sources.read((review_file, metadata_file), sources.describe("demo"), None, Rejects(), 0)
+    read, titles = sources.read(sources.find("demo", tmp_path))
     data = build(read, titles, None, 5)
     trained = {
         user: [*history, target] for user, history, target in splits.training_examples(data).itertuples(index=False)
@@ -66,7 +63,7 @@ NOBODY = pd.DataFrame(columns=["user", "history", "target"])
 
 def learnable(data, *evaluated: tuple) -> dict[str, str]:
     rows = [(user, list(history), target) for user, history, target in evaluated]
-    found = splits.learnable_sequences(data, pd.DataFrame(rows, columns=NOBODY.columns) if rows else NOBODY)
+    found = splits.training_sequences(data, pd.DataFrame(rows, columns=NOBODY.columns) if rows else NOBODY)
     return {user: "".join(sequence) for user, sequence in found.items()}
 
 
@@ -162,7 +159,7 @@ def test_nothing_of_the_future_is_learnt_under_a_time_split():
     data = by_time({"u": "abcfgij", "v": "aei", "x": "ijk", "y": "abe"}, [5, 8])
     for split in ("test", "validation", "next"):
         examples = splits.held_out_examples(data, split)
-        known = splits.learnable_sequences(data, examples)
+        known = splits.training_sequences(data, examples)
         assert {user: "".join(items) for user, items in known.items()} == {"u": "abc", "v": "ae", "x": "", "y": "abe"}
 
 
@@ -183,7 +180,7 @@ def test_what_is_learnt_hangs_on_nothing_later(rules):
         assert data.statistics["periods"] == [120, 160]
         examples = [splits.held_out_examples(data, split) for split in ("validation", "test", "next")]
         assert max(map(len, pd.concat(examples)["history"])) <= rules.get("max_history", 200)
-        learnt = [splits.learnable_sequences(data, evaluated) for evaluated in examples]
+        learnt = [splits.training_sequences(data, evaluated) for evaluated in examples]
         learnt = [{user: items for user, items in one.items() if items} for one in learnt]
         assert learnt[0] == learnt[1] == learnt[2] and min(map(len, learnt[0].values())) >= 3
         found.append((splits.training_examples(data).values.tolist(), learnt[0]))
@@ -205,9 +202,7 @@ def test_max_history_cuts_the_history_of_each_example_of_a_time_split():
 
 
 def test_the_demo_split_by_time_keeps_its_periods_apart(tmp_path):
-    paths = sources.locate("demo", tmp_path)
-    read = sources.read(paths, sources.describe("demo"), None, Rejects(), 0)
-    data = build(*read, None, 5, Rules(holdout="time", holdout_share=0.2))
+    data = build(*sources.read(sources.find("demo", tmp_path)), None, 5, Rules(holdout="time", holdout_share=0.2))
     begin, times = data.statistics["periods"], data.interactions.groupby("user")["time"].agg(list)
     training = splits.training_examples(data).set_index("user")["history"].map(len)
     assert all(times[user][length] < begin[0] for user, length in training.items())

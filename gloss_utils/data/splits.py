@@ -100,7 +100,7 @@ def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def learnable_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list[str]]:
+def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list[str]]:
     """What a method may learn from: each user's items in the training texts, and of evaluated users only those before
     the target.
 

@@ -20,7 +20,7 @@ def rank(
     learnable: dict[str, list[str]],
 ) -> dict[str, pd.DataFrame]:
     """All rankings for the users of `queries` (user, history, target), by method. learnable: see
-    `splits.learnable_sequences`."""
+    `splits.training_sequences`."""
     histories = dict(zip(queries["user"], queries["history"], strict=True))
     rankings = {"popularity": popularity(histories, learnable, data, depth)}
     for method in LAST_ITEM:
@@ -33,7 +33,7 @@ def rank(
 def popularity(
     histories: dict[str, list[str]], learnable: dict[str, list[str]], data: Dataset, depth: int
 ) -> pd.DataFrame:
-    """Baseline: the items that occur most often in `learnable` (see `splits.learnable_sequences`), for every user.
+    """Baseline: the items that occur most often in `learnable` (see `splits.training_sequences`), for every user.
 
     Equally popular items keep the metadata's order; items that do not occur are not ranked.
     """

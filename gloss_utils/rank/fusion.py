@@ -123,7 +123,7 @@ class Evidence:
         settings: Settings,
     ):
         """found: what `ranking.candidates` returned, by the feature that it counts for; of `sasrec`, its ranking.
-        histories: of the users that are to be ranked for. learnable: see `splits.learnable_sequences`. items: ids, in
+        histories: of the users that are to be ranked for. learnable: see `splits.training_sequences`. items: ids, in
         the catalogue's order."""
         self.users, self.items, self.settings = pd.Index(list(histories)), pd.Index(items), settings
         self.votes = self._votes(found)

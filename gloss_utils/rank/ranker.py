@@ -107,7 +107,7 @@ class Ranker:
         """What may be learnt from; of an evaluated user's own interactions none from the target on."""
         if self.parameters["split"] == "next":  # nothing is held out
             return self.data.sequences()
-        return splits.learnable_sequences(self.data, self.queries)
+        return splits.training_sequences(self.data, self.queries)
 
     @cached_property
     def evidence(self) -> fusion.Evidence:

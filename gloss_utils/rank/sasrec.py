@@ -68,7 +68,7 @@ def ranked(run: Run, data: Dataset, queries: pd.DataFrame, depth: int, learnable
 
 
 def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[str, list[str]]) -> SASRec:
-    """Train once on what may be learnt (see `splits.learnable_sequences`) and save in the run folder; later calls with
+    """Train once on what may be learnt (see `splits.training_sequences`) and save in the run folder; later calls with
     the same data and settings find it there. Training that was cut off goes on from its last epoch.
 
     It stops early by the loss on validation users, under split test on all of them, else on those who are not

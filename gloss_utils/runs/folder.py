@@ -205,6 +205,13 @@ class Run:
         """Note a file or folder from outside the run folder that this stage's results depend on."""
         self.inputs[str(path)] = fingerprint(path)
 
+    def save_figure(self, figure, name: str):
+        """Write a figure as PNG and PDF to the run's `figures/`, and note both files as outputs."""
+        from gloss_utils.report import figures
+
+        self.outputs += figures.write(figure, self.folder.figures, name, dpi=200, bbox_inches="tight")
+        return figure
+
     def finish(self) -> str:
         """Record the stage as finished, with what it noted in `outputs`; returns a line that says so.
 

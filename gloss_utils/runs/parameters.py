@@ -5,25 +5,18 @@ import ast
 import importlib.util
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.data.sources import DATASETS, is_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
 STAGES = ("01_explore_data", "02_fine_tune", "03_build_index", "04_retrieve", "05_evaluate", "06_user_segments")
 EXPLORE, FINE_TUNE, INDEX, RETRIEVE, EVALUATE, SEGMENTS = STAGES
-
-
-DATASET = re.compile(r"demo|beauty|toys|sports|movielens-100k|movielens-1m|table|amazon(2018|2023)-(\w+)", re.ASCII)
-DATASETS = (
-    "demo, beauty, toys, sports, amazon2018-CATEGORY or amazon2023-CATEGORY (as All_Beauty), movielens-100k, "
-    "movielens-1m, or table"
-)
 
 
 @dataclass(frozen=True)
@@ -171,7 +164,7 @@ def check(name: str, value):
             value = str(value)  # a user id may be all digits
         if not isinstance(value, str) or not value.strip():
             raise wrong
-        if kind == "dataset" and not DATASET.fullmatch(value):
+        if kind == "dataset" and not is_dataset(value):
             raise wrong
         value = _from_root(value, kind)
     elif not isinstance(value, kind):
