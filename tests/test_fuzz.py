@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import queries, readers, sources, templates
-from gloss_utils.data.blocks import Layout
+from gloss_utils.data.formats import Layout
 from gloss_utils.data.readers import is_id
 from gloss_utils.data.rejects import Rejects
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils.data import blocks, readers, rejects, sources
+from gloss_utils.data import blocks, formats, readers, rejects, sources
 from gloss_utils.data.rejects import Rejects
 
 AMAZON = sources.published("beauty")
@@ -161,7 +161,7 @@ def test_a_malformed_metadata_line_is_counted_and_left_out(tmp_path, line):
 
 
 def test_a_literal_that_would_fill_the_memory_is_not_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "LITERAL", 1000)
+    monkeypatch.setattr(formats, "LITERAL", 1000)
     long = "{'asin': 'a', 'title': 'A', 'more': [" + "0," * 1000 + "]}"
     frame, bad = read_metadata(write_lines(tmp_path / "meta", [long, "{'asin': 'a', 'title': 'A'}"]), {"a"}, 0.5)
     assert len(frame) == 1 and bad == 1

@@ -1,17 +1,13 @@
-"""Raw files as records, block by block: JSON lines, Python literals, delimited text, CSV and Parquet.
+"""Raw files, packed or not, as blocks of records.
 
-Arrow parses a whole block at once. Where it cannot, or where a value needs a closer look, the block's records are read
-one by one instead. A Python literal is parsed, never executed.
+Arrow reads a whole block at once. Where it cannot, or where a value needs a closer look, the block's records are read
+one by one instead.
 """
 
-import ast
 import csv
 import gzip
-import json
-import warnings
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,43 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 from tqdm import tqdm
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.data.formats import LONGEST, Layout, csv_records, json_record, parsers
 from gloss_utils.data.rejects import Unusable
 
 BLOCK = 2**22  # bytes parsed at once
-LONGEST = 2**24  # bytes of a line that are read
-SPAN = 100  # lines that one value of a CSV file may go over
-LITERAL = 2**20  # bytes of a Python literal: parsing takes some 500 times as much memory
 HEAD = 1000  # lines of JSON that are searched for the names of columns
 ROWS = 2**13  # rows of a block of CSV whose values may go over lines
-
-csv.field_size_limit(LONGEST)  # Python's own limit is 128 KiB
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a file is written. fields: the file's column or key for each of our names (user, item, time, rating).
-
-    form: json, literal, delimited, csv or parquet. typed: True for published JSON, in which an id is always a text, a
-    time a whole number and a rating a number. text: an item's text, as a template over columns. member: the file
-    inside a zip archive. separator, encoding: of delimited text, which knows no quotes. columns: of delimited text and
-    CSV. spans: whether a quoted CSV value may go over several lines; if not, a stray quote costs only its own line.
-    """
-
-    form: str
-    fields: dict[str, str]
-    typed: bool = True
-    text: str = "{title}"
-    member: str | None = None
-    separator: str = "\t"
-    columns: tuple[str, ...] = ()
-    encoding: str = "utf-8"
-    spans: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +37,7 @@ class Block:
     raises `Unusable` where that is not possible.
     """
 
-    table: pa.Table | pa.RecordBatch | None
+    table: pa.Table | None
     records: Callable[[], Iterator[tuple[str, Any, Callable[[], Any]]]]
 
 
@@ -85,23 +54,13 @@ def blocks(path: Path, layout: Layout, columns: dict[str, pa.DataType], name: st
     with _opened(path, layout.member, name) as source:
         first = _first_line(source)[1] + 1 if layout.form == "csv" else 1
         if layout.form == "csv" and layout.spans:
-            records = _csv_records(source, first, layout)
+            records = csv_records(iter(partial(source.readline, LONGEST), b""), first, layout)
             while some := list(islice(records, ROWS)):
                 yield Block(None, partial(iter, some))
             return
-        table, parse = _parsers(layout, columns, wanted)
+        table, parse = parsers(layout, columns, wanted)
         for number, block in _line_blocks(source, first):
             yield Block(table(block), partial(_line_records, number, block, parse))
-
-
-def _parsers(layout: Layout, columns: dict[str, pa.DataType], wanted) -> tuple[Callable, Callable]:
-    """A function that makes a table (or None) of a block, and one that makes a record of a line."""
-    if layout.form == "json":
-        return partial(_json_table, layout, columns), _json_record
-    if layout.form == "literal":
-        start = f"{{'{layout.fields['item']}': '".encode()
-        return lambda block: None, partial(_literal_record, start, wanted)
-    return partial(_csv_table, layout, list(columns)), partial(_csv_record, layout)
 
 
 # ---- bytes and lines
@@ -166,128 +125,6 @@ def _line_records(number: int, block: bytes, parse: Callable) -> Iterator[tuple[
             yield f"line {place}", line, partial(parse, line)
 
 
-def _number_of_lines(block: bytes) -> int:
-    return block.count(b"\n") + (not block.endswith(b"\n"))
-
-
-# ---- JSON lines and Python literals
-
-
-def _json_table(layout: Layout, columns: dict[str, pa.DataType], block: bytes) -> pa.Table | None:
-    options = pa.json.ParseOptions(
-        explicit_schema=pa.schema(columns) if layout.typed else None,
-        unexpected_field_behavior="ignore" if layout.typed else "infer",
-    )
-    reading = pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
-    try:
-        table = pa.json.read_json(pa.BufferReader(block), reading, options)
-        there = set(table.column_names)  # all of a schema's; a column without any value counts as absent
-        table = table.select([name for name in columns if name in there and table[name].null_count < len(table)])
-        table.validate(full=True)
-    except (pa.ArrowException, ValueError):
-        return None
-    return table if len(table) == _number_of_lines(block) else None
-
-
-def _json_record(line: bytes):
-    try:
-        return json.loads(line.decode("utf-8", errors="replace"))
-    except (ValueError, RecursionError):
-        raise Unusable("it is not JSON") from None
-
-
-def _literal_record(start: bytes, wanted, line: bytes):
-    """A Python literal, or None where it starts with the id (after `start`) of an item that is not wanted."""
-    if line.startswith(start):
-        found, quote, _ = line[len(start) : len(start) + 100].partition(b"'")
-        if quote and b"\\" not in found and found.decode("utf-8", errors="replace") not in wanted:
-            return None
-    if len(line) > LITERAL:
-        raise Unusable(f"it is longer than {LITERAL:,} bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # a lone backslash in a title
-            return ast.literal_eval(line.decode("utf-8", errors="replace").strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise Unusable("it is not a Python literal") from None
-
-
-# ---- delimited text and CSV
-
-
-def _csv_table(layout: Layout, needed: list[str], block: bytes) -> pa.Table | None:
-    delimited = layout.form == "delimited"
-    if delimited:
-        block = block.replace(layout.separator.encode(), b"\t")  # Arrow takes no separator of two characters
-    try:
-        table = pa.csv.read_csv(
-            pa.BufferReader(block),
-            pa.csv.ReadOptions(
-                use_threads=False, column_names=layout.columns, block_size=len(block) + 1, encoding=layout.encoding
-            ),
-            pa.csv.ParseOptions(delimiter="\t", quote_char=False) if delimited else None,
-            pa.csv.ConvertOptions(column_types=dict.fromkeys(layout.columns, pa.string()), include_columns=needed),
-        )
-    except (pa.ArrowException, ValueError):
-        return None
-    # A quote that is never closed makes one row of many lines; a lone carriage return makes two of one.
-    plain = len(table) == _number_of_lines(block) and block.count(b"\r") == block.count(b"\r\n")
-    return table if plain else None
-
-
-def _csv_record(layout: Layout, line: bytes) -> dict:
-    """A record that is one line. Delimited text may have more columns than we name, CSV may not."""
-    text = line.decode(layout.encoding, errors="replace")
-    if layout.form == "delimited":
-        values = text.rstrip("\r").split(layout.separator)
-        return _with_names(layout, values[: len(layout.columns)])
-    reader = csv.reader([text, ""])
-    try:
-        values = next(reader)
-    except csv.Error as error:
-        raise Unusable(f"it is not CSV ({error})") from None
-    if reader.line_num > 1:
-        raise Unusable("a quote in it is not closed (in a table of interactions, no value may go over lines)")
-    return _with_names(layout, values)
-
-
-def _with_names(layout: Layout, values: list[str], problem: str | None = None) -> dict:
-    if problem:
-        raise Unusable(problem)
-    if len(values) != len(layout.columns):
-        raise Unusable(f"it has {len(values)} columns, not {len(layout.columns)}")
-    return dict(zip(layout.columns, values, strict=True))
-
-
-def _csv_records(source, number: int, layout: Layout) -> Iterator[tuple[str, bytes, Callable]]:
-    """Records whose quoted values may go over lines, from the line of this number on.
-
-    Where quotes do not fit, only the record's first line is given up: what its stray quote swallowed is read again.
-    """
-    again: deque[bytes] = deque()
-
-    def lines(taken: list[bytes]) -> Iterator[str]:
-        while len(taken) < SPAN and (line := again.popleft() if again else source.readline(LONGEST)):
-            taken.append(line)
-            yield line.decode("utf-8", errors="replace")
-
-    while True:
-        taken, values, problem = [], [], None
-        try:
-            values = next(csv.reader(lines(taken), strict=True), [])
-        except csv.Error as error:
-            problem = f"it is not CSV ({error})"
-        if not taken:
-            return
-        if len(taken) > 1 and (problem or len(values) != len(layout.columns)):
-            problem = "a quote in it is not closed"
-            again.extendleft(reversed(taken[1:]))
-            del taken[1:]
-        if problem or values:
-            yield f"line {number}", b"".join(taken), partial(_with_names, layout, values, problem)
-        number += len(taken)
-
-
 # ---- Parquet
 
 
@@ -301,7 +138,7 @@ def _parquet_blocks(path: Path, columns: list[str], name: str) -> Iterator[Block
             for batch in file.iter_batches(columns=columns, batch_size=2**16):
                 batch.validate(full=True)
                 bar.update(len(batch))
-                yield Block(batch, partial(_row_records, batch, done + 1))
+                yield Block(pa.Table.from_batches([batch]), partial(_row_records, batch, done + 1))
                 done += len(batch)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -352,6 +189,6 @@ def _json_names(source) -> list[str]:
     names = {}
     for line in islice(iter(partial(source.readline, LONGEST), b""), HEAD):
         with suppress(Unusable):
-            record = _json_record(line)
+            record = json_record(line)
             names |= dict.fromkeys(record) if isinstance(record, dict) else {}
     return list(names)

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import templates
-from gloss_utils.data.blocks import Block, Layout, blocks
+from gloss_utils.data.blocks import Block, blocks
+from gloss_utils.data.formats import Layout
 from gloss_utils.data.rejects import Rejects, Unusable
 
 ENCODED = 2**20  # interactions after which ids become numbers, which take less memory
@@ -140,23 +141,22 @@ def _encoded(tables: list[pa.Table]) -> pa.Table:
     return whole
 
 
-def _plain_interactions(table: pa.Table | pa.RecordBatch, fields: dict[str, str]) -> pa.Table | None:
+def _plain_interactions(table: pa.Table, fields: dict[str, str]) -> pa.Table | None:
     """The block with our names and types, or None where a value in it needs a closer look."""
-    if not all(fields[name] in table.column_names for name in ("user", "item", "time")):
+    found = {name: table[key] for name, key in fields.items() if key in table.column_names}
+    if not {"user", "item", "time"} <= set(found):
         return None
-    user, item = _plain_ids(table[fields["user"]]), _plain_ids(table[fields["item"]])
-    times = _plain_times(table[fields["time"]])
+    user, item, times = _plain_ids(found["user"]), _plain_ids(found["item"]), _plain_times(found["time"])
     if user is None or item is None or times is None:
         return None
-    rating = table[fields["rating"]] if fields.get("rating") in table.column_names else pa.nulls(len(table))
     try:
-        rating = rating.cast(pa.float64())
+        rating = found["rating"].cast(pa.float64()) if "rating" in found else pa.nulls(len(table), pa.float64())
     except pa.ArrowException:
         return None
     return pa.table([user, item, times[0], rating, times[1].astype(np.float32)], INTERACTION)
 
 
-def _plain_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray | None:
+def _plain_ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     column = _texts(column)
     if column is None or column.null_count:
         return None
@@ -165,7 +165,7 @@ def _plain_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray
     return None
 
 
-def _texts(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray | None:
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Texts, or whole numbers as texts; None where the column is neither."""
     kinds = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_integer)
     try:
@@ -174,7 +174,7 @@ def _texts(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray | N
         return None
 
 
-def _plain_times(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
+def _plain_times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
     """What `seconds` says of each value, or None where it may not be a time."""
     kind, per_second, texts = column.type, 1, _texts(column)
     try:
@@ -232,7 +232,7 @@ def read_items(path: Path, layout: Layout, wanted: set[str], rejects: Rejects, m
     return pd.DataFrame(rows, columns=["item", "title"])
 
 
-def _plain_items(table: pa.Table | pa.RecordBatch, key: str, texts: list[str], wanted: pa.Array) -> pa.Table | None:
+def _plain_items(table: pa.Table, key: str, texts: list[str], wanted: pa.Array) -> pa.Table | None:
     """The wanted rows of a block, all texts, or None where a value in it needs a closer look."""
     if key not in table.column_names:
         return None

@@ -11,7 +11,7 @@ import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import blocks, demo, downloads, readers, templates
-from gloss_utils.data.blocks import Layout
+from gloss_utils.data.formats import Layout
 from gloss_utils.data.rejects import Rejects
 
 TABLE = "table"  # the user's own two tables
