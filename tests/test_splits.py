@@ -61,15 +61,15 @@ def test_no_held_out_target_is_in_a_training_text(tmp_path):
 NOBODY = pd.DataFrame(columns=["user", "history", "target"])
 
 
-def learnable(data, *evaluated: tuple) -> dict[str, str]:
+def training_sequences(data, *evaluated: tuple) -> dict[str, str]:
     rows = [(user, list(history), target) for user, history, target in evaluated]
     found = splits.training_sequences(data, pd.DataFrame(rows, columns=NOBODY.columns) if rows else NOBODY)
     return {user: "".join(sequence) for user, sequence in found.items()}
 
 
-def test_learnable_is_what_the_training_texts_hold_drawn_or_not():
+def test_training_sequences_are_what_the_training_texts_hold_drawn_or_not():
     data = dataset(SEQUENCES, validation="vw", drawn="q")
-    assert learnable(data) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
+    assert training_sequences(data) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
 
 
 @pytest.mark.parametrize(
@@ -91,21 +91,21 @@ def test_learnable_is_what_the_training_texts_hold_drawn_or_not():
         ("abcde", "abcd", None, "abcd"),  # split next
     ],
 )
-def test_learnable_of_a_user_evaluated_from_a_file(sequence, history, target, left):
+def test_training_sequence_of_a_user_evaluated_from_a_file(sequence, history, target, left):
     data = dataset({"u": sequence, "other": "xyz"})
-    assert learnable(data, ("u", history, target)) == {"u": left, "other": "xy"}
+    assert training_sequences(data, ("u", history, target)) == {"u": left, "other": "xy"}
 
 
-def test_learnable_of_validation_users_and_strangers():
+def test_training_sequences_of_validation_users_and_strangers():
     data = dataset(SEQUENCES, validation="vw")
     evaluated = [("v", "abc", "d"), ("w", "a", "b"), ("stranger", "ab", "c")]
-    assert learnable(data, *evaluated) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
+    assert training_sequences(data, *evaluated) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
 
 
-def test_learnable_leaves_the_data_alone():
+def test_training_sequences_leave_the_data_alone():
     data = dataset(SEQUENCES)
     before = data.interactions.copy()
-    learnable(data, ("p", "ab", "c"))
+    training_sequences(data, ("p", "ab", "c"))
     assert data.interactions.equals(before)
 
 

@@ -98,7 +98,10 @@ NAMED = {
     "movielens-1m": ("movielens-1m", ""),
 }
 CATEGORY = re.compile(r"(amazon2018|amazon2023)-(\w+)", re.ASCII)
-DATASETS = f"{', '.join(NAMED)}, amazon2018-CATEGORY or amazon2023-CATEGORY (as All_Beauty), or {TABLE}"
+DATASETS = (
+    "demo, beauty, toys, sports, amazon2018-CATEGORY or amazon2023-CATEGORY (as All_Beauty), movielens-100k, "
+    f"movielens-1m, or {TABLE}"
+)
 
 
 @dataclass(frozen=True)
