@@ -21,7 +21,6 @@ class Rejects:
         self.path, self.records = path, []
         # One file may hold two kinds of records: MovieLens is one archive.
         self._counts: dict[tuple[Path, str], Counter] = defaultdict(Counter)
-        self._first: dict[tuple[Path, str], dict] = {}
 
     def add(self, file: Path, place: str, reason: str, record, kind: str = "queries"):
         """Note a record of `file`. place: as "line 7". record: the line (text or bytes), or what was read from it.
@@ -35,7 +34,6 @@ class Rejects:
             text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
             kept = {"file": file.name, "kind": kind, "place": place, "reason": reason, "record": text[:SHOWN]}
             self.records.append(kept)
-            self._first.setdefault((file, kind), kept)
 
     def reasons(self, file: Path, kind: str) -> Counter:
         """How many records of this kind were rejected of `file`, by reason."""
@@ -46,7 +44,8 @@ class Rejects:
 
         good: the number of usable records. needed: what a usable record has, in words.
         """
-        bad, first = self._counts[file, kind].total(), self._first.get((file, kind))
+        bad = self._counts[file, kind].total()
+        first = next((kept for kept in self.records if (kept["file"], kept["kind"]) == (file.name, kind)), None)
         example = f" (the first is {first['place']}: {first['reason']})" if first else ""
         if good and bad <= share * (good + bad):
             return

@@ -147,6 +147,8 @@ def find(
     """
     text = item_text or "{title}"
     if dataset == TABLE:
+        if own is None:
+            raise GlossError(f"the data set {TABLE} needs own: two files, and which of their columns are which")
         return _own(own, text)
     found = published(dataset)
     folder, address = Path(data_dir) / found.folder, (data_address or found.address).rstrip("/")
