@@ -24,7 +24,6 @@ import pandas as pd
 
 from gloss_utils.data import sources
 from gloss_utils.data.dataset import build
-from gloss_utils.data.rejects import Rejects
 
 METADATA_LINES, REVIEWS, USERS, ITEMS = 259_204, 198_502, 22_363, 12_101
 SEED = 3407
@@ -78,8 +77,7 @@ def write_files(folder: Path, reviews: int, metadata: int, users: int, items: in
 
 def ours(folder: Path):
     """The dataset by the code that notebook 1 runs."""
-    read = sources.read(sources.locate("beauty", folder), sources.describe("beauty"), None, Rejects(), 0)
-    return build(*read, None, SEED)
+    return build(*sources.read(sources.find("beauty", folder), max_rejected=0), None, SEED)
 
 
 def plain(folder: Path):

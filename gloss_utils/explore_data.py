@@ -1,53 +1,51 @@
-"""Stage 1: from raw files to the tables that every later stage reads."""
+"""Notebook 1: from raw files to the tables that every later notebook works on."""
 
 from dataclasses import fields
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.data import sources
+from gloss_utils.data import prompts, sources
 from gloss_utils.data.dataset import Dataset, Rules, build
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.runs.run import Run
+from gloss_utils.data.sources import OwnTables
+from gloss_utils.report import figures as plots
+from gloss_utils.report import published
+from gloss_utils.runs.folder import Run, open_run
+
+STAGE = "01_explore_data"
+
+
+def start(notebook: dict) -> Run:
+    """Start this stage from the notebook's `globals()`."""
+    return open_run(STAGE, notebook)
 
 
 def prepare(run: Run) -> Dataset:
-    """Stage 1's work: find or get the raw files, read them, write `data/`."""
-    folder, paths, source = run.folder, *find(run.parameters)
-    for path in paths:
+    """Find or download the raw files, read them, apply the data rules, and write `data/`."""
+    folder, own = run.folder, OwnTables(**_named(run, OwnTables))
+    source = sources.find(run["dataset"], run["data_dir"], run["data_address"], run["item_text"], own)
+    for path in source.paths:
         run.read_from_outside(path)
-    _same_raw_files(run)
+    _check_same_raw_files(run)
     rejects = Rejects(folder.rejected_data)
-    reviews, metadata = sources.read(paths, source, run["item_text"], rejects, run["max_rejected"])
+    reviews, items = sources.read(source, rejects, run["max_rejected"])
     rejects.write()
-    rules = Rules(**{rule.name: run[rule.name] for rule in fields(Rules)})
-    data = build(reviews, metadata, run["max_users"], run["seed"], rules)
-    data.statistics["rejected"] = {
-        kind: dict(rejects.reasons(path, kind)) for kind, path in zip(("interactions", "items"), paths, strict=True)
-    }
+    data = build(reviews, items, run["max_users"], run["seed"], Rules(**_named(run, Rules)))
+    kinds = zip(("interactions", "items"), source.paths, strict=True)
+    data.statistics["rejected"] = {kind: dict(rejects.reasons(path, kind)) for kind, path in kinds}
     run.outputs += [*data.save(folder.data), folder.rejected_data]
     return data
 
 
-def left_out(data: Dataset) -> pd.DataFrame:
-    """What is not in the tables, and why: columns count, and what was counted as index."""
-    counts = {name.replace("_", " "): count for name, count in data.statistics["dropped"].items()}
-    for kind, reasons in data.statistics["rejected"].items():
-        counts |= {f"rejected {kind}: {reason}": count for reason, count in reasons.items()}
-    return pd.DataFrame({"count": counts})
+def _named(run: Run, settings: type) -> dict:
+    """The parameters that have the names of a dataclass's fields."""
+    return {field.name: run[field.name] for field in fields(settings)}
 
 
-def find(values: dict) -> tuple[tuple[Path, Path], sources.Source]:
-    """The files of interactions and of items that these parameters mean, and their layout."""
-    if values["dataset"] == sources.TABLE:
-        return sources.tables(values)
-    return sources.locate(values["dataset"], values["data_dir"], values["data_address"]), sources.describe(
-        values["dataset"]
-    )
-
-
-def _same_raw_files(run: Run):
+def _check_same_raw_files(run: Run):
     entry = run.folder.stages().get(run.stage)
     if entry is not None and sorted(entry["inputs"].values()) != sorted(run.inputs.values()):
         names = ", ".join(Path(path).name for path in run.inputs)
@@ -55,3 +53,29 @@ def _same_raw_files(run: Run):
             f"{run.folder.root} was made from other raw files than {names} in {run['data_dir']}; "
             "choose another run_dir, or delete that folder"
         )
+
+
+def show_counts(run: Run, data: Dataset) -> pd.DataFrame:
+    """The counts of the data set, beside the published ones where there are any."""
+    return published.statistics_beside(run["dataset"], data.statistics)
+
+
+def show_left_out(data: Dataset) -> pd.DataFrame:
+    """What is not in the tables, and why: column count; the index says what was counted."""
+    counts = {name.replace("_", " "): count for name, count in data.statistics["dropped"].items()}
+    for kind, reasons in data.statistics["rejected"].items():
+        counts |= {f"rejected {kind}: {reason}": count for reason, count in reasons.items()}
+    return pd.DataFrame({"count": counts})
+
+
+def show_overview(run: Run, data: Dataset) -> plt.Figure:
+    """How long histories are, how popular items are, and how long titles are."""
+    return run.save_figure(plots.dataset_overview(data), "01_dataset")
+
+
+def show_prompts(data: Dataset):
+    """Print the prompts of two users' histories without their last item."""
+    titles, sequences = data.titles(), data.sequences()
+    for user in data.users["user"].iloc[[0, len(data.users) // 2]]:
+        print(plots.wrapped(prompts.prompt(titles[item] for item in sequences[user][:-1])))
+        print("Title: …\n" + "=" * 100)

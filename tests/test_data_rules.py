@@ -218,7 +218,7 @@ def test_real_counts_are_the_published_ones(name):
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """The demo's review and metadata records, as its files have them."""
-    paths = sources.locate("demo", tmp_path_factory.mktemp("demo"))
+    paths = sources.find("demo", tmp_path_factory.mktemp("demo")).paths
     lines = [gzip.decompress(path.read_bytes()).decode().splitlines() for path in paths]
     return list(map(json.loads, lines[0])), list(map(ast.literal_eval, lines[1]))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import queries, readers, sources, templates
-from gloss_utils.data.blocks import Layout
+from gloss_utils.data.formats import Layout
 from gloss_utils.data.readers import is_id
 from gloss_utils.data.rejects import Rejects
 
@@ -83,7 +83,7 @@ def interactions_of(path, layout, text: bytes) -> tuple[list, Rejects] | None:
 @given(lines_of(REVIEW, as_json))
 @BOUNDED
 def test_reviews(tmp_path, text):
-    path, layout = tmp_path / "reviews", sources.describe("beauty").interactions_layout
+    path, layout = tmp_path / "reviews", sources.published("beauty").interactions.layout
     found = interactions_of(path, layout, text)
     # Line by line, each for itself, gives the same rows: no line has a say in how another is read.
     alone = (
@@ -104,7 +104,7 @@ def test_reviews(tmp_path, text):
 def test_metadata(tmp_path, form, data):
     write = as_literal if form == "literal" else as_json
     text = data.draw(lines_of(ITEM, write))
-    layout = sources.describe("beauty" if form == "literal" else "amazon2018-x").items_layout
+    layout = sources.published("beauty" if form == "literal" else "amazon2018-x").items.layout
     path = tmp_path / "meta"
     path.write_bytes(text)
     try:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +24,6 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data import blocks, downloads, sources, templates
 from gloss_utils.data.dataset import build
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.runs.parameters import DATASET
 
 NAMES = ("reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")
 BODY = gzip.compress(random.Random(0).randbytes(200_000))
@@ -90,29 +90,28 @@ def server(monkeypatch):
 
 def test_files_are_downloaded_once_and_their_sum_is_kept(tmp_path, server):
     data_dir = tmp_path / "new/data"
-    paths = sources.locate("beauty", data_dir, server.address)
+    paths = sources.find("beauty", data_dir, server.address).paths
     assert paths == tuple(data_dir / name for name in NAMES)
     for path in paths:
         assert path.read_bytes() == server.files[path.name]
-        assert path.with_name(path.name + ".sha256").read_text().split() == [
-            hashlib.sha256(path.read_bytes()).hexdigest()
-        ]
-    assert sorted(path.name for path in data_dir.iterdir()) == sorted([*NAMES, *(f"{name}.sha256" for name in NAMES)])
-    assert sources.locate("beauty", data_dir, server.address) == paths
+        sealed = json.loads(path.with_name(path.name + ".seal").read_text())
+        assert sealed["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sorted(path.name for path in data_dir.iterdir()) == sorted([*NAMES, *(f"{name}.seal" for name in NAMES)])
+    assert sources.find("beauty", data_dir, server.address).paths == paths
     assert [path for path, _ in server.asked] == list(NAMES)
 
 
 def test_an_altered_download_is_refused(tmp_path, server):
-    path, _ = sources.locate("beauty", tmp_path, server.address)
+    path = sources.find("beauty", tmp_path, server.address).interactions.path
     path.write_bytes(path.read_bytes() + b"\0")
     with one_line_error(str(path), "is not what was downloaded"):
-        sources.locate("beauty", tmp_path, server.address)
+        sources.find("beauty", tmp_path, server.address)
 
 
 def test_files_of_the_users_own_are_taken_as_they_are_gzipped_or_not(tmp_path, server):
     own = write_lines(tmp_path / NAMES[0].removesuffix(".gz"), ["{}"])
     other = write_lines(tmp_path / NAMES[1], ["{'asin': 'i'}"], zipped=True)
-    assert sources.locate("beauty", tmp_path, server.address) == (own, other)
+    assert sources.find("beauty", tmp_path, server.address).paths == (own, other)
     assert server.asked == []
 
 
@@ -122,7 +121,7 @@ def test_a_connection_that_is_cut_is_gone_on_with(tmp_path, server):
     assert (tmp_path / "file.gz").read_bytes() == BODY
     ranges = [asked for _, asked in server.asked]
     assert ranges[0] is None and ranges[1] == f"bytes={len(BODY) // 2}-" and ranges[2] > ranges[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.gz", "file.gz.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.gz", "file.gz.seal"]
 
 
 def test_what_came_is_kept_for_the_next_call(tmp_path, server):
@@ -177,17 +176,17 @@ def test_a_server_that_fails_for_a_while_costs_nothing(tmp_path, server, faults)
 def test_a_server_that_keeps_failing_leaves_no_file(tmp_path, server, fault):
     server.faults = [fault] * 100
     with one_line_error(NAMES[0], server.address, "data_dir"):
-        sources.locate("beauty", tmp_path, server.address)
+        sources.find("beauty", tmp_path, server.address)
     assert len(server.asked) == downloads.ATTEMPTS
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
 
 
 def test_what_the_server_refuses_is_not_asked_again(tmp_path, server):
     with one_line_error("reviews_Toys_and_Games_5.json.gz", server.address, "404", "data_dir"):
-        sources.locate("toys", tmp_path / "data", server.address)
+        sources.find("toys", tmp_path / "data", server.address)
     assert len(server.asked) == 1
     with one_line_error(NAMES[0], "http://127.0.0.1:9/", "ConnectionError"):
-        sources.locate("beauty", tmp_path / "data", "http://127.0.0.1:9/")
+        sources.find("beauty", tmp_path / "data", "http://127.0.0.1:9/")
 
 
 @pytest.mark.parametrize("address", ["http://[::1", "file:///etc/passwd"])
@@ -202,9 +201,9 @@ def test_a_data_dir_that_cannot_be_is_one_line(tmp_path, dataset):
     (tmp_path / "file").write_text("")
     for data_dir in (tmp_path / "file", tmp_path / "file/below", tmp_path / ("x" * 300)):
         with one_line_error(str(data_dir), "choose another"):
-            sources.locate(dataset, data_dir, "http://127.0.0.1:9/")
+            sources.find(dataset, data_dir, "http://127.0.0.1:9/")
     with one_line_error("amazon2018", "aaa", "name too long"):
-        sources.locate("amazon2018-" + "a" * 300, tmp_path, "http://127.0.0.1:9/")
+        sources.find("amazon2018-" + "a" * 300, tmp_path, "http://127.0.0.1:9/")
 
 
 def test_two_processes_download_a_file_once(tmp_path, server):
@@ -217,7 +216,7 @@ def test_two_processes_download_a_file_once(tmp_path, server):
     downloads.fetch(server.address + NAMES[0], tmp_path / "file.gz")
     assert process.wait() == 0 and len(server.asked) == 1
     assert (tmp_path / "file.gz").read_bytes() == BODY
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.gz", "file.gz.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.gz", "file.gz.seal"]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +231,7 @@ def test_two_processes_download_a_file_once(tmp_path, server):
 )
 def test_what_is_asked_of_a_published_address(tmp_path, server, dataset, paths):
     server.files = dict.fromkeys(paths, BODY)
-    found = sources.locate(dataset, tmp_path, server.address)
+    found = sources.find(dataset, tmp_path, server.address).paths
     assert [path for path, _ in server.asked] == paths
     assert all(path.parent == tmp_path / dataset[:10] for path in found)  # 2014 and 2018 share names
 
@@ -242,7 +241,7 @@ def test_movielens_is_one_archive_that_is_checked(tmp_path, server):
         archive.writestr("ml-100k/u.data", "1\t2\t3\t4\n" * 1000)
     body = (tmp_path / "made.zip").read_bytes()
     server.files, server.faults = {"ml-100k.zip": body}, ["wrong bytes"]
-    found = sources.locate("movielens-100k", tmp_path / "data", server.address)
+    found = sources.find("movielens-100k", tmp_path / "data", server.address).paths
     assert found == (tmp_path / "data/ml-100k.zip",) * 2 and found[0].read_bytes() == body
     assert len(server.asked) == 2  # once for nothing, once for both tables
 
@@ -251,7 +250,9 @@ def test_movielens_is_one_archive_that_is_checked(tmp_path, server):
     "name", ["amazon2018-../x", "amazon2018-", "amazon2019-Beauty", "Beauty", "amazon2023-a/b", "table "]
 )
 def test_no_dataset_name_leads_out_of_its_folder(name):
-    assert not DATASET.fullmatch(name)
+    assert not sources.is_dataset(name)
+    with one_line_error(repr(name), "movielens-1m"):
+        sources.find(name, "data")
 
 
 # ---- published layouts, with lines made up in their form
@@ -281,6 +282,12 @@ LINES_2023 = (
 )
 
 
+def made_source(dataset: str, interactions, items) -> sources.Source:
+    """Files that were made here, with the layouts of a published data set."""
+    found = sources.published(dataset)
+    return sources.Source(replace(found.interactions, path=interactions), replace(found.items, path=items))
+
+
 @pytest.mark.parametrize(
     ("dataset", "lines", "times"),
     [
@@ -290,7 +297,7 @@ LINES_2023 = (
 )
 def test_the_layouts_of_amazon_2018_and_2023(tmp_path, dataset, lines, times):
     paths = [write_lines(tmp_path / name, part, zipped=True) for name, part in zip("ri", lines, strict=True)]
-    interactions, items = sources.read(paths, sources.describe(dataset), None, Rejects(), 0)
+    interactions, items = sources.read(made_source(dataset, *paths), max_rejected=0)
     assert interactions["user"].tolist() == ["A1", "A2"] and interactions["item"].tolist() == ["B1", "B2"]
     assert interactions["time"].tolist() == times
     assert items.values.tolist() == [["B1", "Soap"], ["B2", "Balm"]]
@@ -304,18 +311,17 @@ def test_the_layouts_of_movielens(tmp_path):
         "ml-1m/movies.dat": "1::Toy Story (1995)::Animation|Comedy\n2::Misérables, Les (1995)::Drama\nbroken\n",
     }
     for dataset in ("movielens-100k", "movielens-1m"):
-        source = sources.describe(dataset)
-        path = tmp_path / source.items
+        path = tmp_path / sources.published(dataset).items.path
         with zipfile.ZipFile(path, "w") as archive:
             for name, text in files.items():
                 archive.writestr(name, text.encode("latin-1"))
         rejects = Rejects()
-        interactions, items = sources.read((path, path), source, None, rejects, 0.34)
+        interactions, items = sources.read(sources.find(dataset, tmp_path), rejects, 0.34)
         # One archive holds both tables, and each has a bad line of its own: one of three.
         assert [rejects.reasons(path, kind).total() for kind in ("interactions", "items")] == [1, 1]
         assert interactions["item"].tolist() == ["1", "2"] and interactions["rating"].tolist() == [5.0, 3.0]
         assert items["title"].tolist() == ["Toy Story (1995)", "Misérables, Les (1995)"]
-    with_genres = sources.read((path, path), source, "{title}, {genres}", Rejects(), 0.34)[1]
+    with_genres = sources.read(sources.find(dataset, tmp_path, item_text="{title}, {genres}"), max_rejected=0.34)[1]
     assert with_genres["title"].tolist()[1] == "Misérables, Les (1995), Drama"
 
 
@@ -330,6 +336,12 @@ OWN = {
 }
 ROWS = [("u 1".replace(" ", ""), 10, "2024-05-31 12:00"), ("ü", 11, "2024-05-31T12:00:01"), ("u1", 11, "2024-06-01")]
 ITEMS = [(10, "Soap, “fine”", "Alder"), (11, "Balm\nof two lines", None), (12, None, None)]
+
+
+def own_source(values: dict) -> sources.Source:
+    """The tables that these parameters name."""
+    values = dict(values)
+    return sources.find(sources.TABLE, item_text=values.pop("item_text"), own=sources.OwnTables(**values))
 
 
 def own_files(folder, form: str, zipped: bool = False) -> dict:
@@ -354,9 +366,9 @@ def own_files(folder, form: str, zipped: bool = False) -> dict:
     ("form", "zipped"), [("csv", False), ("csv", True), ("jsonl", False), ("jsonl", True), ("parquet", False)]
 )
 def test_own_tables_say_the_same_in_every_form(tmp_path, form, zipped):
-    paths, source = sources.tables(own_files(tmp_path, form, zipped))
+    source = own_source(own_files(tmp_path, form, zipped))
     rejects = Rejects()
-    interactions, items = sources.read(paths, source, None, rejects, 0)
+    interactions, items = sources.read(source, rejects, 0)
     assert rejects.records == []
     assert interactions["user"].tolist() == ["u1", "ü", "u1"] and interactions["item"].tolist() == ["10", "11", "11"]
     assert interactions["time"].tolist() == [1717156800, 1717156801, 1717200000]
@@ -369,16 +381,16 @@ def test_bad_rows_of_an_own_csv_are_rejected_with_their_reason(tmp_path):
     (tmp_path / "i.csv").write_bytes("\n".join(lines).encode() + b"\nu,\xff\xfe x,5\n")
     write_lines(tmp_path / "t.csv", ["id,title,brand", "1,Soap,Alder", "6,Balm,"])
     values = OWN | {"interactions_file": str(tmp_path / "i.csv"), "items_file": str(tmp_path / "t.csv")}
-    paths, source = sources.tables(values)
+    source = own_source(values)
     rejects = Rejects(tmp_path / "rejected.jsonl")
-    interactions, _ = sources.read(paths, source, None, rejects, 0.7)
+    interactions, _ = sources.read(source, rejects, 0.7)
     assert interactions["item"].tolist() == ["1", "é", "6"] and interactions["time"].tolist() == [5, 5, 7]
     reasons = {kept["place"]: kept["reason"] for kept in rejects.records}
     assert len(reasons) == 6 and reasons["line 3"] == "it has 2 columns, not 3"
     assert sum("is not an id" in reason for reason in reasons.values()) == 3
     assert sum("date" in reason for reason in reasons.values()) == 1
     with one_line_error("i.csv", "6 of 9", "max_rejected", "rejected.jsonl"):
-        sources.read(paths, source, None, Rejects(tmp_path / "rejected.jsonl"), 0.6)
+        sources.read(source, Rejects(tmp_path / "rejected.jsonl"), 0.6)
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 6
 
 
@@ -389,8 +401,8 @@ def read_own(folder, interactions: list | bytes, items: list | bytes, share: flo
         (folder / f"{name}.{form}").write_bytes(data)
     files = {"interactions_file": str(folder / f"i.{form}"), "items_file": str(folder / f"t.{form}")}
     values, rejects = OWN | files | values, Rejects()
-    paths, source = sources.tables(values)
-    return *sources.read(paths, source, values["item_text"], rejects, share), rejects
+    source = own_source(values)
+    return *sources.read(source, rejects, share), rejects
 
 
 GOODS = ["id,title,brand", "1,Soap,Alder", "2,Balm,Oak"]
@@ -441,12 +453,12 @@ def test_a_damaged_parquet_file_is_refused_or_read(tmp_path):
     path = tmp_path / "interactions_file.parquet"
     rows = [(f"u{number}", str(number % 3), number) for number in range(20_000)]
     pd.DataFrame(rows, columns=["who", "what", "when"]).to_parquet(path)
-    paths, source = sources.tables(values)
+    source = own_source(values)
     sound, refused = path.read_bytes(), 0
     for place in range(1000, len(sound) - 5000, len(sound) // 25):
         path.write_bytes(sound[:place] + bytes(byte ^ 0xFF for byte in sound[place : place + 3]) + sound[place + 3 :])
         try:
-            sources.read(paths, source, None, Rejects(), 1)
+            sources.read(source, Rejects(), 1)
         except GlossError as error:
             assert "\n" not in str(error) and path.name in str(error)
             refused += 1
@@ -494,9 +506,9 @@ def test_times_of_every_kind_keep_their_order(tmp_path, times, expected):
     )
     write_lines(tmp_path / "t.csv", GOODS)
     files = {"interactions_file": str(tmp_path / "i.parquet"), "items_file": str(tmp_path / "t.csv")}
-    paths, source = sources.tables(OWN | files)
+    source = own_source(OWN | files)
     rejects = Rejects()
-    interactions, _ = sources.read(paths, source, None, rejects, 1)
+    interactions, _ = sources.read(source, rejects, 1)
     assert dict(zip(interactions["user"], interactions["time"], strict=True)) == expected
     assert interactions["user"].tolist() == list(expected) and len(interactions) + len(rejects.records) == 3
 
@@ -547,34 +559,27 @@ def test_a_wrong_column_template_or_kind_is_named(tmp_path):
         ({"items_file": str(tmp_path / "x.xlsx")}, "items_file", ".parquet"),
     ):
         with one_line_error(*words):
-            sources.tables(values | wrong)
+            own_source(values | wrong)
     write_lines(tmp_path / "twice.csv", ["who,what,when,who", "u,1,5,v"])
     with one_line_error("twice.csv", "more than one column 'who'"):
-        sources.tables(values | {"interactions_file": str(tmp_path / "twice.csv")})
+        own_source(values | {"interactions_file": str(tmp_path / "twice.csv")})
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "broken.parquet").write_text("PAR1")
     for name in ("empty.csv", "broken.parquet"):
         with one_line_error(name, "cannot be read"):
-            sources.tables(values | {"items_file": str(tmp_path / name)})
+            own_source(values | {"items_file": str(tmp_path / name)})
 
 
 def test_a_template_does_not_look_into_its_values(tmp_path):
     with one_line_error("'title.__class__'"):
-        sources.tables(own_files(tmp_path, "csv") | {"item_text": "{title.__class__}"})
+        own_source(own_files(tmp_path, "csv") | {"item_text": "{title.__class__}"})
 
 
 def test_own_tables_become_a_dataset(tmp_path):
     rows = [f"u{user},{item},2024-01-{item + 1:02d}" for user in range(4) for item in range(5)]
     write_lines(tmp_path / "i.csv", ["who,what,when", *rows])
     write_lines(tmp_path / "t.csv", ["id,title,brand", *(f"{item},Thing {item},B" for item in range(5))])
-    values = OWN | {
-        "dataset": "table",
-        "interactions_file": str(tmp_path / "i.csv"),
-        "items_file": str(tmp_path / "t.csv"),
-    }
-    from gloss_utils import explore_data
-
-    paths, source = explore_data.find(values)
-    data = build(*sources.read(paths, source, values["item_text"], Rejects(), 0), None, 0)
+    source = own_source(OWN | {"interactions_file": str(tmp_path / "i.csv"), "items_file": str(tmp_path / "t.csv")})
+    data = build(*sources.read(source, Rejects(), 0), None, 0)
     assert data.sequences() == {f"u{user}": list("01234") for user in range(4)}
     assert data.titles()["3"] == "Thing 3 by B"

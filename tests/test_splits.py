@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 from helpers import SHARED, dataset, metadata, one_line_error, real, reviews
 
-from gloss_utils.data import demo, queries, sources, splits
+from gloss_utils.data import queries, sources, splits
 from gloss_utils.data.dataset import Dataset, Rules, build
-from gloss_utils.data.rejects import Rejects
 
 
 def shown(examples: pd.DataFrame) -> dict[str, str]:
@@ -43,9 +42,7 @@ def test_a_split_without_users_is_an_error():
 
 
 def test_no_held_out_target_is_in_a_training_text(tmp_path):
-    review_file, metadata_file = tmp_path / "r", tmp_path / "m"
-    demo.write(review_file, metadata_file)
-    read, titles = sources.read((review_file, metadata_file), sources.describe("demo"), None, Rejects(), 0)
+    read, titles = sources.read(sources.find("demo", tmp_path))
     data = build(read, titles, None, 5)
     trained = {
         user: [*history, target] for user, history, target in splits.training_examples(data).itertuples(index=False)
@@ -64,15 +61,15 @@ def test_no_held_out_target_is_in_a_training_text(tmp_path):
 NOBODY = pd.DataFrame(columns=["user", "history", "target"])
 
 
-def learnable(data, *evaluated: tuple) -> dict[str, str]:
+def training_sequences(data, *evaluated: tuple) -> dict[str, str]:
     rows = [(user, list(history), target) for user, history, target in evaluated]
     found = splits.training_sequences(data, pd.DataFrame(rows, columns=NOBODY.columns) if rows else NOBODY)
     return {user: "".join(sequence) for user, sequence in found.items()}
 
 
-def test_learnable_is_what_the_training_texts_hold_drawn_or_not():
+def test_training_sequences_are_what_the_training_texts_hold_drawn_or_not():
     data = dataset(SEQUENCES, validation="vw", drawn="q")
-    assert learnable(data) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
+    assert training_sequences(data) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
 
 
 @pytest.mark.parametrize(
@@ -94,21 +91,21 @@ def test_learnable_is_what_the_training_texts_hold_drawn_or_not():
         ("abcde", "abcd", None, "abcd"),  # split next
     ],
 )
-def test_learnable_of_a_user_evaluated_from_a_file(sequence, history, target, left):
+def test_training_sequence_of_a_user_evaluated_from_a_file(sequence, history, target, left):
     data = dataset({"u": sequence, "other": "xyz"})
-    assert learnable(data, ("u", history, target)) == {"u": left, "other": "xy"}
+    assert training_sequences(data, ("u", history, target)) == {"u": left, "other": "xy"}
 
 
-def test_learnable_of_validation_users_and_strangers():
+def test_training_sequences_of_validation_users_and_strangers():
     data = dataset(SEQUENCES, validation="vw")
     evaluated = [("v", "abc", "d"), ("w", "a", "b"), ("stranger", "ab", "c")]
-    assert learnable(data, *evaluated) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
+    assert training_sequences(data, *evaluated) == {"p": "abcd", "q": "xy", "v": "ab", "w": ""}
 
 
-def test_learnable_leaves_the_data_alone():
+def test_training_sequences_leave_the_data_alone():
     data = dataset(SEQUENCES)
     before = data.interactions.copy()
-    learnable(data, ("p", "ab", "c"))
+    training_sequences(data, ("p", "ab", "c"))
     assert data.interactions.equals(before)
 
 
@@ -205,9 +202,7 @@ def test_max_history_cuts_the_history_of_each_example_of_a_time_split():
 
 
 def test_the_demo_split_by_time_keeps_its_periods_apart(tmp_path):
-    paths = sources.locate("demo", tmp_path)
-    read = sources.read(paths, sources.describe("demo"), None, Rejects(), 0)
-    data = build(*read, None, 5, Rules(holdout="time", holdout_share=0.2))
+    data = build(*sources.read(sources.find("demo", tmp_path)), None, 5, Rules(holdout="time", holdout_share=0.2))
     begin, times = data.statistics["periods"], data.interactions.groupby("user")["time"].agg(list)
     training = splits.training_examples(data).set_index("user")["history"].map(len)
     assert all(times[user][length] < begin[0] for user, length in training.items())

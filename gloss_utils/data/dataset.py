@@ -1,4 +1,4 @@
-"""The tables that everything works on, made from raw records by the method's data rules."""
+"""The tables that everything works on, and the data rules that make them from raw records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,14 @@ LEAVE_ONE_OUT, TIME = "leave_one_out", "time"
 
 @dataclass
 class Dataset:
-    """What a run works on.
+    """The tables of a data set.
 
     items: item, title, new (bool: held out of all training, see `draw_new_items`); in the metadata's order, which
     breaks ties between equally similar items.
-    interactions: user, item, time; by user, then time; users with fewer than `min_history` (3) left out.
-    users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`), sorted by user.
-    statistics: counts of the whole dataset, of what was dropped and rejected on the way, and the `periods` of a time
-    split: when validation and test begin (null: leave-one-out), with its `min_history` and `max_history`.
+    interactions: user, item, time; sorted by user, then time; without users of fewer than `min_history` interactions.
+    users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`); sorted by user.
+    statistics: counts of the whole data set and of what was left out; the `periods` of a time split (when validation
+    and test begin; null: leave-one-out), with its `min_history` and `max_history`.
     """
 
     items: pd.DataFrame
@@ -33,19 +33,19 @@ class Dataset:
     statistics: dict
 
     @classmethod
-    def load(cls, folder: Path) -> "Dataset":
-        """Read the tables that `save` wrote."""
-        frames = (pd.read_parquet(folder / f"{name}.parquet") for name in TABLES)
-        return cls(*frames, read_json(folder / STATISTICS))
+    def load(cls, folder: str | Path) -> "Dataset":
+        """Read the tables from the folder in which `save` wrote them."""
+        frames = {name: pd.read_parquet(Path(folder) / f"{name}.parquet") for name in TABLES}
+        return cls(**frames, statistics=read_json(Path(folder) / STATISTICS))
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write the tables as Parquet and the statistics as JSON; returns the files."""
-        paths = [folder / f"{name}.parquet" for name in TABLES]
-        for path, frame in zip(paths, (self.items, self.interactions, self.users), strict=True):
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write the tables as Parquet and the statistics as JSON; returns their paths."""
+        paths = [Path(folder) / name for name in (*(f"{table}.parquet" for table in TABLES), STATISTICS)]
+        for path, table in zip(paths, TABLES, strict=False):
             with write_whole(path) as part:
-                frame.to_parquet(part, index=False)
-        write_json(folder / STATISTICS, self.statistics)
-        return [*paths, folder / STATISTICS]
+                getattr(self, table).to_parquet(part, index=False)
+        write_json(paths[-1], self.statistics)
+        return paths
 
     def titles(self) -> dict[str, str]:
         """Each item's title."""
@@ -60,24 +60,25 @@ class Dataset:
         return set(self.items.loc[self.items["new"], "item"])
 
     def trained_titles(self) -> list[str]:
-        """The titles that a tokenizer or a model may learn from: those that no new item has."""
+        """The titles that a tokenizer or a model may learn from: those of no new item."""
         new = set(self.items.loc[self.items["new"], "title"])
         return [title for title in self.items["title"] if title not in new]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a user may choose of the data rules; the defaults are the paper's.
+    """The data rules that can be chosen; the defaults are the paper's.
 
-    k_core: users and items with fewer interactions are left out until none is left that has (0: all stay).
-    min_history: users with fewer interactions are counted and left out. max_history: each user's latest so many
-    interactions stay (null: all). holdout: "leave_one_out", or "time": the last `holdout_share` of all interactions
-    are the test period, and as many before them the validation period.
+    k_core: users and items with fewer interactions are left out, again and again until none remains (0: all stay).
+    min_history: users with fewer interactions are counted and left out. max_history: only this many of each user's
+    latest interactions stay (None: all). holdout: "leave_one_out", or "time": the last `holdout_share` of all
+    interactions are the test period, and as many before them the validation period.
     new_item_fraction: share of items held out of all training.
 
-    So that what is learnt hangs on nothing later, a time split takes the k-core of its training period, and leaves
-    other users and items out of all periods; cuts the training period, and the history of each example, to
-    `max_history`; and learns from no user with fewer than `min_history` in the training period (see `splits`).
+    Under a time split, training must not depend on anything later. So the k-core is that of the training period, and
+    other users and items are left out of all periods; `max_history` cuts the training period, and the history of each
+    example; and nothing is learnt from users with fewer than `min_history` interactions in the training period (see
+    `splits`).
     """
 
     k_core: int = 0
@@ -94,11 +95,11 @@ PAPER = Rules()
 def apply_rules(
     reviews: pd.DataFrame, metadata: pd.DataFrame, rules: Rules = PAPER
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict, list[int] | None]:
-    """Apply the data rules (METHOD: "Data rules") to what was read.
+    """Apply the data rules (METHOD: "Data rules") to the raw records.
 
     reviews: user, item, time, rating; users and items as texts or as categories, which take less memory.
-    Returns items (item, title), interactions (user, item, time) of all users, what was dropped, by reason, and the
-    `periods` of a time split (null: leave-one-out).
+    metadata: item, title. Returns items (item, title), interactions (user, item, time) of all users, counts of what was
+    dropped, by reason, and the `periods` of a time split (None: leave-one-out).
     """
     once = metadata.drop_duplicates()
     titled = once[once["title"].fillna("").str.strip() != ""]
@@ -135,13 +136,13 @@ def apply_rules(
 
 
 def _in_order(ids: pd.Series) -> pd.Series:
-    """Ids as categories that sort as the texts do."""
+    """Ids as categories in the order of their texts."""
     ids = ids.astype("category")
     return ids.cat.reorder_categories(sorted(ids.cat.categories))
 
 
 def k_core(interactions: pd.DataFrame, k: int) -> pd.DataFrame:
-    """The largest part of the interactions (user, item: categories) in which no user and no item has fewer than k."""
+    """The largest part of the interactions (user, item: categories) in which each user and each item has k or more."""
     while True:
         fewer = interactions
         for column in ("user", "item"):
@@ -158,10 +159,10 @@ def cut_title(title: str) -> str:
 
 
 def draw_users(counts: pd.Series, max_users: int | None, seed: int) -> pd.DataFrame:
-    """Draw the validation users, floor(5 %), and the `max_users` that are trained and evaluated on (null: all).
+    """Draw the validation users, floor(5 %), and the `max_users` for training and evaluation (None: all).
 
-    counts: interactions by user, at least 3 each. The two draws are independent, so that a run on fewer users keeps
-    the split of the whole.
+    counts: interactions per user, at least 3 each. The two draws are independent: with fewer `max_users`, those who
+    remain are in the same split as before.
     """
     users = counts.sort_index().rename_axis("user").rename("interactions").reset_index()
     size = len(users)
@@ -173,18 +174,19 @@ def draw_users(counts: pd.Series, max_users: int | None, seed: int) -> pd.DataFr
 
 
 def draw_new_items(items: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Which items are held out of every training and validation history, as if they came after training, [items].
+    """Draw floor(fraction · items) new items; returns a bool per item.
 
-    They stay in the catalogue and in test prompts. floor(fraction · items) are drawn.
+    New items are held out of every training and validation history, as if they came after training. They stay in the
+    catalogue and in test prompts.
     """
     drawn = np.random.default_rng([seed, 1]).permutation(len(items))[: int(len(items) * fraction)]
     return np.isin(np.arange(len(items)), drawn)
 
 
 def periods(times: pd.Series, share: float) -> list[int]:
-    """When validation and test begin: the last `share` of interactions are the test's, as many before validation's.
+    """When validation and test begin: the last `share` of interactions is for test, as many before for validation.
 
-    Raises `GlossError` where times do not tell them apart.
+    Raises `GlossError` where times do not tell the periods apart.
     """
     ordered = np.sort(times.to_numpy())
     begin = [int(ordered[len(ordered) - max(1, round(part * share * len(ordered)))]) for part in (2, 1)]
@@ -198,11 +200,11 @@ def periods(times: pd.Series, share: float) -> list[int]:
 
 
 def build(
-    reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None, seed: int, rules: Rules = PAPER
+    reviews: pd.DataFrame, metadata: pd.DataFrame, max_users: int | None = None, seed: int = 0, rules: Rules = PAPER
 ) -> Dataset:
-    """Turn what was read into a `Dataset`. Raises `GlossError` where nothing is left of it.
+    """Make a `Dataset` of raw records (see `apply_rules`). Raises `GlossError` where nothing is left of them.
 
-    Under a time split, all users are validation users, and items that nobody had before validation began are new.
+    Under a time split, all users are validation users, and items that nobody took before the validation period are new.
     """
     items, interactions, dropped, begin = apply_rules(reviews, metadata, rules)
     counts = interactions["user"].value_counts()

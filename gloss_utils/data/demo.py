@@ -1,12 +1,13 @@
 """The embedded demo: made-up raw files in the layout that Amazon 2014 is published in.
 
-It shows that the code works and says nothing about recommendation. Its users follow routines: after the shampoo of one
-brand comes, mostly, a certain conditioner of another, so that what comes next can be learnt from histories but not be
-read off the words of the last title. The blemishes of real data are in it too.
+It shows that the code works, and says nothing about how good recommendations are. Its users follow routines: after the
+shampoo of one brand they mostly take a certain conditioner of another brand. So the next item can be learnt from
+histories, but cannot be told from the words of the last title. Like real data, it has a few faults.
 """
 
 import gzip
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +32,11 @@ SIZES = ("Travel Size", "Family Size")
 
 def catalogue() -> list[dict]:
     """The demo's 301 items in metadata order: 6 routines x 5 steps x 5 brands x 2 sizes, and one without a title."""
-    items = []
-    for routine, steps in ROUTINES.items():
-        for step, product in enumerate(steps):
-            for brand in range(len(BRANDS)):
-                for size in range(len(SIZES)):
-                    items.append(
-                        {
-                            "asin": f"B{len(items):05d}",
-                            "routine": routine,
-                            "step": step,
-                            "brand": brand,
-                            "size": size,
-                            "title": f"{BRANDS[brand]} {product}, {SIZES[size]}",
-                        }
-                    )
+    items, names = [], ("routine", "step", "brand", "size")
+    for values in product(ROUTINES, range(5), range(len(BRANDS)), range(len(SIZES))):
+        routine, step, brand, size = values
+        title = f"{BRANDS[brand]} {ROUTINES[routine][step]}, {SIZES[size]}"
+        items.append({"asin": f"B{len(items):05d}", **dict(zip(names, values, strict=True)), "title": title})
     return [*items, {"asin": "B99999", "routine": None}]
 
 
@@ -83,7 +74,7 @@ def reviews(rng: np.random.Generator, sequences: list[list[str]]) -> list[dict]:
     for user, sequence in enumerate(sequences):
         day = 15000 + int(rng.integers(400))
         for position, asin in enumerate(sequence):
-            # Ties keep the file's order, which is by item: they are blemishes, so they are rare.
+            # Items of the same day stay in the file's order, which is by item: such faults are rare.
             day += 0 if position and rng.random() < 0.03 else 1 + int(rng.integers(9))
             lines.append(
                 {

@@ -1,4 +1,4 @@
-"""Getting a file over HTTP: going on where a transfer broke off, checking what came, whole files only."""
+"""Downloads: go on where a transfer broke off, check what came, and keep only whole files."""
 
 import gzip
 import os
@@ -13,7 +13,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, full_disk_in_one_line, sync, write_whole
+from gloss_utils.base.files import full_disk_in_one_line
+from gloss_utils.base.seals import is_sealed, seal_of, write_sealed
 
 ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt, twice as many before each later one
@@ -22,28 +23,29 @@ CHUNK = 2**18
 
 
 class _Again(Exception):
-    """A transfer that may work at the next attempt."""
+    """The transfer failed, but may work at the next attempt."""
 
 
 class _Refused(Exception):
-    """The server's "no": nothing that time mends."""
+    """The server refused, and will again."""
 
 
 def checked(path: Path) -> Path:
     """A file that is there already. Raises `GlossError` where it was downloaded and has changed since."""
-    kept = _sum_of(path)
-    if kept.exists() and kept.read_text().strip() != fingerprint(path):
-        raise GlossError(f"{path} is not what was downloaded ({kept.name} differs); delete both to download it again")
+    if seal_of(path).exists() and not is_sealed(path):
+        raise GlossError(
+            f"{path} is not what was downloaded ({seal_of(path).name} differs); delete both to download it again"
+        )
     return path
 
 
 def fetch(address: str, path: Path):
-    """Download `address` to `path`, and keep its sha256 beside it.
+    """Download `address` to `path`, and seal it.
 
     What came before a connection broke stays in a hidden `.part` file, from which this call or a later one goes on if
-    the server's file is still the same. A length that is not the one announced, and gzip or zip data that does not
-    add up, count as broken. Where another process is downloading the file, waits for it. Raises `GlossError` after
-    `ATTEMPTS` attempts, or sooner where nobody answers or the server refuses, and where the folder cannot be written.
+    the server's file is still the same. A file of another length than announced, or with damaged gzip or zip data,
+    counts as broken. Waits where another process is downloading the same file. Raises `GlossError` after `ATTEMPTS`
+    attempts, or sooner where nobody answers or the server refuses, and where the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.part")
     with full_disk_in_one_line(path):
@@ -71,16 +73,12 @@ def _fetch(address: str, path: Path, part: Path):
             if attempt and isinstance(error, requests.ConnectionError):
                 break  # nobody answers
             continue
-        except (_Refused, requests.RequestException, ValueError) as error:  # ValueError: an address that is none
+        except (_Refused, requests.RequestException, ValueError) as error:  # ValueError: no such address can be
             reason = type(error).__name__ if isinstance(error, requests.RequestException) else str(error)
             break
-        # The sum comes first: a file without one would be taken for the user's own.
-        with write_whole(_sum_of(path)) as kept:
-            kept.write_text(fingerprint(part) + "\n")
-        sync(part)
-        with write_whole(path) as whole:
+        with write_sealed(path, {"address": address}) as whole:
             os.replace(part, whole)
-        _validator_of(part).unlink(missing_ok=True)
+        _version_of(part).unlink(missing_ok=True)
         return
     raise GlossError(
         f"{path.parent} holds no {path.name}, and it could not be downloaded from {address} ({reason}); "
@@ -88,22 +86,18 @@ def _fetch(address: str, path: Path, part: Path):
     )
 
 
-def _sum_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _validator_of(part: Path) -> Path:
+def _version_of(part: Path) -> Path:
     return part.with_name(part.name + ".version")
 
 
 def _transfer(address: str, part: Path):
-    """Add to `part` what is lacking of it, or begin anew where it cannot be gone on with."""
-    validator = _validator_of(part)
-    have = part.stat().st_size if part.exists() and validator.exists() else 0
+    """Add to `part` what is missing of it, or start again where the server's file has changed."""
+    kept_version = _version_of(part)
+    have = part.stat().st_size if part.exists() and kept_version.exists() else 0
     # Identity: a length announced for compressed transfer would be another.
     headers = {"Accept-Encoding": "identity"}
     if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": validator.read_text()}
+        headers |= {"Range": f"bytes={have}-", "If-Range": kept_version.read_text()}
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == 416:  # more is here than there: it was another file
             part.unlink()
@@ -120,9 +114,9 @@ def _transfer(address: str, part: Path):
         tag = answer.headers.get("ETag", "W/")
         version = answer.headers.get("Last-Modified") if tag.startswith("W/") else tag
         if version:
-            validator.write_text(version)
+            kept_version.write_text(version)
         else:
-            validator.unlink(missing_ok=True)
+            kept_version.unlink(missing_ok=True)
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isascii() and length.isdigit() else None
         with (

@@ -1,4 +1,4 @@
-"""The texts: what a user's history looks like to the language model, and what an item looks like to an index."""
+"""The texts that the language model reads and writes, and that the indexes hold."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ INSTRUCTION = (
 
 
 def item_text(title: str) -> str:
-    """An item's `Title: …` line: what the model writes and what the indexes hold."""
+    """An item's line, `Title: …`: the model writes such lines, and the indexes hold them."""
     return f"Title: {title}"
 
 
@@ -20,10 +20,10 @@ def prompt(titles: Iterable[str]) -> str:
 
 
 def encode_training(tokenizer, histories: list[list[str]], targets: list[str], max_length: int) -> list[list[int]]:
-    """Token ids of training texts: prompt of a history's titles, the target's line, end of sequence.
+    """Token ids of training texts: the prompt of a history's titles, the target's line, end of sequence.
 
-    Cut from the left to `max_length`, so that the newest items stay; the begin-of-sequence token, where the tokenizer
-    has one, stays too.
+    Cut from the left to `max_length` tokens, so that the newest items stay. The begin-of-sequence token, if the
+    tokenizer has one, stays too.
     """
     before = encode_texts(tokenizer, [prompt(titles) for titles in histories])
     after = encode_texts(tokenizer, [item_text(target) for target in targets])
@@ -34,18 +34,16 @@ def encode_training(tokenizer, histories: list[list[str]], targets: list[str], m
 
 
 def encode_prompts(tokenizer, histories: list[list[str]], max_length: int) -> list[list[int]]:
-    """Token ids of the prompts of histories of titles, cut from the left to `max_length`."""
+    """Token ids of the prompts of histories of titles, cut from the left to `max_length` tokens."""
     texts = [prompt(titles) for titles in histories]
     return [_cut(tokenizer, ids, max_length) for ids in encode_texts(tokenizer, texts)]
 
 
 def encode_texts(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts, without special tokens; what looks like a special token is read as text."""
-    return (
-        tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        if texts
-        else []
-    )
+    """Token ids of texts, without special tokens: what looks like one is read as plain text."""
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def _cut(tokenizer, ids: list[int], max_length: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Generated queries: reading released generations and our own, in one format.
+"""Files of generated queries: released ones and our own, in one format.
 
 A record: `reviewer_id`, `asin` (the target), `seen_asins` (the history, oldest first), `generated_sequences` (texts,
 best first) as the paper's code publishes them; ours add `logprobs` (sum over a text's tokens, natural log) and
@@ -28,10 +28,10 @@ def read(
 ) -> pd.DataFrame:
     """Read a file of queries: a JSON list or JSON lines, gzipped or not.
 
-    Returns a frame: user, history, target, texts, logprobs, lengths; one row a user, texts beyond `num_beams` left
-    out. targets: whether a record must name one. rejects: where those that cannot be used are noted.
-    Raises `GlossError` where the file is missing or not in this format, or rejects are a larger share than
-    `max_rejected`.
+    Returns a frame with one row per user: user, history, target, texts (at most `num_beams`), logprobs, lengths.
+    targets: whether each record must name a target. rejects: notes the records that cannot be used.
+    Raises `GlossError` where the file is missing or not in this format, or where a larger share of records than
+    `max_rejected` cannot be used.
     """
     path, rejects = Path(path), rejects or Rejects()
     rows, users = [], set()
@@ -42,15 +42,9 @@ def read(
             continue
         users.add(record["reviewer_id"])
         texts = [whole_characters(text) for text in record["generated_sequences"]]
-        scores = (record.get(key) or [None] * len(texts) for key in ("logprobs", "lengths"))
-        rows.append(
-            (
-                record["reviewer_id"],
-                record["seen_asins"],
-                record.get("asin"),
-                *(part[:num_beams] for part in (texts, *scores)),
-            )
-        )
+        lists = [texts, *(record.get(key) or [None] * len(texts) for key in ("logprobs", "lengths"))]
+        lists = [values[:num_beams] for values in lists]
+        rows.append((record["reviewer_id"], record["seen_asins"], record.get("asin"), *lists))
     rejects.stop_above(max_rejected, path, len(rows), "reviewer_id, asin, seen_asins and generated_sequences")
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
@@ -112,7 +106,7 @@ def _unusable(record, targets: bool) -> str | None:
     for key, fits, kind in (("logprobs", _is_number, "number"), ("lengths", _is_length, "whole number from 1 up")):
         values = record.get(key)
         if values is not None and not (_list_of(values, fits) and len(values) == len(texts)):
-            return f"{key} is not a list of one {kind} (or null) a text"
+            return f"{key} is not a list of one {kind} (or null) per text"
     return None
 
 

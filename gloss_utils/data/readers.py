@@ -1,5 +1,8 @@
-"""Raw files to two frames, interactions and items: a block of records at once where all in it is as it should be, else
-one by one, and those that cannot be used are rejected with a reason."""
+"""Raw files to two frames, interactions and items.
+
+A block of records is taken as a whole where all its values are as they should be. Else its records are looked at one by
+one, and those that cannot be used are rejected with a reason.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,17 +18,20 @@ import pyarrow.compute as pc
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import templates
-from gloss_utils.data.blocks import Layout, blocks
+from gloss_utils.data.blocks import Block, blocks
+from gloss_utils.data.formats import Layout
 from gloss_utils.data.rejects import Rejects, Unusable
 
-ENCODED = 2**20  # interactions after which ids become numbers
+ENCODED = 2**20  # interactions after which ids become numbers, which take less memory
 INTERACTIONS, ITEMS = "interactions", "items"  # the kinds of records
-PYTHON_DATES = -62_135_596_800, 253_402_300_800  # seconds: the years 1 to 9999
+INTERACTION = pa.schema(
+    {"user": pa.string(), "item": pa.string(), "time": pa.int64(), "rating": pa.float64(), "part": pa.float32()}
+)
 
 _PLAIN_IDS = r"^[!-~]+$"
 _PLAIN_TIMES = r"^-?[0-9]+$"  # Arrow would take 0x10 for a number, too
 
-# ---- values
+# ---- single values
 
 
 def is_id(value) -> bool:
@@ -34,14 +40,14 @@ def is_id(value) -> bool:
 
 
 def seconds(value) -> tuple[int, float]:
-    """A time as a whole number, rounded down, and the fraction left: of a number, a date, or a text that is a number or
-    an ISO 8601 date (of UTC, if no other).
+    """A time as a whole number, rounded down, and the fraction that is left.
 
+    value: a number, a date, or a text that is a number or an ISO 8601 date (in UTC where it names no time zone).
     Raises `Unusable`.
     """
     try:
         if isinstance(value, str):
-            value = _written_time(value.strip())
+            value = _time_of_text(value.strip())
         if isinstance(value, date) and not isinstance(value, datetime):
             value = datetime(value.year, value.month, value.day)
         if isinstance(value, datetime):
@@ -53,7 +59,7 @@ def seconds(value) -> tuple[int, float]:
     raise Unusable("time is neither a number nor an ISO 8601 date")
 
 
-def _written_time(text: str) -> int | float | datetime:
+def _time_of_text(text: str) -> int | float | datetime:
     for read in (int, float, datetime.fromisoformat):
         with suppress(ValueError):
             return read(text)
@@ -69,25 +75,35 @@ def _id(record: dict, key: str) -> str:
     return value
 
 
+def _rating(record: dict, key: str | None) -> float | None:
+    value = record.get(key)
+    with suppress(ValueError, TypeError, OverflowError):
+        if not isinstance(value, bool):
+            return None if value is None else float(value)
+    raise Unusable(f"{key} is not a number")
+
+
 def _interaction(record, fields: dict[str, str]) -> tuple:
     if not isinstance(record, dict):
         raise Unusable("it is not an object with named values")
     user, item = _id(record, fields["user"]), _id(record, fields["item"])
     if fields["time"] not in record:
         raise Unusable(f"it has no {fields['time']}")
-    rating = record.get(fields["rating"]) if "rating" in fields else None
-    if isinstance(rating, str):
-        try:
-            rating = float(rating)
-        except ValueError:
-            raise Unusable(f"{fields['rating']} is not a number") from None
-    if rating is not None and (isinstance(rating, bool) or not isinstance(rating, (int, float))):
-        raise Unusable(f"{fields['rating']} is not a number")
+    rating = _rating(record, fields.get("rating"))
     time, part = seconds(record[fields["time"]])
-    return user, item, time, None if rating is None else float(rating), part
+    return user, item, time, rating, part
 
 
-# ---- frames
+def _usable(path: Path, kind: str, block: Block, read: Callable, rejects: Rejects) -> Iterator[tuple]:
+    """What `read` makes of a block's records, without those that it calls unusable, which are noted."""
+    for place, shown, parse in block.records():
+        try:
+            yield read(parse())
+        except Unusable as error:
+            rejects.add(path, place, str(error), shown, kind)
+
+
+# ---- interactions
 
 
 def read_interactions(path: Path, layout: Layout, rejects: Rejects, max_rejected: float) -> pd.DataFrame:
@@ -96,17 +112,15 @@ def read_interactions(path: Path, layout: Layout, rejects: Rejects, max_rejected
     Times are rounded down; where any has a fraction, all are in the order of exact time instead.
     Raises `GlossError` where more than `max_rejected` (a share of the records) cannot be used, or none can.
     """
+    fields = layout.fields
     columns = {
-        layout.fields["user"]: pa.string(),
-        layout.fields["item"]: pa.string(),
-        layout.fields["time"]: pa.int64(),
+        fields[name]: INTERACTION.field(name).type for name in ("user", "item", "time", "rating") if name in fields
     }
-    columns |= {layout.fields["rating"]: pa.float64()} if "rating" in layout.fields else {}
     parts, waiting = [], []
-    for table, one_by_one in blocks(path, layout, columns, INTERACTIONS):
-        found = None if table is None else _plain_interactions(table, layout.fields)
+    for block in blocks(path, layout, columns, INTERACTIONS):
+        found = None if block.table is None else _plain_interactions(block.table, fields)
         if found is None:
-            rows = _usable(path, INTERACTIONS, one_by_one, partial(_interaction, fields=layout.fields), rejects)
+            rows = _usable(path, INTERACTIONS, block, partial(_interaction, fields=fields), rejects)
             found = pa.Table.from_pylist([dict(zip(INTERACTION.names, row, strict=True)) for row in rows], INTERACTION)
         waiting.append(found)
         if sum(map(len, waiting)) >= ENCODED:
@@ -119,11 +133,6 @@ def read_interactions(path: Path, layout: Layout, rejects: Rejects, max_rejected
     return frame.iloc[np.lexsort((part, frame["time"]))].reset_index(drop=True) if part.any() else frame
 
 
-INTERACTION = pa.schema(
-    {"user": pa.string(), "item": pa.string(), "time": pa.int64(), "rating": pa.float64(), "part": pa.float32()}
-)
-
-
 def _encoded(tables: list[pa.Table]) -> pa.Table:
     """Tables as one, with numbers for ids."""
     whole = pa.concat_tables(tables).combine_chunks()
@@ -132,28 +141,19 @@ def _encoded(tables: list[pa.Table]) -> pa.Table:
     return whole
 
 
-def _usable(path: Path, kind: str, one_by_one: Callable, read: Callable, rejects: Rejects) -> Iterator[tuple]:
-    for place, shown, record in one_by_one():
-        try:
-            yield read(record())
-        except Unusable as error:
-            rejects.add(path, place, str(error), shown, kind)
-
-
 def _plain_interactions(table: pa.Table, fields: dict[str, str]) -> pa.Table | None:
-    """The block with our names and types, or null where a value in it is not plainly usable."""
-    if not all(fields[name] in table.column_names for name in ("user", "item", "time")):
+    """The block with our names and types, or None where a value in it needs a closer look."""
+    found = {name: table[key] for name, key in fields.items() if key in table.column_names}
+    if not {"user", "item", "time"} <= set(found):
         return None
-    found = [_plain_ids(table[fields[name]]) for name in ("user", "item")]
-    times = _plain_times(table[fields["time"]])
-    rating = table[fields["rating"]] if fields.get("rating") in table.column_names else pa.nulls(len(table))
+    user, item, times = _plain_ids(found["user"]), _plain_ids(found["item"]), _plain_times(found["time"])
+    if user is None or item is None or times is None:
+        return None
     try:
-        rating = rating.cast(pa.float64())
+        rating = found["rating"].cast(pa.float64()) if "rating" in found else pa.nulls(len(table), pa.float64())
     except pa.ArrowException:
         return None
-    if times is None or any(column is None for column in found):
-        return None
-    return pa.table([*found, times[0], rating, times[1].cast(pa.float32())], INTERACTION)
+    return pa.table([user, item, times[0], rating, times[1].astype(np.float32)], INTERACTION)
 
 
 def _plain_ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
@@ -166,46 +166,34 @@ def _plain_ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Texts, or whole numbers as texts; null where the column is neither."""
-    kind = column.type
-    if not (
-        pa.types.is_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_integer(kind)
-    ):
-        return None
+    """Texts, or whole numbers as texts; None where the column is neither."""
+    kinds = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_integer)
     try:
-        return column.cast(pa.string())
+        return column.cast(pa.string()) if any(is_kind(column.type) for is_kind in kinds) else None
     except pa.ArrowException:
         return None
 
 
-def _plain_times(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Array | pa.ChunkedArray] | None:
-    """What `seconds` says of each, or null where one is not plainly a time."""
-    kind, part, low, high = column.type, pa.repeat(0.0, len(column)), 1 - 2**62, 2**62
-    if pa.types.is_temporal(kind):
-        low, high = PYTHON_DATES
+def _plain_times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
+    """What `seconds` says of each value, or None where it may not be a time."""
+    kind, per_second, texts = column.type, 1, _texts(column)
     try:
-        if pa.types.is_timestamp(kind):
-            whole = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s")).cast(pa.int64())
-            per = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
-            part = pc.divide(pc.subtract(column.cast(pa.int64()), pc.multiply(whole, per)).cast(pa.float64()), per)
-        elif pa.types.is_date(kind):
-            whole = column.cast(pa.timestamp("s")).cast(pa.int64())
-        elif pa.types.is_floating(kind):
-            floor = pc.floor(column)
-            whole, part = floor.cast(pa.int64()), pc.subtract(column, floor)
-        elif pa.types.is_integer(kind):
-            whole = column.cast(pa.int64())
-        elif (texts := _texts(column)) is not None and pc.all(pc.match_substring_regex(texts, _PLAIN_TIMES)).as_py():
-            whole = texts.cast(pa.int64())
-        else:
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            column, per_second = column.cast(pa.timestamp("ns")).cast(pa.int64()), 10**9
+        elif texts is not None and pc.all(pc.match_substring_regex(texts, _PLAIN_TIMES)).as_py():
+            column = texts.cast(pa.int64())
+        elif not pa.types.is_floating(kind):
             return None
     except pa.ArrowException:
         return None
-    inside = pc.and_(pc.greater_equal(whole, low), pc.less(whole, high))
-    return None if column.null_count or not pc.all(inside).as_py() else (whole, part)
+    values = column.to_numpy(zero_copy_only=False)
+    if column.null_count or not np.all(np.abs(values / per_second) < 2**62):
+        return None
+    whole, rest = np.divmod(values, per_second)
+    return whole.astype(np.int64), rest / per_second
+
+
+# ---- items
 
 
 def read_items(path: Path, layout: Layout, wanted: set[str], rejects: Rejects, max_rejected: float) -> pd.DataFrame:
@@ -217,34 +205,35 @@ def read_items(path: Path, layout: Layout, wanted: set[str], rejects: Rejects, m
     """
     key, texts = layout.fields["item"], templates.columns(layout.text)
     columns = dict.fromkeys((key, *texts), pa.string())
-    rows, seen, lacking = [], 0, set(texts)
+    rows, seen, missing = [], 0, set(texts)
     ids = pa.array(wanted, pa.string())
 
-    def usable(record):
-        if record is not None and not isinstance(record, dict):
+    def item(record) -> tuple | None:
+        if record is None:  # it was not parsed
+            return None
+        if not isinstance(record, dict):
             raise Unusable("it is not an object with named values")
-        lacking.difference_update(record or ())
-        return None if record is None else (_id(record, key), templates.fill(record, layout.text, texts))
+        missing.difference_update(record)
+        return _id(record, key), templates.fill(record, layout.text, texts)
 
-    for table, one_by_one in blocks(path, layout, columns, ITEMS, wanted):
-        plain = _plain_items(table, key, texts, ids) if table is not None else None
+    for block in blocks(path, layout, columns, ITEMS, wanted):
+        plain = None if block.table is None else _plain_items(block.table, key, texts, ids)
         if plain is not None:
-            seen += len(table)
-            lacking.difference_update(table.column_names)
+            seen += len(block.table)
+            missing.difference_update(block.table.column_names)
             rows += [(record[key], templates.fill(record, layout.text, texts)) for record in plain.to_pylist()]
             continue
-        for row in _usable(path, ITEMS, one_by_one, usable, rejects):
-            seen += 1
-            if row is not None and row[0] in wanted:
-                rows.append(row)
+        found = list(_usable(path, ITEMS, block, item, rejects))
+        seen += len(found)
+        rows += [row for row in found if row is not None and row[0] in wanted]
     rejects.stop_above(max_rejected, path, seen, ", ".join(columns), ITEMS)
-    if lacking:
-        raise GlossError(f"no record of {path} has {min(lacking)!r}, which item_text names; name columns of the file")
+    if missing:
+        raise GlossError(f"no record of {path} has {min(missing)!r}, which item_text names; name columns of the file")
     return pd.DataFrame(rows, columns=["item", "title"])
 
 
 def _plain_items(table: pa.Table, key: str, texts: list[str], wanted: pa.Array) -> pa.Table | None:
-    """The wanted rows of a block, all texts; or null where a value in it is not plainly usable."""
+    """The wanted rows of a block, all texts, or None where a value in it needs a closer look."""
     if key not in table.column_names:
         return None
     found = {name: _texts(table[name]) for name in table.column_names if name in (key, *texts)}

@@ -1,4 +1,4 @@
-"""Records that cannot be used: counted, kept with the reason, and too many of them stop a stage."""
+"""Records that cannot be used: they are counted and kept with the reason, and too many of them are an error."""
 
 import json
 from collections import Counter, defaultdict
@@ -15,18 +15,17 @@ class Unusable(Exception):
 
 
 class Rejects:
-    """What was rejected of the files that a stage reads. path: where `write` keeps it; null: nowhere."""
+    """The records of some files that were rejected. path: where `write` writes them; None: nowhere."""
 
     def __init__(self, path: Path | None = None):
         self.path, self.records = path, []
         # One file may hold two kinds of records: MovieLens is one archive.
         self._counts: dict[tuple[Path, str], Counter] = defaultdict(Counter)
-        self._first: dict[tuple[Path, str], dict] = {}
 
     def add(self, file: Path, place: str, reason: str, record, kind: str = "queries"):
-        """Note a record of `file`; place: as "line 7"; record: the line (text or bytes), or what was read from it.
+        """Note a record of `file`. place: as "line 7". record: the line (text or bytes), or what was read from it.
 
-        kind: what it was read as: interactions, items or queries.
+        kind: what the record should have been: interactions, items or queries.
         """
         counts = self._counts[file, kind]
         counts[reason] += 1
@@ -35,27 +34,27 @@ class Rejects:
             text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
             kept = {"file": file.name, "kind": kind, "place": place, "reason": reason, "record": text[:SHOWN]}
             self.records.append(kept)
-            self._first.setdefault((file, kind), kept)
 
     def reasons(self, file: Path, kind: str) -> Counter:
         """How many records of this kind were rejected of `file`, by reason."""
         return self._counts[file, kind]
 
     def stop_above(self, share: float, file: Path, good: int, needed: str, kind: str = "queries"):
-        """Raise `GlossError` where more than this share of a file's records of a kind was rejected, or none is good.
+        """Raise `GlossError` where more than this share of a file's records of a kind was rejected, or none was usable.
 
-        good: how many records were usable; needed: what a usable one has, in words.
+        good: the number of usable records. needed: what a usable record has, in words.
         """
-        bad, first = self._counts[file, kind].total(), self._first.get((file, kind))
-        told = f" (the first is {first['place']}: {first['reason']})" if first else ""
+        bad = self._counts[file, kind].total()
+        first = next((kept for kept in self.records if (kept["file"], kept["kind"]) == (file.name, kind)), None)
+        example = f" (the first is {first['place']}: {first['reason']})" if first else ""
         if good and bad <= share * (good + bad):
             return
         self.write()
         where = f"; they are in {self.path}" if self.path and bad else ""
         if not good:
-            raise GlossError(f"{file} holds no usable record: {bad:,} read{told}; each needs {needed}{where}")
+            raise GlossError(f"{file} holds no usable record: {bad:,} read{example}; each needs {needed}{where}")
         raise GlossError(
-            f"{file}: {bad:,} of {good + bad:,} records cannot be used{told}, more than max_rejected = {share:g} "
+            f"{file}: {bad:,} of {good + bad:,} records cannot be used{example}, more than max_rejected = {share:g} "
             f"allows; mend the file or raise max_rejected{where}"
         )
 

@@ -1,4 +1,4 @@
-"""Which data sets there are: where their files lie, how they are laid out, and the tables of the user's own.
+"""Which data sets there are, where their files are published and how they are written; and the user's own tables.
 
 Addresses and layouts as published by McAuley (Amazon 2014, 2018, 2023) and GroupLens (MovieLens).
 """
@@ -11,22 +11,19 @@ import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import blocks, demo, downloads, readers, templates
-from gloss_utils.data.blocks import Layout
+from gloss_utils.data.formats import Layout
 from gloss_utils.data.rejects import Rejects
 
-NAMED = {"demo": "Demo", "beauty": "Beauty", "toys": "Toys_and_Games", "sports": "Sports_and_Outdoors"}
-TABLE = "table"
-DATASET = re.compile(r"demo|beauty|toys|sports|movielens-100k|movielens-1m|table|amazon(2018|2023)-(\w+)", re.ASCII)
-DATASETS = (
-    "demo, beauty, toys, sports, amazon2018-CATEGORY or amazon2023-CATEGORY (as All_Beauty), movielens-100k, "
-    "movielens-1m, or table"
-)
+TABLE = "table"  # the user's own two tables
 FORMS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
-AMAZON_2014 = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "rating": "overall"}
-AMAZON_2023 = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
-MOVIELENS = {"user": "user", "item": "item", "time": "time", "rating": "rating"}
-RATINGS = ("user", "item", "rating", "time")
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file, and how it is written. path: on this machine, or under the address of a collection."""
+
+    path: str | Path
+    layout: Layout
 
 
 def is_dataset(name: str) -> bool:
@@ -36,103 +33,145 @@ def is_dataset(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set's two files. address: where they are published; folder: of `data_dir`, that keeps them.
+    """The two raw files of a data set: who took what when, and what there is."""
 
-    interactions, items: their paths under the address, of which only the names are kept in the folder.
+    interactions: RawFile
+    items: RawFile
+
+    @property
+    def paths(self) -> tuple:
+        """The path of the interactions' file, and that of the items'."""
+        return self.interactions.path, self.items.path
+
+
+@dataclass(frozen=True)
+class Collection(Source):
+    """Data sets that are published alike; each `{}` in a path stands for one's name.
+
+    folder: of `data_dir`, for the downloaded files.
     """
 
     address: str
-    folder: str
-    interactions: str
-    items: str
-    interactions_layout: Layout
-    items_layout: Layout
+    folder: str = ""
 
 
-def describe(dataset: str) -> Source:
-    """The files of a data set by its name, `table` excepted."""
-    if dataset in NAMED:
-        name = NAMED[dataset]
-        return Source(
-            "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
-            "",
-            f"reviews_{name}_5.json.gz",
-            f"meta_{name}.json.gz",
-            Layout("json", AMAZON_2014),
-            Layout("literal", {"item": "asin"}),
-        )
-    if dataset == "movielens-100k":
-        return Source(
-            "https://files.grouplens.org/datasets/movielens/",
-            "",
-            "ml-100k.zip",
-            "ml-100k.zip",
-            Layout("delimited", MOVIELENS, member="ml-100k/u.data", columns=RATINGS),
-            Layout(
-                "delimited",
-                {"item": "item"},
-                member="ml-100k/u.item",
-                separator="|",
-                columns=("item", "title"),
-                encoding="latin-1",
-            ),
-        )
-    if dataset == "movielens-1m":
-        return Source(
-            "https://files.grouplens.org/datasets/movielens/",
-            "",
-            "ml-1m.zip",
-            "ml-1m.zip",
-            Layout("delimited", MOVIELENS, member="ml-1m/ratings.dat", separator="::", columns=RATINGS),
-            Layout(
-                "delimited",
-                {"item": "item"},
-                member="ml-1m/movies.dat",
-                separator="::",
-                columns=("item", "title", "genres"),
-                encoding="latin-1",
-            ),
-        )
-    year, category = DATASET.fullmatch(dataset).groups()
-    if year == "2018":
-        return Source(
-            "https://jmcauley.ucsd.edu/data/amazon_v2/",
-            "amazon2018",
-            f"categoryFilesSmall/{category}_5.json.gz",
-            f"metaFiles2/meta_{category}.json.gz",
-            Layout("json", AMAZON_2014),
-            Layout("json", {"item": "asin"}),
-        )
-    return Source(
+AMAZON = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "rating": "overall"}
+AMAZON_2023 = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
+RATINGS = ("user", "item", "rating", "time")
+MOVIELENS = Layout("delimited", {name: name for name in RATINGS}, columns=RATINGS)
+MOVIES = Layout("delimited", {"item": "item"}, columns=("item", "title"), encoding="latin-1")
+
+COLLECTIONS = {
+    "amazon2014": Collection(
+        RawFile("reviews_{}_5.json.gz", Layout("json", AMAZON)),
+        RawFile("meta_{}.json.gz", Layout("literal", {"item": "asin"})),
+        "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
+    ),
+    "amazon2018": Collection(
+        RawFile("categoryFilesSmall/{}_5.json.gz", Layout("json", AMAZON)),
+        RawFile("metaFiles2/meta_{}.json.gz", Layout("json", {"item": "asin"})),
+        "https://jmcauley.ucsd.edu/data/amazon_v2/",
+        "amazon2018",
+    ),
+    "amazon2023": Collection(
+        RawFile("raw/review_categories/{}.jsonl.gz", Layout("json", AMAZON_2023)),
+        RawFile("raw/meta_categories/meta_{}.jsonl.gz", Layout("json", {"item": "parent_asin"})),
         "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/",
         "amazon2023",
-        f"raw/review_categories/{category}.jsonl.gz",
-        f"raw/meta_categories/meta_{category}.jsonl.gz",
-        Layout("json", AMAZON_2023),
-        Layout("json", {"item": "parent_asin"}),
-    )
+    ),
+    "movielens-100k": Collection(
+        RawFile("ml-100k.zip", replace(MOVIELENS, member="ml-100k/u.data")),
+        RawFile("ml-100k.zip", replace(MOVIES, member="ml-100k/u.item", separator="|")),
+        "https://files.grouplens.org/datasets/movielens/",
+    ),
+    "movielens-1m": Collection(
+        RawFile("ml-1m.zip", replace(MOVIELENS, member="ml-1m/ratings.dat", separator="::")),
+        RawFile(
+            "ml-1m.zip",
+            replace(MOVIES, member="ml-1m/movies.dat", separator="::", columns=("item", "title", "genres")),
+        ),
+        "https://files.grouplens.org/datasets/movielens/",
+    ),
+}
+# Data sets that have a name of their own: the collection, and the name in it.
+NAMED = {
+    "demo": ("amazon2014", "Demo"),
+    "beauty": ("amazon2014", "Beauty"),
+    "toys": ("amazon2014", "Toys_and_Games"),
+    "sports": ("amazon2014", "Sports_and_Outdoors"),
+    "movielens-100k": ("movielens-100k", ""),
+    "movielens-1m": ("movielens-1m", ""),
+}
+CATEGORY = re.compile(r"(amazon2018|amazon2023)-(\w+)", re.ASCII)
+DATASETS = (
+    "demo, beauty, toys, sports, amazon2018-CATEGORY or amazon2023-CATEGORY (as All_Beauty), movielens-100k, "
+    f"movielens-1m, or {TABLE}"
+)
 
 
-def locate(dataset: str, data_dir: str | Path, address: str | None = None) -> tuple[Path, Path]:
-    """The files of interactions and of items in `data_dir`, made (demo) or downloaded where they are lacking.
+@dataclass(frozen=True)
+class OwnTables:
+    """The user's own two files (.csv, .jsonl or .parquet) and the columns of them that we need."""
 
-    address: takes the place of the published one. Raises `GlossError` where a file can neither be found nor
-    downloaded, is not what was downloaded once, or the folder cannot be used.
+    interactions_file: str | Path
+    items_file: str | Path
+    user_column: str = "user"
+    item_column: str = "item"
+    time_column: str = "time"
+    item_id_column: str = "item"
+
+
+def is_dataset(name: str) -> bool:
+    """Whether a data set has this name. No such name leads out of its folder."""
+    return name in NAMED or name == TABLE or bool(CATEGORY.fullmatch(name))
+
+
+def published(dataset: str) -> Collection:
+    """How a data set is published. Raises `GlossError` where none has this name."""
+    if not is_dataset(dataset) or dataset == TABLE:
+        raise GlossError(f"there is no published data set {dataset[:50]!r}; choose {DATASETS}")
+    name, category = NAMED.get(dataset) or CATEGORY.fullmatch(dataset).groups()
+    found = COLLECTIONS[name]
+    interactions, items = (replace(file, path=file.path.format(category)) for file in (found.interactions, found.items))
+    return replace(found, interactions=interactions, items=items)
+
+
+def find(
+    dataset: str,
+    data_dir: str | Path = "data",
+    data_address: str | None = None,
+    item_text: str | None = None,
+    own: OwnTables | None = None,
+) -> Source:
+    """The files of a data set, which are made (demo) or downloaded into `data_dir` where they are missing.
+
+    data_address: takes the place of the published one. item_text: a template over the item file's columns, as
+    "{title} by {brand}"; None takes the title. own: for the data set `table`.
+    Raises `GlossError` where there is no such data set, where a file can neither be found nor downloaded or is not what
+    was once downloaded, where the folder cannot be used, and where the user's own files lack a column.
     """
-    source = describe(dataset)
-    folder = Path(data_dir) / source.folder
-    paths = [folder / Path(name).name for name in (source.interactions, source.items)]
+    text = item_text or "{title}"
+    if dataset == TABLE:
+        if own is None:
+            raise GlossError(f"the data set {TABLE} needs own: two files, and which of their columns are which")
+        return _own(own, text)
+    found = published(dataset)
+    folder, address = Path(data_dir) / found.folder, (data_address or found.address).rstrip("/")
+    paths = [folder / Path(name).name for name in found.paths]
     try:
-        if dataset == "demo" and not all(_present(path) for path in paths):
+        if dataset == "demo" and not all(map(_present, paths)):
             demo.write(*paths)
-        for path, name in zip(paths, (source.interactions, source.items), strict=True):
+        for path, name in zip(paths, found.paths, strict=True):
             if not _present(path):
-                downloads.fetch((address or source.address).rstrip("/") + "/" + name, path)
-        return tuple(map(_present, paths))
+                downloads.fetch(f"{address}/{name}", path)
+        interactions, items = map(_present, paths)
     except OSError as error:  # as a name that is too long, or a folder that may not be read
         raise GlossError(
             f"{folder} cannot hold the files of {dataset[:50]} ({error.strerror}); choose another data_dir, or dataset"
         ) from error
+    return Source(
+        RawFile(interactions, found.interactions.layout), RawFile(items, replace(found.items.layout, text=text))
+    )
 
 
 def _present(path: Path) -> Path | None:
@@ -142,42 +181,40 @@ def _present(path: Path) -> Path | None:
     return None
 
 
-def tables(values: dict) -> tuple[tuple[Path, Path], Source]:
-    """The user's own two files, and their layout, from the parameters that name files and columns.
+def _own(own: OwnTables, text: str) -> Source:
+    fields = {"user": own.user_column, "item": own.item_column, "time": own.time_column}
+    interactions = _own_file("interactions_file", Path(own.interactions_file), fields, ())
+    items = _own_file("items_file", Path(own.items_file), {"item": own.item_id_column}, templates.columns(text))
+    return Source(interactions, replace(items, layout=replace(items.layout, text=text, spans=True)))
 
-    Raises `GlossError` where a file is of no known kind, or a column is not in it.
-    """
-    fields = {"user": values["user_column"], "item": values["item_column"], "time": values["time_column"]}
-    text = values["item_text"] or "{title}"
-    paths, layouts = [], []
-    for name, own in (("interactions_file", fields), ("items_file", {"item": values["item_id_column"]})):
-        path = Path(values[name])
-        form = FORMS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
-        if form is None or (form == "parquet" and path.suffix == ".gz"):
-            raise GlossError(f"{name} is {path}; give a .csv, .jsonl or .parquet file, the first two gzipped or not")
-        needed = [*own.values(), *(templates.columns(text) if name == "items_file" else ())]
-        there = blocks.columns_of(path, form)
-        # A line of JSON may leave out what is null: there, only what every record needs has to be among the first.
-        missing = [column for column in (own.values() if form == "json" else needed) if column not in there]
-        if missing:
-            raise GlossError(f"{path} has no column {missing[0]!r}; it has {', '.join(there)}: name it as a parameter")
-        twice = [column for column in needed if there.count(column) > 1]
-        if twice:
-            raise GlossError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
-        paths.append(path)
-        layouts.append(Layout(form, own, typed=False, text=text, columns=tuple(there), spans=name == "items_file"))
-    return tuple(paths), Source("", "", "", "", *layouts)
+
+def _own_file(name: str, path: Path, fields: dict[str, str], texts: list[str]) -> RawFile:
+    """A file of the user's own, which has to have the columns of `fields` and those that its `texts` name."""
+    form = FORMS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
+    if form is None or (form == "parquet" and path.suffix == ".gz"):
+        raise GlossError(f"{name} is {path}; give a .csv, .jsonl or .parquet file, the first two gzipped or not")
+    needed, there = [*fields.values(), *texts], blocks.columns_of(path, form)
+    # A line of JSON may leave out what is null: there, only what every record needs has to be among the first.
+    missing = [column for column in (fields.values() if form == "json" else needed) if column not in there]
+    if missing:
+        raise GlossError(f"{path} has no column {missing[0]!r}; it has {', '.join(there)}: name it as a parameter")
+    twice = [column for column in needed if there.count(column) > 1]
+    if twice:
+        raise GlossError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
+    return RawFile(path, Layout(form, fields, typed=False, columns=tuple(there)))
 
 
 def read(
-    paths: tuple[Path, Path], source: Source, item_text: str | None, rejects: Rejects, max_rejected: float
+    source: Source, rejects: Rejects | None = None, max_rejected: float = 0.01
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read both files of a data set: interactions (user, item, time, rating), and the items they name (item, title).
+    """Read both files: interactions (user, item, time, rating), and the items that they name (item, title).
 
-    item_text: a template over the item file's columns, in the place of the layout's own. Raises `GlossError` where
-    more than `max_rejected` of a file's records cannot be used.
+    rejects: notes the records that cannot be used. Raises `GlossError` where they are a larger share of a file's
+    records than `max_rejected`.
     """
-    interactions = readers.read_interactions(paths[0], source.interactions_layout, rejects, max_rejected)
-    layout = replace(source.items_layout, text=item_text) if item_text else source.items_layout
+    rejects = rejects or Rejects()
+    interactions = readers.read_interactions(
+        source.interactions.path, source.interactions.layout, rejects, max_rejected
+    )
     wanted = set(interactions["item"].cat.categories)
-    return interactions, readers.read_items(paths[1], layout, wanted, rejects, max_rejected)
+    return interactions, readers.read_items(source.items.path, source.items.layout, wanted, rejects, max_rejected)

@@ -1,4 +1,4 @@
-"""The splits (METHOD, "Data rules"; or by time): who is predicted from what, and what a method may learn from."""
+"""The splits (METHOD, "Data rules"; or by time): which item is predicted from which, and what may be learnt from."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ COLUMNS = ["user", "history", "target"]
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a user's sequence is cut. train: how many of its first items training may read; validation, test: the
-    places of the targets, null where there is none."""
+    """Where a user's sequence is cut. train: the number of first items that training may read. validation, test: the
+    positions of the targets, None where there is none."""
 
     train: int
     validation: int | None
@@ -22,12 +22,12 @@ class Cut:
 
 
 def cuts(data: Dataset) -> dict[str, Cut]:
-    """Each user's cut: leave-one-out, or by the periods of a time split (see `dataset.Rules`).
+    """Each user's cut, by leave-one-out or by the periods of a time split (see `dataset.Rules`).
 
-    Leave-one-out: the last item is the test target; of validation users, the last before it that is not new is the
-    validation target, and training ends before it. Time: training ends where the validation period begins (and reads
-    nothing of a user with fewer than `min_history` items before that), and a target is a user's first item in its
-    period; new items are no validation targets.
+    Leave-one-out: the last item is the test target. Of validation users, the last item before it that is not new is the
+    validation target, and training ends before that. Time: training ends where the validation period begins, and reads
+    nothing of users with fewer than `min_history` items before. A target is a user's first item in the period, but new
+    items are no validation targets.
     """
     new, found = data.new_items(), {}
     validation = dict(zip(data.users["user"], data.users["validation"], strict=True))
@@ -47,7 +47,7 @@ def cuts(data: Dataset) -> dict[str, Cut]:
 
 
 def _known(data: Dataset) -> dict[str, list[str]]:
-    """What training may read of each user's sequence: new items (see `dataset.draw_new_items`) left out."""
+    """What training may read of each user's sequence: the first items (see `Cut`), without new ones."""
     new, at = data.new_items(), cuts(data)
     return {user: _without(sequence[: at[user].train], new) for user, sequence in data.sequences().items()}
 
@@ -57,7 +57,7 @@ def _without(sequence: list[str], new: set[str]) -> list[str]:
 
 
 def _latest(data: Dataset, history: list[str]) -> list[str]:
-    """What `max_history` leaves of a history under a time split; leave-one-out cuts whole sequences instead."""
+    """A history cut to `max_history` under a time split; under leave-one-out, `build` has cut the whole sequences."""
     longest = data.statistics.get("max_history")
     return history[-longest:] if longest else history
 
@@ -65,7 +65,7 @@ def _latest(data: Dataset, history: list[str]) -> list[str]:
 def training_examples(data: Dataset) -> pd.DataFrame:
     """Training examples of the drawn users: columns user, history (list of items), target (item).
 
-    The last item that training may read from those before it, of users of whom it may read two at least.
+    The target is the last item that training may read; users with only one such item are left out.
     """
     known = _known(data)
     rows = [(user, known[user][:-1], known[user][-1]) for user in _drawn(data) if len(known[user]) >= 2]
@@ -83,8 +83,9 @@ def evaluation_examples(data: Dataset, split: str) -> pd.DataFrame:
 def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
     """Evaluation examples of the drawn users: columns user, history, target.
 
-    test, validation: the target from all that came before it, new items left out of validation histories, and users
-    with nothing before it; next: no target (null), the history is whole. `max_history` cuts each.
+    split: "test" or "validation", where the history is all that came before the target (validation: without new items),
+    and users with an empty history are left out; or "next", where it is the whole sequence, and the target is None.
+    `max_history` cuts each history.
     """
     new, at, sequences, rows = data.new_items(), cuts(data), data.sequences(), []
     for user in _drawn(data):
@@ -101,13 +102,13 @@ def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
 
 
 def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list[str]]:
-    """What a method may learn from: each user's items in the training texts, and of evaluated users only those before
-    the target.
+    """The sequences that a method may learn from: all that training may read, but of evaluated users only what came
+    before their target.
 
-    All users of the dataset count, drawn or not. evaluated: columns user, history, target (null: nothing is held out
-    beyond the training rule). A history that starts the user's sequence, with new items or without, ends what may be
-    learnt, whatever the target; else the target's first occurrence does; where that is not in it either, nothing of
-    that user may.
+    All users of the data set are in it, drawn or not. evaluated: columns user, history, target (None: only the training
+    rule applies). Where a history is the beginning of its user's sequence, with new items or without, nothing after it
+    may be learnt, whatever the target is. Else nothing from the target's first occurrence on may be learnt, and nothing
+    of that user where the target is not in the sequence.
     """
     whole, new, at, begin = data.sequences(), data.new_items(), cuts(data), data.statistics.get("periods")
     sequences = {user: known if len(known) >= 2 else [] for user, known in _known(data).items()}

@@ -1,4 +1,4 @@
-"""An item's text: a template as "{title} by {brand}" filled in, without what belongs to empty columns."""
+"""Templates of an item's text, as "{title} by {brand}": filled in, without the words around empty columns."""
 
 import math
 import re
@@ -11,12 +11,12 @@ from gloss_utils.data.rejects import Unusable
 
 
 def whole_characters(text: str) -> str:
-    """The text with what no file can hold (half of a surrogate pair, as escapes may spell it) replaced."""
+    """The text, with what no file can hold replaced: half of a surrogate pair, which an escape in JSON may give."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def columns(template: str) -> list[str]:
-    """The columns that a template as "{title} by {brand}" names. Raises `GlossError` where it is no such template."""
+    """The columns that a template names. Raises `GlossError` where it is no template."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
@@ -34,10 +34,10 @@ _GONE = rf"(?:{_PLAIN}\0)+{_PLAIN}"
 
 @lru_cache
 def _without(template: str, empty: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """What a template is where some columns are empty: each other column after the literal text before it.
+    """A template without its empty columns: pairs of literal text and the column after it ("" after the last text).
 
-    Brackets around nothing go, and so does text between an empty column and an end, or a bracket; of the texts on both
-    sides of an empty column one stays, rather one without words. The last column is "", after the last text.
+    Brackets around nothing are left out, and so is text between an empty column and a bracket or an end. Of the two
+    texts around an empty column one stays: one without words, if there is one.
     """
     parts = [(literal, column or "") for literal, column, *_ in Formatter().parse(template)]
     kept = [column for _, column in parts if column and column not in empty]
@@ -59,8 +59,10 @@ def _between(gone: re.Match) -> str:
 
 
 def fill(record: dict, template: str, names: list[str]) -> str | None:
-    """The template filled in from the columns that it names (see `columns`), without what belongs to empty ones; null
-    where all are empty. Raises `Unusable` where a value is no text."""
+    """The template filled in from a record. names: the columns that it names (see `columns`).
+
+    None where all of them are empty. Raises `Unusable` where a value is neither a text nor a number.
+    """
     values = {name: _filling(record.get(name), name) for name in names}
     empty = frozenset(column for column, value in values.items() if not value)
     if len(empty) == len(values):

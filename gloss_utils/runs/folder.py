@@ -197,3 +197,192 @@ def _is_entry(stage: str, entry) -> bool:
         return False
     paths = (Path(name) for name in entry["outputs"])  # what a stage no longer writes is deleted by these names
     return all(not path.is_absolute() and ".." not in path.parts for path in paths)
+
+
+def identity(entry: dict | None) -> str | None:
+    """What makes a finished stage itself: its parameters, inputs, outputs and what it builds on."""
+    if entry is None:
+        return None
+    parts = {key: entry[key] for key in ("parameters", "inputs", "outputs", "builds_on")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Run:
+    """A stage at work in a run folder. `parameters` holds the stage's own values and those of the stages before it.
+
+    outputs: what the stage wrote; temporary: files that are removed once it is finished; lock: held until then.
+    """
+
+    folder: RunFolder
+    stage: str
+    own: dict
+    parameters: dict
+    started: float = field(default_factory=time.time)
+    inputs: dict = field(default_factory=dict)
+    outputs: list[Path] = field(default_factory=list)
+    temporary: list[Path] = field(default_factory=list)
+    made_from: str | None = None
+    lock: Lock | None = None
+
+    def __getitem__(self, name: str):
+        return self.parameters[name]
+
+    def read_from_outside(self, path: str | Path):
+        """Note a file or folder from outside the run folder that this stage's results depend on."""
+        self.inputs[str(path)] = fingerprint(path)
+
+    def save_figure(self, figure, name: str):
+        """Write a figure as PNG and PDF to the run's `figures/`, and note both files as outputs."""
+        from gloss_utils.report import figures
+
+        self.outputs += figures.write(figure, self.folder.figures, name, dpi=200, bbox_inches="tight")
+        return figure
+
+    def finish(self) -> str:
+        """Record the stage as finished, with what it noted in `outputs`; returns a line that says so.
+
+        Files that its last run left and this one did not are removed.
+        """
+        try:
+            return self._record()
+        finally:
+            if self.lock:
+                self.lock.release()
+
+    def _record(self) -> str:
+        stages = self.folder.stages()
+        if self.stage == P.FINE_TUNE and self["queries_file"] and self.stage in stages:
+            return f"{self.stage} left what was trained before as it is"
+        _remove_leftovers(self, stages.get(self.stage))
+        stages[self.stage] = {
+            "parameters": self.own,
+            "inputs": self.inputs,
+            "outputs": {str(path.relative_to(self.folder.root)): fingerprint(path) for path in self.outputs},
+            "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
+            "made_from": self.made_from,
+            "seconds": round(time.time() - self.started, 1),
+            "versions": {"gloss-utils": importlib.metadata.version("gloss-utils"), "commit": commit()}
+            | {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        }
+        stages = {stage: stages[stage] for stage in P.STAGES if stage in stages}
+        resolved = {"run_dir": str(self.folder.root)}
+        for entry in stages.values():
+            resolved |= entry["parameters"]
+        with write_whole(self.folder.parameters) as part:
+            part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_json(self.folder.manifest, stages)
+        for path in self.temporary:
+            path.unlink(missing_ok=True)
+        return f"{self.stage} finished in {stages[self.stage]['seconds']:.0f} s; results are in {self.folder.root}"
+
+
+def _remove_leftovers(run: Run, before: dict | None):
+    kept = {str(path.relative_to(run.folder.root)) for path in run.outputs}
+    for name in (before or {"outputs": {}})["outputs"]:
+        path = run.folder.root / name
+        if name not in kept and path.is_file():
+            path.unlink()
+    for kind in ("ipynb", "html"):  # a notebook of the last run would show other results than the folder holds
+        (run.folder.notebooks / f"{run.stage}.{kind}").unlink(missing_ok=True)
+
+
+def _injected(cells: list[str]) -> dict:
+    """The parameters of the cell that papermill injects; it starts with this comment."""
+    found = {}
+    for source in cells:
+        if source.split("\n", 1)[0] == "# Parameters":
+            found |= P.assigned(source)
+    return found
+
+
+def headless(notebook: dict) -> bool:
+    """Whether papermill runs this notebook (it has put a parameters cell in), given its `globals()`."""
+    return bool(_injected(notebook.get("In", [])))
+
+
+def open_run(stage: str, notebook: dict) -> Run:
+    """Start a stage from its notebook's `globals()`.
+
+    Checks the parameters, that nobody else is at work in the run folder, and that the stages it builds on are finished
+    and undamaged; changes no result. Raises `GlossError` with one line otherwise.
+    """
+    injected = P.check_all(_injected(notebook.get("In", [])))
+    values = P.check_all({name: notebook[name] for name in P.stage_names(stage)})
+    P.check_files(values)
+    folder = RunFolder(values.pop("run_dir"))
+    only_runs(folder)
+    if not folder.root.exists():
+        _earlier(folder, stage, values)  # what is lacking is told before a lock leaves a folder behind
+    held = _locked(folder)
+    try:
+        earlier = _earlier(folder, stage, values)
+        P.check_all(earlier | values)
+        same_dataset(folder, injected | values)
+    except BaseException:
+        if held:
+            held.release()
+        raise
+    return Run(folder, stage, values, earlier | values, lock=held)
+
+
+def _locked(folder: RunFolder) -> Lock | None:
+    if os.environ.get("RANK", "0") != "0":  # of the processes that train together, the main one holds the lock
+        return None
+    held = take_stage(folder.stage_lock, folder.run_lock)
+    sweep(folder.root, os.getpid(), os.getppid())  # the runner is writing the notebook
+    shutil.rmtree(folder.parts, ignore_errors=True)
+    return held
+
+
+def _earlier(folder: RunFolder, stage: str, values: dict) -> dict:
+    """The parameters of the stages that this one builds on. Raises `GlossError` where one is not as it should be."""
+    stages, earlier = folder.stages(), {}
+    for other in needs(stage, values):
+        if other not in stages:
+            raise GlossError(f"{folder.root} holds no finished {other}; run notebooks/{other}.ipynb first")
+        damaged = folder.damaged(stages[other])
+        if damaged:
+            raise GlossError(
+                f"{folder.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
+            )
+        # Later stages load the models that these two were given; raw data is read once, and may be gone.
+        changed = changed_input(stages[other]) if other in (P.FINE_TUNE, P.INDEX) else None
+        if changed:
+            raise GlossError(f"{changed} is missing or not as {other} read it; run notebooks/{other}.ipynb again")
+        newer = folder.outdated(other)
+        if newer:
+            raise GlossError(f"{newer} was run again after {other}; run notebooks/{other}.ipynb again, too")
+        if other == P.FINE_TUNE and stages[other]["parameters"]["queries_file"]:
+            raise GlossError(
+                f"{other} trained nothing, because queries_file was given; run notebooks/{other}.ipynb without it first"
+            )
+        earlier |= stages[other]["parameters"]
+    return earlier
+
+
+def only_runs(folder: RunFolder):
+    """Raise `GlossError` where a folder holds other things than a run, whose stages would replace them."""
+    root = folder.root.resolve()
+    if P.ROOT.resolve().is_relative_to(root):
+        raise GlossError(f"run_dir {folder.root} holds this repository; choose a folder for the run alone")
+    try:
+        holds = set(os.listdir(root)) if root.is_dir() else set()
+    except OSError as error:
+        raise GlossError(f"run_dir {folder.root} cannot be read ({error.strerror}); choose another") from error
+    if holds and not holds & {path.name for path in (folder.manifest, folder.parameters, folder.run_lock)}:
+        raise GlossError(
+            f"run_dir {folder.root} is not empty and not the folder of a run; choose a new or an empty folder"
+        )
+
+
+def same_dataset(folder: RunFolder, values: dict):
+    """Raise `GlossError` where a run folder was made from another dataset than the one asked for."""
+    made_from = folder.stages().get(P.EXPLORE, {}).get("parameters", {}).get("dataset")
+    asked = values.get("dataset", made_from)
+    if made_from is not None and made_from != asked:
+        raise GlossError(
+            f"{folder.root} was made from dataset {made_from!r}, not {asked!r}; "
+            "choose another run_dir, or delete that folder"
+        )
