@@ -11,22 +11,25 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 from gloss_utils.base.files import fingerprint
 from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset, build
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import baselines, fusion, ranking, sasrec
+from gloss_utils.data.rejects import Rejects
+from gloss_utils.rank import HybridSettings, as_run, baselines, sasrec
+from gloss_utils.report import metrics
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
-from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
 
 
 def load(name: str, data_dir) -> Dataset:
     """Read a dataset from its raw files."""
-    return build(*sources.read(sources.find(name, data_dir), max_rejected=0), None, SEED)
+    paths = sources.locate(name, data_dir)
+    return build(*sources.read(paths, sources.describe(name), None, Rejects(), 0), None, SEED)
 
 
 def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[str, float]]:
@@ -38,9 +41,10 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
     texts = [item_text(title) for title in titles.values()]
     indexes = {"dense": DenseIndex.build(texts, DEFAULT_ENCODER), "bm25": BM25Index.build(texts)}
     examples, begun = splits.evaluation_examples(data, "test"), time.time()
-    settings = fusion.Settings.read(ROOT / "params/ranking/weights.yaml")
-    learnable = splits.training_sequences(data, examples)
-    rankings = baselines.rank(examples, data, indexes, settings, DEPTH, learnable)
+    settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
+    known = splits.training_sequences(data, examples)
+    histories = dict(zip(examples["user"], examples["history"], strict=True))
+    rankings = baselines.rank_all(histories, known, titles, indexes, settings, DEPTH)
     seconds = {"all but SASRec": time.time() - begun}
     if epochs:
         sequences, validation = list(known.values()), sasrec.validation_sequences(data, examples, "test")
@@ -76,10 +80,9 @@ def main():
             print(f"| {name} | {row['users']:,} | {row['method']} | {' | '.join(cells)} |", flush=True)
         print(f"seconds: {seconds}", flush=True)
         if options.results:
-            inputs = {fingerprint(path): path.name for path in sources.find(name, options.data_dir).paths}
-            command = (
-                f"python -m benchmarks.baselines DATA_DIR --datasets {name} --sasrec-epochs {run['sasrec_epochs']}"
-            )
+            inputs = {fingerprint(path): path.name for path in sources.locate(name, options.data_dir)}
+            command = f"python -m benchmarks.baselines DATA_DIR --datasets {name}"
+            command += f" --sasrec-epochs {options.sasrec_epochs}"
             file = options.results / f"{name}-baselines.json"
             results.write(file, f"{name}, baselines", command, inputs, parameters, rows, dataset=name, seconds=seconds)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 from scipy.optimize import minimize
 from tqdm import tqdm
 
@@ -42,7 +43,6 @@ from gloss_utils.report import significance
 from gloss_utils.report.metrics import means, per_user_metrics, rounded, targets_of
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
-from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
 NOTE = "# Weights of `ranking: hybrid`. Fitted by `python -m benchmarks.ranking`, which says how.\n"

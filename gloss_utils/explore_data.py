@@ -13,7 +13,7 @@ from gloss_utils.data.rejects import Rejects
 from gloss_utils.data.sources import OwnTables
 from gloss_utils.report import figures as plots
 from gloss_utils.report import published
-from gloss_utils.runs.folder import Run, open_run
+from gloss_utils.runs.run import Run, open_run
 
 STAGE = "01_explore_data"
 

@@ -51,12 +51,21 @@ def quick(monkeypatch):
     monkeypatch.setattr(sasrec, "LEARNING_RATE", 0.02)
 
 
-def test_sasrec_learns_the_order(ring, quick, monkeypatch):
-    data, run = ring
-    evaluated = splits.evaluation_examples(data, "test")
-    learnable = splits.training_sequences(data, evaluated)
-    model = sasrec.prepare(run, data, evaluated, learnable)
-    found = sasrec.rank(model, evaluated, data, 3, learnable)
+def histories_of(examples: pd.DataFrame) -> dict[str, list[str]]:
+    return dict(zip(examples["user"], examples["history"], strict=True))
+
+
+def test_sasrec_learns_the_order(ring, quick, monkeypatch, tmp_path):
+    evaluated, items = splits.evaluation_examples(ring, "test"), ring.items["item"]
+    sequences = list(splits.training_sequences(ring, evaluated).values())
+    validation = sasrec.validation_sequences(ring, evaluated, "test")
+    settings = sasrec.Settings(epochs=12, width=32, seed=1)
+
+    def trained(settings: sasrec.Settings) -> sasrec.SASRec:
+        return sasrec.train(sequences, validation, items, settings, tmp_path / "model", tmp_path / "checkpoints")
+
+    model, histories = trained(settings), histories_of(evaluated)
+    found = sasrec.rank(model, histories, sequences, items, 3)
     first = found[found["rank"] == 1].set_index("user")["item"]
     of_ring = evaluated[evaluated["user"] != "v"].set_index("user")["target"]
     assert (first[of_ring.index] == of_ring).mean() > 0.9
@@ -100,8 +109,9 @@ def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split, tmp_path):
         raise InterruptedError
 
     monkeypatch.setattr(training, "train", train)
-    evaluated = splits.evaluation_examples(data, split)
-    learnable = splits.training_sequences(data, evaluated)
+    evaluated = splits.evaluation_examples(ring, split)
+    sequences = list(splits.training_sequences(ring, evaluated).values())
+    validation = sasrec.validation_sequences(ring, evaluated, split)
     with pytest.raises(InterruptedError):
         sasrec.train(sequences, validation, ring.items["item"], sasrec.Settings(12), tmp_path, tmp_path)
     assert seen["texts"] == [[ord(item) - ord("a") + 1 for item in s] for s in sequences if len(s) > 1]

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from gloss_utils.search.index import BM25Index
 from helpers import dataset, dense, one_line_error
 
 from gloss_utils.data import splits
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import Evidence, HybridSettings, Ranker, cooccurrence, evidence, fused, hybrid
 from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
-from gloss_utils.search import BM25Index
 
 WEIGHTS = Path(__file__).parents[1] / "params/ranking/weights.yaml"
 FROZEN = HybridSettings.read(WEIGHTS)
@@ -280,29 +280,6 @@ def test_hybrid_ranks_a_new_item_that_a_text_names(shop):
     assert found["named"][0] == "e" and found["not named"][-1] == "e"
 
 
-def test_hybrid_hears_sasrec_where_the_weights_name_it(shop, tmp_path):
-    data, indexes = shop
-    rows, asked = queries(("u", "ab", "d", [title("e")]), ("v", "", "a", [title("a")])), []
-
-    def sasrec(learnable):
-        asked.append(learnable)
-        return pd.DataFrame([("u", 1, "d", 9.0)], columns=["user", "rank", "item", "score"])
-
-    told = TOLD | {"ranking_weights": str(tmp_path / "weights.yaml")}
-    values = yaml.safe_load(WEIGHTS.read_text())
-    found = {}
-    for weight in (None, 0, 100):
-        weights = values["weights"] | ({} if weight is None else {"sasrec": weight})
-        (tmp_path / "weights.yaml").write_text(yaml.safe_dump(values | {"weights": weights}))
-        found[weight] = Ranker(rows, data, indexes, told, sasrec).rank()
-        assert len(asked) == bool(weight)
-    pd.testing.assert_frame_equal(found[0], found[None])
-    assert found[None].iloc[0]["item"] != "d" and found[100].iloc[0]["item"] == "d"
-    assert asked == [splits.training_sequences(data, rows)]
-    of_v = [frame[frame["user"] == "v"].reset_index(drop=True) for frame in found.values()]
-    pd.testing.assert_frame_equal(of_v[0], of_v[2])  # not ranked for by SASRec
-
-
 @pytest.mark.parametrize("rule", ["fused", "hybrid"])
 def test_little_to_go_by_still_gives_a_full_ranking(shop, rule):
     rows = queries(
@@ -326,9 +303,8 @@ def test_little_to_go_by_still_gives_a_full_ranking(shop, rule):
 
 def test_ties_in_every_score_keep_popularity_then_the_catalogues_order(shop):
     data, _ = shop
-    histories, learnable = {"v": [], "w": ["a"]}, splits.training_sequences(data, queries())
-    evidence = fusion.Evidence({}, histories, learnable, data.items["item"], FROZEN)
-    found = fusion.rankings(evidence, {"": {}}, True, 5)[""]
+    histories, sequences = {"v": [], "w": ["a"]}, splits.training_sequences(data, queries())
+    found = hybrid({}, histories, sequences, data.items["item"], FROZEN, 5, weights={})
     assert (found["score"] == 0).all()
     # a, b and c are trained on three, three and two times, d once, e never.
     assert {user: "".join(rows["item"]) for user, rows in found.groupby("user")} == {"v": "abcde", "w": "bcde"}

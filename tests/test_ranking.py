@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from gloss_utils.search.index import BM25Index
 from helpers import dataset, dense
 
 from gloss_utils.rank import (
@@ -15,7 +16,6 @@ from gloss_utils.rank import (
     write_qrels,
     write_trec,
 )
-from gloss_utils.search import BM25Index
 
 ITEMS = pd.Series(list("abcd"))
 

@@ -26,11 +26,6 @@ class RawFile:
     layout: Layout
 
 
-def is_dataset(name: str) -> bool:
-    """Whether there is a data set of this name."""
-    return DATASET.fullmatch(name) is not None
-
-
 @dataclass(frozen=True)
 class Source:
     """The two raw files of a data set: who took what when, and what there is."""

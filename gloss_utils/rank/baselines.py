@@ -22,10 +22,13 @@ def rank_all(
     settings: HybridSettings,
     depth: int,
 ) -> dict[str, pd.DataFrame]:
-    """All rankings for the users of `queries` (user, history, target), by method. learnable: see
-    `splits.training_sequences`."""
-    histories = dict(zip(queries["user"], queries["history"], strict=True))
-    rankings = {"popularity": popularity(histories, learnable, data, depth)}
+    """All rankings for the users of the histories, by method.
+
+    training_sequences: see `splits.training_sequences`. titles: each item's, in the catalogue's order. indexes: "dense"
+    and "bm25". settings: how `item_knn` counts.
+    """
+    items = pd.Index(list(titles))
+    rankings = {"popularity": popularity(histories, training_sequences, items, depth)}
     for method in LAST_ITEM:
         index, unseen = indexes[method.split("-")[1]], method.endswith("unseen")
         rankings[method] = last_item_search(histories, index, titles, depth, unseen)
@@ -36,7 +39,7 @@ def rank_all(
 def popularity(
     histories: Histories, training_sequences: Histories, items: Sequence[str], depth: int = 10
 ) -> pd.DataFrame:
-    """Baseline: the items that occur most often in `learnable` (see `splits.training_sequences`), for every user.
+    """Rank for every user the items that occur most often in the training sequences.
 
     Equally popular items keep the catalogue's order, in which `items` are; those that do not occur are not ranked.
     """

@@ -89,14 +89,7 @@ class Ranker:
         return self._found[feature]
 
     @cached_property
-    def learnable(self) -> dict[str, list[str]]:
-        """What may be learnt from; of an evaluated user's own interactions none from the target on."""
-        if self.parameters["split"] == "next":  # nothing is held out
-            return self.data.sequences()
-        return splits.training_sequences(self.data, self.queries)
-
-    @cached_property
-    def evidence(self) -> fusion.Evidence:
-        """What votes and training histories say."""
-        found = {feature: self.found(feature) for feature in self.votes}
-        return fusion.Evidence(found, self.histories, self.learnable, self.data.items["item"], self.settings)
+    def evidence(self) -> Evidence:
+        """What votes and training sequences say."""
+        found = {feature: self.candidates(feature) for feature in self.votes}
+        return Evidence(found, self.histories, self.training_sequences, self.items, self.settings)

@@ -74,19 +74,9 @@ def new_model(items: int, width: int) -> SASRec:
     )
 
 
-def ranked(run: Run, data: Dataset, queries: pd.DataFrame, depth: int, learnable: dict[str, list[str]]) -> pd.DataFrame:
-    """`prepare` a model, and `rank` with it."""
-    return rank(prepare(run, data, queries, learnable), queries, data, depth, learnable)
-
-
-def prepare(run: Run, data: Dataset, evaluated: pd.DataFrame, learnable: dict[str, list[str]]) -> SASRec:
-    """Train once on what may be learnt (see `splits.training_sequences`) and save in the run folder; later calls with
-    the same data and settings find it there. Training that was cut off goes on from its last epoch.
-
-    It stops early by the loss on validation users, under split test on all of them, else on those who are not
-    evaluated, if there are any.
-    """
-    folder = run.folder.sasrec
+def validation_sequences(data: Dataset, evaluated: pd.DataFrame, split: str) -> list[list[str]]:
+    """The sequences whose loss says when training stops: those of all validation users under split test, else of the
+    validation users who are not evaluated, if there are any."""
     held_out = splits.held_out_examples(data, "validation")
     held_out = held_out if split == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
     return [[*row.history, row.target] for row in held_out.itertuples()]

@@ -9,7 +9,6 @@ import difflib
 import importlib.util
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -20,45 +19,21 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import write_whole
 from gloss_utils.data.sources import DATASETS, is_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter: `kind` is a type, or "path" (a file or folder), "model" (a folder or a hub name) or "dataset"."""
+def _wrong(should_be: str) -> PydanticCustomError:
+    return PydanticCustomError("parameter", f"Input should be {should_be}")
 
-    stages: tuple[str, ...]
-    kind: object
-    choices: tuple = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    nullable: bool = False
-    multiple_of: int = 1
 
-    def allowed(self) -> str:
-        """What the user may give, in words."""
-        if self.choices:
-            text = "one of " + ", ".join(map(str, self.choices))
-        else:
-            names = {
-                int: "a whole number",
-                float: "a number",
-                bool: "true or false",
-                str: "a text",
-                list: "a list of texts",
-                "path": "a path",
-                "model": "a folder or a model name",
-                "dataset": DATASETS,
-            }
-            text = names[self.kind]
-            if self.minimum is not None:
-                text += f" from {self.minimum:g}" + (f" to {self.maximum:g}" if self.maximum is not None else " up")
-            if self.multiple_of > 1:
-                text += f", a multiple of {self.multiple_of}"
-        return text + (" or null" if self.nullable else "")
+def _text(value: str) -> str:
+    if not value.strip():
+        raise _wrong("a text that is not blank")
+    return value
 
 
 def _dataset(value: str) -> str:
@@ -276,46 +251,6 @@ def check(values: dict) -> dict:
     values: some or all parameters of some or all stages; what is not given counts by its default where two have to
     fit. Raises a one-line `GlossError` at the first that is wrong.
     """
-    if name not in PARAMETERS:
-        raise GlossError(f"unknown parameter {name!r} (value {value!r}); allowed are {', '.join(PARAMETERS)}")
-    parameter = PARAMETERS[name]
-    wrong = GlossError(f"parameter {name} is {value!r}; allowed is {parameter.allowed()}")
-    if value is None:
-        if not parameter.nullable:
-            raise wrong
-        return None
-    kind = parameter.kind
-    if kind in (int, float):
-        value = _number(value, kind, wrong)
-        below = parameter.minimum is not None and value < parameter.minimum
-        above = parameter.maximum is not None and value > parameter.maximum
-        if below or above or (kind is int and value % parameter.multiple_of):
-            raise wrong
-    elif kind is list:
-        if not (isinstance(value, list) and value and all(isinstance(part, str) for part in value)):
-            raise wrong
-    elif kind in ("path", "model", "dataset", str):
-        if name == "show_user" and isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)  # a user id may be all digits
-        if not isinstance(value, str) or not value.strip():
-            raise wrong
-        if kind == "dataset" and not is_dataset(value):
-            raise wrong
-        value = _from_root(value, kind)
-    elif not isinstance(value, kind):
-        raise wrong
-    if parameter.choices and value not in parameter.choices:
-        raise wrong
-    return value
-
-
-def _number(value, kind, wrong: GlossError):
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise wrong
-    if kind is int:
-        if not isinstance(value, int):
-            raise wrong
-        return value
     try:
         checked = AllParameters(**values)
     except ValidationError as error:
