@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 
 from gloss_utils.base.files import fingerprint
 from gloss_utils.data import sources, splits
@@ -22,6 +21,9 @@ from gloss_utils.rank import HybridSettings, as_run, baselines, sasrec
 from gloss_utils.report import metrics
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
+from gloss_utils.search.encoder import DEFAULT_ENCODER
 
 DEPTH, SEED, WIDTH = 10, 3407, 128
 

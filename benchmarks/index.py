@@ -7,10 +7,11 @@ A catalogue is made by drawing these vectors again and again and adding noise of
 the queries. The noise's size is the one at which product quantisation loses as much on 12,000 made-up items as on as
 many real ones, against held-out real titles: recall of the exact 10 nearest with codes of 16 and of 64 bytes.
 
-For each size and kind: seconds to build (vectors on disk, encoding not counted), resident bytes an item (what a fresh
-process holds of the index after all queries, memory-mapped pages of it included; pages of the vectors file apart: the
-system may drop them), milliseconds a query in a batch of 1,000 (median of 3, after a first that is told apart: it finds
-nothing in memory), recall of the exact 10 nearest. --full adds 10 million items, of the kinds that its memory allows.
+For each size and kind: seconds to build (vectors on disk, without encoding); resident bytes per item (what a fresh
+process holds of the index after all queries, with its memory-mapped pages; pages of the vectors file are counted
+separately, since the system may drop them); milliseconds per query in a batch of 1,000 (median of 3; a first batch,
+which finds nothing in memory, is reported separately); recall of the exact 10 nearest. --full adds 10 million items,
+with the kinds that fit the memory.
 """
 
 import argparse
@@ -101,7 +102,7 @@ def calibrate(source: Source) -> dict:
 
 
 def make(folder: Path, source: Source, size: int, noise: float):
-    """Write a catalogue of so many vectors, queries, and the places of their exact nearest."""
+    """Write a catalogue of `size` vectors, queries, and the places of the exact nearest of each query."""
     rng = np.random.default_rng([SEED, size])
     shape = (size, source.real.shape[1])
     vectors = np.lib.format.open_memmap(folder / "vectors.npy", mode="w+", dtype=np.float32, shape=shape)

@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from gloss_utils.search.index import DEFAULT_ENCODER, BM25Index, DenseIndex
 from scipy.optimize import minimize
 from tqdm import tqdm
 
@@ -43,6 +42,9 @@ from gloss_utils.report import significance
 from gloss_utils.report.metrics import means, per_user_metrics, rounded, targets_of
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
+from gloss_utils.search.encoder import DEFAULT_ENCODER
 
 WEIGHTS = ROOT / "params/ranking/weights.yaml"
 NOTE = "# Weights of `ranking: hybrid`. Fitted by `python -m benchmarks.ranking`, which says how.\n"

@@ -59,7 +59,7 @@ class Step:
 
 
 def catalogue(count: int) -> dict:
-    """The encoder, BM25 and the trie, an item."""
+    """Encoder, BM25 and trie, per item."""
     texts = [item_text(title) for title in titles(count)]
     encoder = load_encoder(DEFAULT_ENCODER)
     with Step() as encoding:
@@ -91,13 +91,13 @@ def catalogue(count: int) -> dict:
 
 
 def ranking(users: int, items: int) -> dict:
-    """Co-occurrence an interaction, hybrid's candidates (of co-occurrence and popularity) a user."""
+    """Co-occurrence per interaction, and hybrid's candidates (of co-occurrence and popularity) per user."""
     settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
-    told = {str(user): history for user, history in enumerate(histories(users, items))}
-    interactions = sum(map(len, told.values()))
+    sequences = {str(user): history for user, history in enumerate(histories(users, items))}
+    interactions = sum(map(len, sequences.values()))
     catalogue = pd.Series([f"i{place}" for place in range(items)])
     with Step() as counting:
-        evidence = Evidence({}, told, told, catalogue, settings)
+        evidence = Evidence({}, sequences, sequences, catalogue, settings)
     matrix = evidence.following
     evidence.users, evidence.recent = evidence.users[:4096], evidence.recent[:4096]
     with Step() as rating:

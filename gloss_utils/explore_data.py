@@ -11,8 +11,7 @@ from gloss_utils.data import prompts, sources
 from gloss_utils.data.dataset import Dataset, Rules, build
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.data.sources import OwnTables
-from gloss_utils.report import figures as plots
-from gloss_utils.report import published
+from gloss_utils.report import data_plots, published, tables
 from gloss_utils.runs.run import Run, open_run
 
 STAGE = "01_explore_data"
@@ -70,12 +69,12 @@ def show_left_out(data: Dataset) -> pd.DataFrame:
 
 def show_overview(run: Run, data: Dataset) -> plt.Figure:
     """How long histories are, how popular items are, and how long titles are."""
-    return run.save_figure(plots.dataset_overview(data), "01_dataset")
+    return run.save_figure(data_plots.dataset_overview(data), "01_dataset")
 
 
 def show_prompts(data: Dataset):
     """Print the prompts of two users' histories without their last item."""
     titles, sequences = data.titles(), data.sequences()
     for user in data.users["user"].iloc[[0, len(data.users) // 2]]:
-        print(plots.wrapped(prompts.prompt(titles[item] for item in sequences[user][:-1])))
+        print(tables.wrapped(prompts.prompt(titles[item] for item in sequences[user][:-1])))
         print("Title: …\n" + "=" * 100)

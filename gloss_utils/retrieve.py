@@ -20,7 +20,8 @@ from gloss_utils.report import stories
 from gloss_utils.runs.folder import RunFolder, identity
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, RETRIEVE
 from gloss_utils.runs.run import Run, is_headless, open_run
-from gloss_utils.search.index import BM25Index, DenseIndex
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
 
 # What the texts depend on, besides the model and the split's users.
 DECODING_PARAMETERS = (

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from gloss_utils.search.index import BM25Index
 from helpers import dataset, dense, one_line_error
 
 from gloss_utils.data import splits
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import Evidence, HybridSettings, Ranker, cooccurrence, evidence, fused, hybrid
 from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
+from gloss_utils.search.bm25 import BM25Index
 
 WEIGHTS = Path(__file__).parents[1] / "params/ranking/weights.yaml"
 FROZEN = HybridSettings.read(WEIGHTS)

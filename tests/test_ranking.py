@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from gloss_utils.search.index import BM25Index
 from helpers import dataset, dense
 
 from gloss_utils.rank import (
@@ -16,6 +15,7 @@ from gloss_utils.rank import (
     write_qrels,
     write_trec,
 )
+from gloss_utils.search.bm25 import BM25Index
 
 ITEMS = pd.Series(list("abcd"))
 

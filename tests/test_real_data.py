@@ -4,7 +4,6 @@ import json
 
 import pandas as pd
 import pytest
-from gloss_utils.search.index import BM25Index
 from helpers import SHARED, real
 
 from gloss_utils import evaluate
@@ -14,6 +13,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import baselines, ranking
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
+from gloss_utils.search.bm25 import BM25Index
 
 REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
 

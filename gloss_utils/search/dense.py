@@ -17,7 +17,7 @@ from gloss_utils.search.order import Found, rounded, search_once, top_k
 ABOUT = "encoder.json"
 AUTO = "auto"
 MARGIN = 16  # candidates beyond k that are looked at first, to see where a tie at the k-th place ends
-RERANKED = 400  # the same on disk, where the best of them are sought: enough for 10 million items, 200 are not
+RERANKED = 400  # the same on disk: enough for 10 million items, for which 200 are too few
 
 
 class DenseIndex:

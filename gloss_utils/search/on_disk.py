@@ -1,6 +1,6 @@
 """Catalogues too large for an exact index in memory: texts and vectors on disk, an approximate FAISS index over them.
 
-All files are written in batches and memory-mapped when read. The approximate index proposes candidates; their full
+Vectors are written in batches and memory-mapped when read. The approximate index proposes candidates; their full
 vectors are read from disk and give the exact inner products (`rerank`).
 """
 
@@ -8,7 +8,6 @@ import mmap
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import count
 from pathlib import Path
 
 import faiss
@@ -18,7 +17,7 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 
 from gloss_utils.search.encoder import Encode
 
-FLAT, HNSW, IVFPQ = KINDS = ("flat", "hnsw", "ivfpq")
+FLAT, HNSW, IVFPQ = ("flat", "hnsw", "ivfpq")
 BATCH = 2**18  # texts or vectors in memory at a time
 MEMORY_SHARE = 4  # an index may take a quarter of the machine's memory
 FLAT_ITEMS = 1_000_000  # with more items, an exact search takes more than about ten milliseconds per query
@@ -63,7 +62,8 @@ class Places:
     """Each text's first place in the catalogue, in an SQLite file."""
 
     def __init__(self, folder: Path):
-        self.database = sqlite3.connect(f"{(folder / 'texts.sqlite').absolute().as_uri()}?mode=ro", uri=True)
+        address = f"{(folder / 'texts.sqlite').absolute().as_uri()}?mode=ro"
+        self.database = sqlite3.connect(address, uri=True, check_same_thread=False)
 
     @classmethod
     def write(cls, folder: Path, texts: list[str]) -> "Places":
@@ -72,7 +72,8 @@ class Places:
             database.execute("PRAGMA journal_mode = OFF")  # the folder is written whole or not at all
             database.execute("PRAGMA synchronous = OFF")
             database.execute("CREATE TABLE texts (text TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID")
-            database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", zip(texts, count(), strict=False))
+            rows = ((text, place) for place, text in enumerate(texts))
+            database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", rows)  # the first place stays
         return cls(folder)
 
     def get(self, text: str, default: int) -> int:
