@@ -10,13 +10,12 @@ from unittest import mock
 import torch
 from transformers import LogitsProcessorList
 
-from gloss_utils.language import beam_search as decoding
-from gloss_utils.language import hf_generate as plain_decoding
+from gloss_utils.language import beam_search, hf_generate
 
 GAP = 1e-5  # in natural log-probability
 
 
-def differing(one: list[decoding.Decoded], two: list[decoding.Decoded]) -> list[int]:
+def differing(one: list[beam_search.Decoded], two: list[beam_search.Decoded]) -> list[int]:
     """The prompts whose texts, or their order, are not the same."""
     return [user for user, (a, b) in enumerate(zip(one, two, strict=True)) if a.tokens != b.tokens]
 
@@ -24,10 +23,10 @@ def differing(one: list[decoding.Decoded], two: list[decoding.Decoded]) -> list[
 def gaps(
     model, prompts: list[list[int]], num_beams: int, max_new_tokens: int, end: int, packed=None
 ) -> dict[int, float]:
-    """For each prompt that `decoding` and `plain_decoding` continue differently: the gap at which they first part.
+    """For each prompt that `beam_search` and `hf_generate` continue differently: the gap at which they first part.
 
     Runs both again with their beams noted at every step, and scores in float64 the beams that only one of them kept.
-    packed: the model that `decoding` runs, if another than `model`.
+    packed: the model that `beam_search` runs, if another than `model`.
     """
     arguments = (prompts, num_beams, max_new_tokens, end)
     ours, our_beams = _noting_ours(packed or model, *arguments)
@@ -47,8 +46,8 @@ def gaps(
     return found
 
 
-def _noting_ours(*arguments) -> tuple[list[decoding.Decoded], list[dict[int, set]]]:
-    beams, advance = [], decoding._Search.advance
+def _noting_ours(*arguments) -> tuple[list[beam_search.Decoded], list[dict[int, set]]]:
+    beams, advance = [], beam_search._Search.advance
 
     def noting(search, *candidates):
         picks = advance(search, *candidates)
@@ -56,11 +55,11 @@ def _noting_ours(*arguments) -> tuple[list[decoding.Decoded], list[dict[int, set
         beams.append({user: set(map(tuple, written)) for user, written, done in rows if not done})
         return picks
 
-    with mock.patch.object(decoding._Search, "advance", noting):
-        return decoding.beam_search(*arguments), beams
+    with mock.patch.object(beam_search._Search, "advance", noting):
+        return beam_search.beam_search(*arguments), beams
 
 
-def _noting_theirs(*arguments) -> tuple[list[decoding.Decoded], list[dict[int, set]]]:
+def _noting_theirs(*arguments) -> tuple[list[beam_search.Decoded], list[dict[int, set]]]:
     beams, (_, prompts, num_beams, *_) = [], arguments
     width = max(map(len, prompts))
 
@@ -70,7 +69,7 @@ def _noting_theirs(*arguments) -> tuple[list[decoding.Decoded], list[dict[int, s
             beams.append({user: set(map(tuple, written)) for user, written in enumerate(rows)})
         return scores
 
-    return plain_decoding.beam_search(*arguments, logits_processor=LogitsProcessorList([noting])), beams
+    return hf_generate.beam_search(*arguments, logits_processor=LogitsProcessorList([noting])), beams
 
 
 @torch.inference_mode()

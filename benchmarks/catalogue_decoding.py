@@ -15,12 +15,12 @@ import pandas as pd
 
 from benchmarks import timing
 from benchmarks.baselines import load
+from gloss_utils import fine_tune
 from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import generation as generate
-from gloss_utils.language import models, tiny
+from gloss_utils.language import models
+from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
 from gloss_utils.rank import items_of_exact_titles, nearest_items
-from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.run import Run
@@ -33,14 +33,16 @@ class Contest:
     def __init__(self, run: Run, data: Dataset, model, tokenizer, users: int):
         self.data, self.texts = data, [prompts.item_text(title) for title in data.items["title"]]
         self.examples = splits.evaluation_examples(data, "test").head(users)
-        self.inputs = generate.encode(run, tokenizer, self.examples, data)
+        titles = data.titles()
+        histories = [[titles[item] for item in history] for history in self.examples["history"]]
+        self.inputs = prompts.encode_prompts(tokenizer, histories, run["max_length"] - run["max_new_tokens"])
         columns = run["num_beams"] * run["max_new_tokens"]
-        self.batches = generate.plan(list(map(len, self.inputs)), columns, run["generation_batch_tokens"])
+        self.batches = plan_batches(list(map(len, self.inputs)), columns, run["generation_batch_tokens"])
         self.index = DenseIndex.build(self.texts, run["encoder"])
-        bound = {"free": None, "catalogue": generate.Catalogue(tokenizer, data.items["title"].tolist())}
+        bound = {"free": None, "catalogue": TitleTrie(tokenizer, data.items["title"])}
         self.writers = {
-            decoding: generate.Writer(run.parameters | {"decoding": decoding}, model, tokenizer, catalogue)
-            for decoding, catalogue in bound.items()
+            decoding: Writer(model, tokenizer, run.settings(Decoding, decoding=decoding), title_trie)
+            for decoding, title_trie in bound.items()
         }
 
     def write(self, decoding: str) -> pd.DataFrame:
@@ -91,8 +93,8 @@ def main():
             "seconds": {rival: round(statistics.median(values), 3) for rival, values in seconds.items()},
             "share_of_texts": {rival: contest.shares(answers[0][rival]) for rival in seconds},
             "users": len(contest.inputs),
-            "titles": contest.writers["catalogue"].catalogue.trie.texts,
-            "num_beams": contest.writers["free"].parameters["num_beams"],
+            "titles": contest.writers["catalogue"].title_trie.trie.texts,
+            "num_beams": contest.writers["free"].settings.num_beams,
             "runs": options.runs,
             "model": str(options.run or f"the tiny base model after {options.steps} steps"),
             "dataset": "the run's" if options.run else options.dataset if options.data_dir else "demo",
@@ -103,21 +105,22 @@ def main():
 
 def _of_run(options: argparse.Namespace) -> Contest:
     run = _run(RunFolder(options.run))
-    return Contest(run, Dataset.load(run.folder.data), *generate.load_model(run), options.users)
+    found = models.load_finetuned(run.base_model, run.folder.adapter, run["load_in_4bit"])
+    return Contest(run, Dataset.load(run.folder.data), *found, options.users)
 
 
 def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
     data = load(options.dataset if options.data_dir else "demo", options.data_dir or folder)
     run = _run(RunFolder(folder / "run"))
     run.parameters |= {"tiny_steps": options.steps, "tiny_vocabulary": 8000 if options.data_dir else 2000}
-    model, tokenizer = models.load_base(tiny.prepare(run, data.items["title"].tolist()), load_in_4bit=False)
+    model, tokenizer = models.load_base(fine_tune.tiny_base(run, data), load_in_4bit=False)
     return Contest(run, data, models.pack(model.eval()), tokenizer, options.users)
 
 
 def _run(folder: RunFolder) -> Run:
     parameters, stages = {}, folder.stages()
     for stage in P.STAGES:
-        parameters |= stages[stage]["parameters"] if stage in stages else notebooks.defaults(stage)
+        parameters |= stages[stage]["parameters"] if stage in stages else P.defaults(stage)
     return Run(folder, "benchmark", {}, parameters)
 
 

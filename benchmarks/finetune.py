@@ -12,15 +12,16 @@ import json
 import statistics
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks import generation, timing
 from benchmarks.baselines import load
-from gloss_utils import fine_tune as finetune
+from gloss_utils import fine_tune
 from gloss_utils.data import splits
-from gloss_utils.language import models, tiny, training
+from gloss_utils.language import models, qlora, tiny, training
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
@@ -38,9 +39,9 @@ class Contest:
         self.run = _run(options.base_model, folder)
         data = load(options.dataset if options.data_dir else "demo", options.data_dir or folder)
         base = _base(self.run, options.base_model, data.items["title"].tolist())
-        self.model, self.tokenizer = finetune.with_adapters(self.run, base)
+        self.model, self.tokenizer = qlora.with_adapters(base, self.run.settings(qlora.QLoRA))
         examples = splits.training_examples(data).sample(options.texts + HELD_OUT, random_state=SEED)
-        texts = finetune.encode(data, examples, self.tokenizer, self.run["max_length"])
+        texts = fine_tune.encode(data, examples, self.tokenizer, self.run["max_length"])
         self.texts, self.held_out = texts[HELD_OUT:], texts[:HELD_OUT]
         self.start = [weight.detach().clone() for weight in self._trained()]
         self.places = {rival: [0, 0] for rival in RIVALS}  # in batches: those that hold a token, and all
@@ -52,13 +53,12 @@ class Contest:
         """One epoch from the start."""
         for weight, start in zip(self._trained(), self.start, strict=True):
             weight.data.copy_(start)
-        texts, settings = self.texts, finetune.settings(self.run)
-        settings.sampling = RIVALS[rival]
+        texts, settings = self.texts, replace(fine_tune.training_settings(self.run), sampling=RIVALS[rival])
         if rival == "padded":  # in the order in which the other sampler draws the texts of each step
             order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(settings.seed))
             texts = [texts[i] for i in order]
         folder = self.run.folder.checkpoints
-        training.forget(folder)
+        training.delete_checkpoints(folder)
         hook = self.model.register_forward_pre_hook(lambda *call: self._count(rival, call[2]), with_kwargs=True)
         training.train(self.model, self.tokenizer, texts, [], settings, folder, {}, name=rival)
         hook.remove()

@@ -19,9 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import agreement, timing
-from gloss_utils.language import beam_search as decoding
-from gloss_utils.language import hf_generate as plain_decoding
-from gloss_utils.language import models
+from gloss_utils.language import beam_search, hf_generate, models
 from gloss_utils.language.cache_tree import Tree
 
 LENGTHS = (100, 400, 900)
@@ -83,22 +81,22 @@ def new_prompts(model, length: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(3, model.config.vocab_size) for _ in range(length)] for _ in range(USERS)]
 
 
-def ours(model, prompts: list[list[int]]) -> list[decoding.Decoded]:
+def ours(model, prompts: list[list[int]]) -> list[beam_search.Decoded]:
     """The search that is measured."""
-    return decoding.beam_search(model, prompts, NUM_BEAMS, NEW_TOKENS, END)
+    return beam_search.beam_search(model, prompts, NUM_BEAMS, NEW_TOKENS, END)
 
 
 def theirs(model, prompts: list[list[int]]) -> list[list[list[int]]]:
     """The rival, asked for nothing but the texts."""
     options = {"num_beams": NUM_BEAMS, "num_return_sequences": NUM_BEAMS, "max_new_tokens": NEW_TOKENS}
-    found = plain_decoding.generate(model, prompts, END, **options)[:, len(prompts[0]) :].tolist()
+    found = hf_generate.generate(model, prompts, END, **options)[:, len(prompts[0]) :].tolist()
     return [found[at : at + NUM_BEAMS] for at in range(0, len(found), NUM_BEAMS)]
 
 
 def compare(model, packed, length: int, runs: int) -> dict:
     """All in turn on the same prompts, other ones in each run: ratios of times, and prompts continued differently.
 
-    packed: the same model as `generate.load_model` leaves it on a CPU; "ours_unpacked" does without.
+    packed: the same model as `models.load_finetuned` leaves it on a CPU; "ours_unpacked" does without.
     """
     seconds, answers = timing.alternate(
         {
@@ -137,7 +135,7 @@ def overlaps(model, length: int = 100) -> dict[str, float]:
     return {name: round(overlap(ours(rival, prompts), theirs(rival, prompts)), 4) for name, rival in rivals.items()}
 
 
-def overlap(one: list[decoding.Decoded], two: list[list[list[int]]]) -> float:
+def overlap(one: list[beam_search.Decoded], two: list[list[list[int]]]) -> float:
     """The share of texts that stand in both answers for the same prompt."""
     common = [len(set(map(tuple, a.tokens)) & set(map(tuple, b))) for a, b in zip(one, two, strict=True)]
     return sum(common) / sum(len(texts) for texts in two)

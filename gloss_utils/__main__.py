@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from gloss_utils.base.errors import GlossError, Interrupted
+from gloss_utils.runs.parameters import add_parameters
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130  # the exit status, as shells have it
@@ -55,20 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     cells = commands.add_parser("cells", help="write all parameters and their defaults into the notebooks' first cells")
     cells.set_defaults(verb=_cells)
     return parser
-
-
-def add_parameters(parser: argparse.ArgumentParser):
-    """Let a command line take files of parameters, and single parameters over them: `FILE... [-p NAME VALUE]...`."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="files of parameters; later ones over earlier ones")
-    parser.add_argument(
-        "-p",
-        dest="overrides",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter, over the files'; the value is read as YAML",
-    )
 
 
 # What the verbs need is loaded when they run: a wrong command line is told at once.

@@ -1,30 +1,35 @@
 """Stage 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
 
-import hashlib
-import json
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
+from tqdm import tqdm
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, write_whole
+from gloss_utils.base.files import digest, fingerprint, write_whole
+from gloss_utils.base.seals import is_sealed, seal
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import encode_prompts
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
-from gloss_utils.runs.folder import RunFolder, identity
-from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, RETRIEVE
+from gloss_utils.runs import workers
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.journal import Journal
+from gloss_utils.runs.parameters import EVALUATE, FINE_TUNE, RETRIEVE
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
 
-# What the texts depend on, besides the model and the split's users.
-DECODING_PARAMETERS = (
+# The parameters that generated texts depend on, besides the model and the users.
+TEXTS_DEPEND_ON = (
     "split",
     "decoding",
     "num_beams",
@@ -32,6 +37,10 @@ DECODING_PARAMETERS = (
     "temperature",
     "top_p",
     "generation_batch_tokens",
+    "max_length",
+    "load_in_4bit",
+    "lora_alpha",
+    "seed",
 )
 
 
@@ -142,26 +151,76 @@ def _read(run: Run, notes: list[str]) -> pd.DataFrame:
 
 
 def _generated(run: Run, data: Dataset, notes: list[str]) -> pd.DataFrame:
-    """Queries by the fine-tuned model; those of the last run where all that they depend on is the same."""
-    stages, folder = run.folder.stages(), run.folder
-    parts = [identity(stages[stage]) for stage in (EXPLORE, FINE_TUNE)]
-    parts += [run[name] for name in DECODING_PARAMETERS]
-    run.made_from = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    before = stages.get(run.stage)
-    if before and before.get("made_from") == run.made_from and folder.damaged(before) is None:
+    """Queries by the fine-tuned model, sealed; those on the disk where nothing that they depend on has changed."""
+    folder, base = run.folder, run.base_model
+    models = folder.stages()[FINE_TUNE]["inputs"]  # sha256 of a base model that is a folder
+    made_from = {name: run[name] for name in TEXTS_DEPEND_ON} | {
+        "base_model": fingerprint(base) if base == folder.base else models.get(base, base),
+        "adapter": fingerprint(folder.adapter / "adapter_model.safetensors"),
+        "data": folder.data_key(),
+    }
+    if is_sealed(folder.queries, made_from):
         notes.append(
             "The texts are those of the last run: nothing that they depend on has changed. "
             "To generate them again, delete queries.jsonl."
         )
         return query_files.read(folder.queries, run["num_beams"], 0, run["split"] != "next")
-    from gloss_utils.language import (
-        generation as generate,  # loads torch and peft, which replaying a file does not need
-    )
-
     examples = splits.evaluation_examples(data, run["split"])
     if run["show_user"]:
         _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
-    return generate.queries(run, examples, data, notes)
+    rows, journal = _written(run, data, examples["history"], made_from, notes)
+    texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
+    queries = pd.concat([examples.reset_index(drop=True), texts], axis=1)
+    query_files.write(folder.queries, queries)
+    seal(folder.queries, made_from)
+    journal.unlink()
+    return queries
+
+
+def _written(run: Run, data: Dataset, histories: pd.Series, made_from: dict, notes: list[str]) -> tuple[list, Path]:
+    """What the model writes for each history, and the journal of it, which may be one of a run that was cut off."""
+    from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
+
+    folder, titles = run.folder, data.titles()
+    tokenizer = language.load_tokenizer(folder.adapter)
+    title_trie = language.TitleTrie(tokenizer, titles.values()) if run["decoding"] == language.CATALOGUE else None
+    if title_trie:
+        notes += title_trie.notes
+        _check_beams(run["num_beams"], title_trie.trie.texts)
+    named = [[titles[item] for item in history] for history in histories]
+    inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
+    columns = run["num_beams"] * run["max_new_tokens"]
+    batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
+    plan = digest([made_from, inputs, batches])
+    journal = Journal(folder.journal(plan), plan, [len(batch) for batch in batches])
+    notes += journal.notes
+    if journal.done:
+        notes.append(f"{len(journal.done)} of {len(batches)} batches are those of a run that was cut off")
+    left = {number: places for number, places in enumerate(batches) if number not in journal.done}
+    model, settings = (run.base_model, folder.adapter, run["load_in_4bit"]), run.settings(language.Decoding)
+
+    def load() -> language.Writer:
+        return language.Writer(*language.load_finetuned(*model), settings, title_trie)
+
+    map_parts = partial(workers.map_parts, workers=run["workers"]) if run["engine"] == "ray" else None
+    with tqdm(total=len(inputs), desc="generating", unit="user", mininterval=2) as bar:
+        bar.update(sum(map(len, journal.done.values())))
+        for number, rows, notice in language.write_batches(load, inputs, left, map_parts):
+            journal.add(number, rows)
+            bar.update(len(rows))
+            if notice and notice not in notes:
+                notes.append(notice)
+    pairs = ((batches[number], rows) for number, rows in journal.done.items())
+    found = {place: row for places, rows in pairs for place, row in zip(places, rows, strict=True)}
+    return [found[place] for place in range(len(inputs))], journal.path
+
+
+def _check_beams(num_beams: int, titles: int):
+    if num_beams > titles:
+        raise GlossError(
+            f"parameter num_beams is {num_beams}; decoding: catalogue writes each of the catalogue's {titles} "
+            "different titles once at most; allowed is a whole number from 1 to as many"
+        )
 
 
 def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:

@@ -13,7 +13,8 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
-from gloss_utils.language.generation import Catalogue, load_tokenizer
+from gloss_utils.language.generation import TitleTrie
+from gloss_utils.language.models import load_tokenizer
 from gloss_utils.rank.ranker import FUSED
 from gloss_utils.report import published, result_plots, segments, tables
 from gloss_utils.runs.parameters import SEGMENTS
@@ -71,7 +72,7 @@ class Shop:
     data: Dataset
     indexes: dict[str, DenseIndex | BM25Index]
     tokenizer: PreTrainedTokenizerBase | None = None
-    catalogue: Catalogue | None = None
+    catalogue: TitleTrie | None = None
 
     def add(self, items: pd.DataFrame) -> "Shop":
         """A shop with more items (columns item, title), which come last in the catalogue's order; the old one stays.
@@ -91,13 +92,13 @@ class Shop:
             "dense": self.indexes["dense"].extended(texts[-len(added) :]),
             "bm25": BM25Index.build(texts),  # the weight of a word depends on all texts
         }
-        written = Catalogue(self.tokenizer, catalogue["title"].tolist()) if self.tokenizer else None
+        written = TitleTrie(self.tokenizer, catalogue["title"].tolist()) if self.tokenizer else None
         return Shop(replace(self.data, items=catalogue), indexes, self.tokenizer, written)
 
 
 def open_shop(run: Run) -> Shop:
     """The shop of a run; with a tokenizer where the run has fine-tuned a model."""
-    tokenizer = load_tokenizer(run) if run.folder.adapter.exists() else None
+    tokenizer = load_tokenizer(run.folder.adapter) if run.folder.adapter.exists() else None
     return Shop(Dataset.load(run.folder.data), retrieve.load_indexes(run), tokenizer)
 
 

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from helpers import one_line_error, run_of
 from test_finetune import TITLES, settings
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from gloss_utils import fine_tune as finetune
+from gloss_utils import fine_tune
 from gloss_utils.base.files import read_json
-from gloss_utils.language import tiny, training
+from gloss_utils.language import qlora, tiny, training
 from gloss_utils.runs import notebooks
 
 TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "gloss_utils.fine_tune"]
@@ -27,12 +28,12 @@ STEPS = ["-p", "batch_size", "2", "-p", "gradient_accumulation", "2", "-p", "epo
     [(4, 4, 1, (4, 4)), (4, 4, 2, (4, 2)), (4, 4, 8, (2, 1)), (16, 1, 2, (8, 1)), (9, 4, 6, (3, 2)), (3, 1, 3, (1, 1))],
 )
 def test_processes_share_a_step(batch_size, accumulation, count, expected):
-    assert training.share(batch_size, accumulation, count) == expected
+    assert training.per_process_batch(batch_size, accumulation, count) == expected
 
 
 def test_a_step_that_cannot_be_shared():
     with one_line_error("3 processes cannot equally share the 16 texts", "launch 1 or 2 or 4 or 8 or 16"):
-        training.share(4, 4, 3)
+        training.per_process_batch(4, 4, 3)
 
 
 def batches(lengths: list[int], count: int, accumulation: int, seed: int = 1) -> list[list[list[int]]]:
@@ -67,8 +68,7 @@ def test_batches_by_length_train_the_same_with_less_padding(tmp_path, monkeypatc
         sizes = []
         monkeypatch.setattr(training._Padding, "__call__", lambda *call, s=sizes: _noted(s, pad(*call)))
         training.seed_everything(1)
-        chosen = settings(epochs=1, sampling=sampling)
-        chosen.gradient_accumulation = 4
+        chosen = replace(settings(epochs=1, sampling=sampling), gradient_accumulation=4)
         model = tiny.new_model(tokenizer, layers=1, width=64)
         result = training.train(model, tokenizer, ordered, texts[:4], chosen, tmp_path / sampling, {}, "test")
         losses[sampling], places[sampling] = result["history"][-1]["eval_loss"], sum(sizes)
@@ -85,7 +85,7 @@ def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
     folder, file = copied_run
     alone = folder.root.with_name("alone")
     shutil.copytree(folder.root, alone)
-    assert finetune.main([str(file), *STEPS, "-p", "run_dir", str(alone)]) == 0
+    assert fine_tune.main([str(file), *STEPS, "-p", "run_dir", str(alone)]) == 0
     launched = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *TWO, str(file), *STEPS],
         cwd=notebooks.ROOT,
@@ -95,7 +95,7 @@ def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
     )
     assert launched.returncode == 0, launched.stderr
     assert launched.stdout.count("02_fine_tune finished") == 1
-    one, two = read_json(alone / "model/training.json"), read_json(folder.training)
+    one, two = read_json(alone / "model/adapter/training.json"), read_json(folder.training)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["steps"] == two["steps"] and len(one["history"]) == len(two["history"])
     for a, b in zip(one["history"], two["history"], strict=True):
@@ -105,7 +105,7 @@ def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
             assert a[name] == pytest.approx(b[name], rel=1e-2 if name == "eval_loss" else 1e-4), name
     assert (folder.figures / "02_loss.png").exists() and not folder.checkpoints.exists()
     capfd.readouterr()
-    assert finetune.main([str(file), *STEPS]) == 0
+    assert fine_tune.main([str(file), *STEPS]) == 0
     assert capfd.readouterr().out.splitlines() == ["01_explore_data: up to date", "02_fine_tune: up to date"]
     notebooks.run([str(file)], [(STEPS[at + 1], STEPS[at + 2]) for at in range(0, len(STEPS), 3)], last="03")
     lines = capfd.readouterr().out.splitlines()
@@ -114,12 +114,12 @@ def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
 
 def test_wrong_parameters_are_one_line(copied_run, capfd, monkeypatch):
     _, file = copied_run
-    assert finetune.main([str(file), "-p", "lora_rank", "0"]) == 1
-    monkeypatch.setattr(finetune, "PROCESSES", 3)
-    assert finetune.main([str(file), "-p", "gradient_accumulation", "1"]) == 1
-    monkeypatch.setattr(finetune, "PROCESSES", 2)
+    assert fine_tune.main([str(file), "-p", "lora_rank", "0"]) == 1
+    monkeypatch.setattr(fine_tune, "PROCESSES", 3)
+    assert fine_tune.main([str(file), "-p", "gradient_accumulation", "1"]) == 1
+    monkeypatch.setattr(fine_tune, "PROCESSES", 2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert finetune.main([str(file), "-p", "optimizer", "adamw_8bit"]) == 1
+    assert fine_tune.main([str(file), "-p", "optimizer", "adamw_8bit"]) == 1
     assert capfd.readouterr().err.splitlines() == [
         "error: parameter lora_rank is 0; allowed is a whole number from 1 up",
         "error: 3 processes cannot equally share the 4 texts of a step (batch_size 4 x gradient_accumulation 1); "
@@ -130,7 +130,7 @@ def test_wrong_parameters_are_one_line(copied_run, capfd, monkeypatch):
 
 def test_evaluating_leaves_the_4bit_weights_trainable(small_run):
     run = run_of(small_run)
-    model, tokenizer = finetune.with_adapters(run, run.folder.base)
+    model, tokenizer = qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
     ids = torch.tensor([tokenizer("Title: Rose Toner").input_ids])
     losses, gradients = [], []
     for _ in range(2):

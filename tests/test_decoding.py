@@ -8,9 +8,7 @@ import transformers
 from helpers import small_llama
 
 from benchmarks import agreement
-from gloss_utils.language import beam_search as decoding
-from gloss_utils.language import cache_tree as tree
-from gloss_utils.language import hf_generate as plain_decoding
+from gloss_utils.language import beam_search, cache_tree, hf_generate
 from gloss_utils.language.cache_tree import Tree
 from gloss_utils.language.trie import Trie
 
@@ -50,7 +48,7 @@ def test_texts_order_and_scores_are_those_of_generate(num_beams, groups):
     model, ended, cut = small_llama(VOCABULARY, groups=groups), 0, 0
     for end in range(6):
         arguments = (model, prompts(end), num_beams, 12, end)
-        found, expected = decoding.beam_search(*arguments), plain_decoding.beam_search(*arguments)
+        found, expected = beam_search.beam_search(*arguments), hf_generate.beam_search(*arguments)
         excused = agreement.gaps(*arguments) if agreement.differing(found, expected) else {}
         assert all(gap <= agreement.GAP for gap in excused.values())
         same = [user for user in range(len(found)) if user not in excused]
@@ -66,13 +64,13 @@ def test_texts_order_and_scores_are_those_of_generate(num_beams, groups):
 
 def test_a_difference_that_is_no_near_tie_has_a_wide_gap(monkeypatch):
     model = small_llama(VOCABULARY)
-    best = decoding._Free.candidates
+    best = beam_search._Free.candidates
 
     def second_best_first(source, scores):  # a search that is wrong by a little
         values, tokens, parents = best(source, scores)
         return values[:, 1:], tokens[:, 1:], parents[:, 1:]
 
-    monkeypatch.setattr(decoding._Free, "candidates", second_best_first)
+    monkeypatch.setattr(beam_search._Free, "candidates", second_best_first)
     gaps = agreement.gaps(model, prompts(), 3, 8, end=3)
     assert gaps and max(gaps.values()) > agreement.GAP
 
@@ -92,7 +90,7 @@ def passes(monkeypatch) -> list[tuple[int, int]]:
 def test_each_prompt_runs_once_and_users_leave_when_they_are_final(monkeypatch):
     shapes, model = passes(monkeypatch), small_llama(VOCABULARY)
     for end in range(6):
-        decoding.beam_search(model, prompts(end), 3, 40, end)
+        beam_search.beam_search(model, prompts(end), 3, 40, end)
         users, width = len(LENGTHS), max(LENGTHS)
         assert shapes[:3] == [(users, width - 1), (users, 1), (users, 3)]
         rows = [rows for rows, _ in shapes[2:]]
@@ -111,8 +109,8 @@ def test_catalogue_texts_order_and_scores_are_those_of_generate(num_beams):
     trie = Trie(titles(end))
     for seed in range(4):
         arguments = (model, prompts(seed), num_beams, 1, end, trie)  # a text may be longer than max_new_tokens
-        found = decoding.beam_search(*arguments)
-        assert_same(found, plain_decoding.beam_search(*arguments))
+        found = beam_search.beam_search(*arguments)
+        assert_same(found, hf_generate.beam_search(*arguments))
         for prompt, one in zip(prompts(seed), found, strict=True):
             assert len({tuple(text) for text in one.tokens} & allowed) == len(one.tokens) == num_beams
             assert one.logprobs == pytest.approx([logprob(model, prompt, text) for text in one.tokens], abs=1e-4)
@@ -121,31 +119,31 @@ def test_catalogue_texts_order_and_scores_are_those_of_generate(num_beams):
 def test_all_titles_come_where_beams_are_as_many():
     model, end = small_llama(VOCABULARY), 3
     some = [[5, end], [5, 6, end], [7, 8, 9, 10, end], [11, end]]
-    for one in decoding.beam_search(model, prompts(), 4, 1, end, Trie(some)):
+    for one in beam_search.beam_search(model, prompts(), 4, 1, end, Trie(some)):
         assert sorted(one.tokens) == sorted(some)
         means = [total / len(text) for text, total in zip(one.tokens, one.logprobs, strict=True)]
         assert means == sorted(means, reverse=True)
-    for one in decoding.beam_search(model, prompts(), 6, 1, end, Trie(some)):
+    for one in beam_search.beam_search(model, prompts(), 6, 1, end, Trie(some)):
         assert sorted(one.tokens) == sorted(some)  # and no beam that is none
 
 
 def test_tails_with_one_continuation_are_scored_in_one_pass(monkeypatch):
     shapes, model, end = passes(monkeypatch), small_llama(VOCABULARY), 3
     apart = [[first, *range(20, 20 + length), end] for first, length in zip(range(4, 12), range(1, 25, 3), strict=True)]
-    expected = plain_decoding.beam_search(model, prompts(), 3, 1, end, Trie(apart))
-    found = decoding.beam_search(model, prompts(), 3, 1, end, Trie(apart))
+    expected = hf_generate.beam_search(model, prompts(), 3, 1, end, Trie(apart))
+    found = beam_search.beam_search(model, prompts(), 3, 1, end, Trie(apart))
     assert_same(found, expected)
     assert len(shapes) == 3  # the prompts, their last tokens, and all tails at once
-    monkeypatch.setattr(tree, "TAIL_LOGITS", 1)  # or user by user, where memory is short
-    assert_same(decoding.beam_search(model, prompts(), 3, 1, end, Trie(apart)), expected)
+    monkeypatch.setattr(cache_tree, "TAIL_LOGITS", 1)  # or one user at a time, where memory is short
+    assert_same(beam_search.beam_search(model, prompts(), 3, 1, end, Trie(apart)), expected)
     assert len(shapes) == 3 + 2 + len(LENGTHS)
 
 
 def test_the_cache_grows_where_a_trie_is_deep(monkeypatch):
     model, trie = small_llama(VOCABULARY), Trie(titles(3))
-    expected = decoding.beam_search(model, prompts(), 3, 1, 3, trie)
-    monkeypatch.setattr(tree, "RESERVED_STEPS", 1)
-    assert decoding.beam_search(model, prompts(), 3, 1, 3, trie) == expected
+    expected = beam_search.beam_search(model, prompts(), 3, 1, 3, trie)
+    monkeypatch.setattr(cache_tree, "RESERVED_STEPS", 1)
+    assert beam_search.beam_search(model, prompts(), 3, 1, 3, trie) == expected
 
 
 def grid(users: int, texts: int, steps: int) -> torch.Tensor:
@@ -155,7 +153,7 @@ def grid(users: int, texts: int, steps: int) -> torch.Tensor:
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.7), (1.0, 0.3)])
 def test_samples_follow_the_distribution(temperature, top_p):
     model, texts = small_llama(VOCABULARY, spread=0.1), 4000
-    found = decoding.sample(model, prompts()[:2], grid(2, texts, 1), 3, temperature, top_p)
+    found = beam_search.sample(model, prompts()[:2], grid(2, texts, 1), 3, temperature, top_p)
     for prompt, one in zip(prompts(), found, strict=False):
         with torch.inference_mode():
             expected = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
@@ -169,7 +167,7 @@ def test_samples_follow_the_distribution(temperature, top_p):
 def test_samples_end_and_carry_the_models_own_scores():
     model, end, ended = small_llama(VOCABULARY, spread=0.1), 3, 0
     uniforms = torch.rand(len(LENGTHS), 6, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = decoding.sample(model, prompts(), uniforms, end, temperature=1.5)
+    found = beam_search.sample(model, prompts(), uniforms, end, temperature=1.5)
     for user, (prompt, one) in enumerate(zip(prompts(), found, strict=True)):
         assert one.logprobs == pytest.approx([logprob(model, prompt, text) for text in one.tokens], abs=1e-4)
         assert all(end not in text[:-1] and (len(text) == 40 or text[-1] == end) for text in one.tokens)
@@ -177,17 +175,17 @@ def test_samples_end_and_carry_the_models_own_scores():
         assert len({tuple(text) for text in one.tokens}) > 1
         means = [total / len(text) for text, total in zip(one.tokens, one.logprobs, strict=True)]
         assert means == sorted(means, reverse=True)
-        alone = decoding.sample(model, [prompt], uniforms[user : user + 1], end, temperature=1.5)
+        alone = beam_search.sample(model, [prompt], uniforms[user : user + 1], end, temperature=1.5)
         assert alone[0].tokens == one.tokens  # whatever the batch
     assert ended
-    plain = plain_decoding.sample(model, prompts(), uniforms, end, temperature=1.5)
+    plain = hf_generate.sample(model, prompts(), uniforms, end, temperature=1.5)
     for prompt, one in zip(prompts(), plain, strict=True):
         assert one.logprobs == pytest.approx([logprob(model, prompt, text) for text in one.tokens], abs=1e-4)
 
 
 def test_nothing_to_continue():
     model = small_llama(VOCABULARY)
-    assert decoding.beam_search(model, [], 3, 5, 3) == decoding.sample(model, [], torch.rand(0, 2, 5), 3) == []
+    assert beam_search.beam_search(model, [], 3, 5, 3) == beam_search.sample(model, [], torch.rand(0, 2, 5), 3) == []
 
 
 def make(kind: str, **values):
@@ -211,9 +209,9 @@ def make(kind: str, **values):
 )
 def test_models_that_fit(kind, values):
     model = make(kind, intermediate_size=64, **values)
-    assert tree.unfit(model) is None
-    assert_same(decoding.beam_search(model, prompts(), 3, 6, 3), plain_decoding.beam_search(model, prompts(), 3, 6, 3))
-    assert tree.unfit(model.to(torch.bfloat16)) is None
+    assert cache_tree.unfit(model) is None
+    assert_same(beam_search.beam_search(model, prompts(), 3, 6, 3), hf_generate.beam_search(model, prompts(), 3, 6, 3))
+    assert cache_tree.unfit(model.to(torch.bfloat16)) is None
     assert model.config._attn_implementation == "sdpa"  # as it was
 
 
@@ -227,11 +225,11 @@ def test_models_that_fit(kind, values):
     ],
 )
 def test_models_that_do_not_fit(kind, values, reason):
-    assert reason in tree.unfit(make(kind, **values))
+    assert reason in cache_tree.unfit(make(kind, **values))
 
 
 def test_a_model_that_makes_its_own_positions_is_found_out(monkeypatch):
     model = small_llama(VOCABULARY)
     forward = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda **given: forward(**(given | {"position_ids": None})))
-    assert "more than the positions and the mask" in tree.unfit(model)
+    assert "more than the positions and the mask" in cache_tree.unfit(model)

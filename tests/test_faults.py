@@ -16,11 +16,12 @@ from helpers import flip, one_line_error, run_of
 from kill import environment
 from test_finetune import train_small
 
+from gloss_utils import fine_tune
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import fingerprint, read_json, write_json, write_whole
+from gloss_utils.base.seals import seal_of
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import generation as generate
-from gloss_utils.language import models, tiny
+from gloss_utils.language import models, training
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import identity, needs
@@ -80,16 +81,16 @@ def test_a_manifest_names_nothing_outside_its_folder(copied_run):
 def test_a_base_model_of_the_run_with_any_damaged_file_is_trained_again(copied_run, monkeypatch):
     folder, _ = copied_run
     run, trained, data = run_of(copied_run), [], Dataset.load(folder.data)
-    monkeypatch.setattr(tiny.training, "train", lambda *args, **kwargs: trained.append(1))
+    monkeypatch.setattr(training, "train", lambda *args, **kwargs: trained.append(1))
 
     def prepare() -> bool:
         trained.clear()
-        tiny.prepare(run, data.trained_titles())
+        fine_tune.tiny_base(run, data)
         return bool(trained)
 
     prepare()
-    files = [path for path in folder.base.rglob("*") if path.is_file()]
-    assert {"config.json", "made_from.json", "model.safetensors"} <= {path.name for path in files}
+    files = [path for path in (*folder.base.rglob("*"), seal_of(folder.base)) if path.is_file()]
+    assert {"config.json", "model.safetensors"} <= {path.name for path in files}
     for file in files:
         assert not prepare()
         flip(file)
@@ -150,7 +151,7 @@ def test_a_run_folder_that_cannot_be_written(nobody, copied_run):
     arguments = ["run", str(folder / "p.yaml"), "-p", "run_dir", str(folder / "run"), "--force"]
     done = python(
         "from gloss_utils.runs import runner",
-        "from gloss_utils.__main__ import main; notebooks.defaults('01_explore_data')",
+        "from gloss_utils.__main__ import main; P.defaults('01_explore_data')",
         f"raise SystemExit(main({arguments}))",
     )
     assert done.returncode == 1
@@ -203,7 +204,7 @@ def test_a_pickled_adapter_is_refused_and_not_read(copied_run, trap):
     (run.folder.adapter / "adapter_model.safetensors").unlink()
     (run.folder.adapter / "adapter_model.bin").write_bytes(trap[0])
     with one_line_error("adapter_model.bin is a pickle, which may hold code, and is not read"):
-        generate.load_model(run)
+        models.load_finetuned(run.folder.base, run.folder.adapter, True)
     assert not trap[1].exists()
 
 
@@ -285,7 +286,7 @@ def test_a_model_from_outside_that_was_changed_is_named_by_the_stages_that_load_
             if other in stages[later]["builds_on"]:
                 stages[later]["builds_on"][other] = identity(stages[other])
     write_json(folder.manifest, stages)
-    values = notebooks.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
+    values = P.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
     open_run(P.EVALUATE, values).lock.release()
     flip(encoder / "config.json")
     with one_line_error(str(encoder), f"not as {P.INDEX} read it", f"run notebooks/{P.INDEX}.ipynb again"):

@@ -5,13 +5,13 @@ import torch
 from conftest import write_parameters
 from helpers import flip, run_of
 
-from gloss_utils import fine_tune as finetune
+from gloss_utils import fine_tune
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
+from gloss_utils.base.seals import seal
 from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import generation as generate
-from gloss_utils.language import models, tiny, training
+from gloss_utils.language import checkpoints, models, qlora, tiny, training
 from gloss_utils.rank import baselines
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
@@ -29,7 +29,7 @@ def test_base_is_trained_on_titles_alone_and_saved_as_a_model_folder(small_run):
     text = prompts.item_text("Alder &amp; Vale Café — 3.4 oz")
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     before = (run.folder.base / "model.safetensors").stat().st_mtime_ns
-    tiny.prepare(run, Dataset.load(run.folder.data).trained_titles())
+    fine_tune.tiny_base(run, Dataset.load(run.folder.data))
     assert (run.folder.base / "model.safetensors").stat().st_mtime_ns == before  # once
 
 
@@ -58,7 +58,7 @@ def test_demo_base_has_about_two_million_parameters():
 
 def test_qlora_trains_adapters_only(small_run):
     run = run_of(small_run)
-    model, _ = finetune._with_peft(run, run.folder.base)
+    model, _ = qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
     names = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert names and all("lora_" in name for name in names)
     for module in run["lora_modules"]:
@@ -72,7 +72,7 @@ def test_training_texts_hold_no_held_out_target(small_run):
     data = Dataset.load(run.folder.data)
     tokenizer = tiny.train_tokenizer(data.items["title"].tolist(), 2000)
     examples = splits.training_examples(data)
-    texts = [tokenizer.decode(ids) for ids in finetune.encode(data, examples, tokenizer, 1024)]
+    texts = [tokenizer.decode(ids) for ids in fine_tune.encode(data, examples, tokenizer, 1024)]
     titles, sequences = data.titles(), data.sequences()
     for user, text in zip(examples["user"], texts, strict=True):
         held_out = titles[sequences[user][-1]]
@@ -86,8 +86,8 @@ def test_unpacked_model_computes_what_the_4bit_model_does(small_run):
     ids = torch.tensor([prompts.encode_prompts(tokenizer, [TITLES], 1024)[0]])
     with torch.inference_mode():
         without = base.eval()(ids).logits
-        packed = generate.PeftModel.from_pretrained(base, run.folder.adapter).eval()(ids).logits
-        unpacked = generate.load_model(run)[0](ids).logits
+        packed = models.PeftModel.from_pretrained(base, run.folder.adapter).eval()(ids).logits
+        unpacked = models.load_finetuned(run.folder.base, run.folder.adapter, True)[0](ids).logits
     # On some processors the 4-bit layers compute in bf16, with 8 bits of mantissa.
     difference = (packed - unpacked).abs().max()
     assert difference < packed.abs().max() * 2**-8
@@ -110,7 +110,7 @@ def test_packed_weights_compute_the_same(small_run):
 def settings(**values) -> training.Settings:
     return training.Settings(
         learning_rate=1e-3,
-        scheduler="linear",
+        lr_scheduler="linear",
         warmup_steps=0,
         weight_decay=0.0,
         optimizer="adamw_torch",
@@ -245,14 +245,14 @@ def test_training_that_was_killed_once_it_had_stopped_early_stays_so(tmp_path, m
     assert_same_training(whole, (model, result))
 
 
-def test_training_of_another_kind_starts_anew(tmp_path, monkeypatch):
-    folder = tmp_path / "work"
-    training._start_over_if_other(folder, {"a": 1})
-    (folder / "checkpoint-4").mkdir()
-    training._start_over_if_other(folder, {"a": 1})
-    assert (folder / "checkpoint-4").exists()
-    training._start_over_if_other(folder, {"a": 2})
-    assert not (folder / "checkpoint-4").exists()
+def test_training_of_another_kind_starts_anew(tmp_path):
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"best_global_step": null}')
+    seal(checkpoint, {"a": 1})
+    assert checkpoints.last_sound(tmp_path, {"a": 1}) == checkpoint
+    assert checkpoints.last_sound(tmp_path, {"a": 2}) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def patch_losses(monkeypatch, losses: list[float]) -> list[dict]:
@@ -278,6 +278,28 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path, monkeypatch):
         assert torch.equal(weight, weights[1][name])
 
 
+def test_an_adapter_that_was_made_from_the_same_is_kept_whatever_else_happened(copied_run, monkeypatch, capsys):
+    folder, _ = copied_run
+    moved = RunFolder(folder.root.rename(folder.root.with_name("moved")))
+    for figure in moved.figures.glob("02*"):
+        figure.unlink()
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
+    result = fine_tune.prepare(run_of((moved, None), report_to="tensorboard"))
+    assert "the one that was trained before" in capsys.readouterr().out and result["history"]
+
+    def trains_again(**values) -> bool:
+        with pytest.raises(pytest.fail.Exception, match="trained again"):
+            fine_tune.prepare(run_of((moved, None), **values))
+        return True
+
+    assert trains_again(lora_alpha=8) and trains_again(learning_rate=1e-3)
+    flip(moved.training)
+    assert trains_again()
+    flip(moved.training)
+    moved.break_seals("02_fine_tune")  # as --force does
+    assert trains_again()
+
+
 def test_reports(small_run):
     log = read_json(small_run[0].training)
     assert log["device"] == "cpu" and log["trained_with"] == "transformers" and log["tokens_per_second"] > 0
@@ -298,7 +320,7 @@ def test_tokenizers_without_padding_or_end():
 def test_lora_modules_that_the_model_lacks(small_run):
     run = run_of(small_run, lora_modules=["no_such_module"])
     with pytest.raises(GlossError, match=r"parameter lora_modules is .'no_such_module'."):
-        finetune._with_peft(run, run.folder.base)
+        qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
 
 
 @pytest.mark.slow

@@ -9,14 +9,13 @@ from helpers import one_line_error, run_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from gloss_utils import language, retrieve
+from gloss_utils.base.seals import is_sealed, seal_of
 from gloss_utils.data import prompts, splits
-from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import beam_search as decoding
-from gloss_utils.language import cache_tree as tree
-from gloss_utils.language import generation as generate
-from gloss_utils.language import hf_generate as plain_decoding
-from gloss_utils.language import tiny
+from gloss_utils.language import beam_search, cache_tree, generation, hf_generate, tiny
+from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
+from gloss_utils.language.models import load_finetuned, load_tokenizer
 from gloss_utils.rank import items_of_exact_titles
 from gloss_utils.runs.journal import Journal
 
@@ -28,47 +27,54 @@ def run(copied_run):
     """Stage 4 at work in a copy of the small run, with batches of a few users."""
 
     def at_work(**values):
-        work = run_of(copied_run, **({"generation_batch_tokens": 2000} | values))
-        work.made_from = "test"
-        return work
+        return run_of(copied_run, **({"generation_batch_tokens": 2000, "queries_file": None} | values))
 
     return at_work
 
 
-def some(run, users: int = 20) -> tuple[pd.DataFrame, Dataset]:
-    data = Dataset.load(run.folder.data)
-    return splits.evaluation_examples(data, "test").head(users), data
+def examples(run, users: int = 20) -> pd.DataFrame:
+    return splits.evaluation_examples(Dataset.load(run.folder.data), "test").head(users)
 
 
-def generated(run, notes=None, users: int = 20) -> pd.DataFrame:
-    examples, data = some(run, users)
-    return generate.queries(run, examples, data, [] if notes is None else notes)
+def generated(run, notes=None, users: int = 20) -> list[generation.Row]:
+    """What the model writes for some users; the journal stays."""
+    histories, data = examples(run, users)["history"], Dataset.load(run.folder.data)
+    rows, _ = retrieve._written(run, data, histories, {}, [] if notes is None else notes)
+    return [tuple(row) for row in rows]
+
+
+def texts(run, **more) -> list[list[str]]:
+    return [row[0] for row in generated(run, **more)]
+
+
+def delete_journals(run):
+    for journal in run.folder.root.glob("*.journal"):
+        journal.unlink()
 
 
 def test_batches_keep_to_the_budget_and_are_sorted_by_length():
     lengths = [5, 30, 7, 7, 100, 2]
-    batches = generate.plan(lengths, new_columns=10, budget=80)
+    batches = plan_batches(lengths, new_columns=10, budget=80)
     assert batches == [[4], [1, 2], [3, 0, 5]]
     assert sorted(place for batch in batches for place in batch) == list(range(6))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * (max(lengths[i] for i in batch) + 10) <= 80
-    assert generate.plan([], 10, 80) == []
+    assert plan_batches([], 10, 80) == []
 
 
 def test_texts_do_not_depend_on_the_batches(run):
-    by_few, by_many = generated(run()), generated(run(generation_batch_tokens=10**6))
-    assert by_few["texts"].tolist() == by_many["texts"].tolist()
+    assert texts(run()) == texts(run(generation_batch_tokens=10**6))
 
 
 def test_texts_are_those_of_each_user_alone(run):
     work = run()
-    examples, data = some(work, 5)
-    found, writer = generated(work, users=5), generate.Writer.load(work)
-    inputs = generate.encode(work, writer.tokenizer, examples, data)
-    for place, row in enumerate(found.itertuples()):
-        texts, logprobs, lengths = writer.write([inputs[place]], [place])[0]
-        assert (row.user, row.texts, row.lengths) == (examples["user"][place], texts, lengths)
-        assert row.logprobs == pytest.approx(logprobs, abs=1e-4)
+    writer = Writer(*load_finetuned(work.folder.base, work.folder.adapter, True), work.settings(Decoding))
+    titles = Dataset.load(work.folder.data).titles()
+    histories = [[titles[item] for item in history] for history in examples(work, 5)["history"]]
+    inputs = prompts.encode_prompts(writer.tokenizer, histories, work["max_length"] - work["max_new_tokens"])
+    for place, row in enumerate(generated(work, users=5)):
+        [(texts, logprobs, lengths)] = writer.write([inputs[place]], [place])
+        assert (row[0], row[2]) == (texts, lengths) and row[1] == pytest.approx(logprobs, abs=1e-4)
 
 
 class Killed(BaseException):
@@ -77,7 +83,7 @@ class Killed(BaseException):
 
 def kill_in_batch(monkeypatch, number: int):
     """Let the process die at the start of that many-th batch."""
-    calls, write = [], generate.Writer.write
+    calls, write = [], Writer.write
 
     def dying(writer, inputs, numbers):
         calls.append(numbers)
@@ -85,15 +91,14 @@ def kill_in_batch(monkeypatch, number: int):
             raise Killed
         return write(writer, inputs, numbers)
 
-    monkeypatch.setattr(generate.Writer, "write", dying)
+    monkeypatch.setattr(Writer, "write", dying)
     return calls
 
 
 @pytest.mark.parametrize("decoding", ["free", "sample"])
-def test_killed_and_resumed_gives_the_same_bytes(run, monkeypatch, tmp_path, decoding):
+def test_killed_and_resumed_gives_the_same_bytes(run, monkeypatch, decoding):
     expected = generated(run(decoding=decoding))
-    for journal in run().folder.root.glob("*.journal"):
-        journal.unlink()
+    delete_journals(run())
     with monkeypatch.context() as patched, pytest.raises(Killed):
         kill_in_batch(patched, 3)
         generated(run(decoding=decoding))
@@ -102,9 +107,7 @@ def test_killed_and_resumed_gives_the_same_bytes(run, monkeypatch, tmp_path, dec
         out.write(b'{"batch": 2, "rows": [[["Tit')  # the line that was being written
     notes, calls = [], kill_in_batch(monkeypatch, -1)
     resumed = generated(run(decoding=decoding), notes)
-    query_files.write(tmp_path / "expected", expected)
-    query_files.write(tmp_path / "resumed", resumed)
-    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert resumed == expected  # each float, too
     assert any("half-written" in note for note in notes)
     assert any("2 of " in note and "batches are those of a run that was cut off" in note for note in notes)
     assert len(calls) == len(read_lines(journal)) - 1 - 2
@@ -114,13 +117,24 @@ def read_lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_journal_goes_when_the_stage_is_finished(run):
-    work = run()
-    generated(work)
-    assert work.temporary == list(work.folder.root.glob("*.journal"))
-    work.stage = "04_retrieve"
-    work.finish()
-    assert not list(work.folder.root.glob("*.journal"))
+def test_the_journal_goes_when_the_texts_are_sealed(run, monkeypatch):
+    work, before = run(generation_batch_tokens=10**6), run().folder.queries.read_bytes()
+    data, write = Dataset.load(work.folder.data), retrieve.query_files.write
+    seal_of(work.folder.queries).unlink()
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(retrieve.query_files, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        retrieve._generated(work, data, [])
+    assert len(list(work.folder.root.glob("*.journal"))) == 1
+    monkeypatch.setattr(retrieve.query_files, "write", write)
+    monkeypatch.setattr(language, "load_finetuned", lambda *_: pytest.fail("a model is loaded"))  # the journal is whole
+    retrieve._generated(work, data, [])
+    assert is_sealed(work.folder.queries) and not list(work.folder.root.glob("*.journal"))
+    notes = []
+    retrieve._generated(work, data, notes)
+    assert "nothing that they depend on has changed" in notes[0]
+    assert [json.loads(line)["generated_sequences"] for line in work.folder.queries.read_bytes().splitlines()] == [
+        json.loads(line)["generated_sequences"] for line in before.splitlines()
+    ]
 
 
 def test_a_damaged_batch_is_dropped(tmp_path):
@@ -150,7 +164,7 @@ def test_a_journal_of_another_plan(run, tmp_path):
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_halved(run, monkeypatch):
-    expected, search, sizes = generated(run()), decoding.beam_search, []
+    expected, search, sizes = texts(run()), beam_search.beam_search, []
 
     def small(model, inputs, *rest):
         sizes.append(len(inputs))
@@ -158,10 +172,9 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(run, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return search(model, inputs, *rest)
 
-    for journal in run().folder.root.glob("*.journal"):
-        journal.unlink()
-    monkeypatch.setattr(decoding, "beam_search", small)
-    assert generated(run())["texts"].tolist() == expected["texts"].tolist()
+    delete_journals(run())
+    monkeypatch.setattr(beam_search, "beam_search", small)
+    assert texts(run()) == expected
     assert max(sizes) > 2 and min(sizes) <= 2
 
 
@@ -169,35 +182,34 @@ def test_a_prompt_that_does_not_fit_in_memory(run, monkeypatch):
     def none(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(decoding, "beam_search", none)
+    monkeypatch.setattr(beam_search, "beam_search", none)
     with one_line_error("does not fit in memory", "lower num_beams, max_new_tokens or max_length"):
         generated(run())
-    monkeypatch.setattr(decoding, "beam_search", lambda *arguments: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(beam_search, "beam_search", lambda *arguments: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         generated(run())
 
 
 def test_models_that_do_not_fit_fall_back_with_a_notice(run, monkeypatch):
-    expected, notes = generated(run()), []
-    for journal in run().folder.root.glob("*.journal"):
-        journal.unlink()
-    monkeypatch.setattr(tree, "unfit", lambda model: "its window slides")
-    calls, search = [], plain_decoding.beam_search
-    monkeypatch.setattr(plain_decoding, "beam_search", lambda *given: (calls.append(1), search(*given))[1])
-    assert generated(run(), notes)["texts"].tolist() == expected["texts"].tolist() and calls
+    expected, notes = texts(run()), []
+    delete_journals(run())
+    monkeypatch.setattr(cache_tree, "unfit", lambda model: "its window slides")
+    calls, search = [], hf_generate.beam_search
+    monkeypatch.setattr(hf_generate, "beam_search", lambda *given: (calls.append(1), search(*given))[1])
+    assert texts(run(), notes=notes) == expected and calls
     assert "Generation falls back to transformers' generate, which is slower: its window slides." in notes
 
 
 def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
     work = run(decoding="catalogue", max_new_tokens=1)
-    found, data = generated(work), Dataset.load(work.folder.data)
-    texts = {prompts.item_text(title) for title in data.items["title"]}
-    for row in found.itertuples():
-        assert len(set(row.texts) & texts) == len(row.texts) == 3
+    data = Dataset.load(work.folder.data)
+    titles = {prompts.item_text(title) for title in data.items["title"]}
+    for written in texts(work):
+        assert len(set(written) & titles) == len(written) == 3
     twice = data.items["title"].iloc[5]
     items = pd.concat([data.items, pd.DataFrame({"item": ["TWIN"], "title": [twice]})])
-    texts = pd.DataFrame({"user": ["U"], "texts": [[prompts.item_text(twice)]]})
-    named = items_of_exact_titles(texts, dict(zip(items["item"], items["title"], strict=True)))
+    twins = pd.DataFrame({"user": ["U"], "texts": [[prompts.item_text(twice)]]})
+    named = items_of_exact_titles(twins, dict(zip(items["item"], items["title"], strict=True)))
     assert named.to_dict("list") == {
         "user": ["U", "U"],
         "query": [1, 1],
@@ -221,19 +233,18 @@ def test_titles_that_the_tokenizer_cannot_write_or_tell_apart():
         ["Title: Rose Toner"], trainers.BpeTrainer(special_tokens=["<end>"], show_progress=False)
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=spaced, eos_token="<end>")
-    catalogue = generate.Catalogue(tokenizer, ["Rose", "☃", "Rose Toner", "Rose ☃", "Rose"])
-    assert set(catalogue.text.values()) == {"Title: Rose", "Title: Rose Toner"}
-    (note,) = catalogue.notes
+    title_trie = TitleTrie(tokenizer, ["Rose", "☃", "Rose Toner", "Rose ☃", "Rose"])
+    assert set(title_trie.text.values()) == {"Title: Rose", "Title: Rose Toner"}
+    (note,) = title_trie.notes
     assert note.startswith("2 titles are left out") and "'Title: ☃'" in note
     with one_line_error("can write no title of the catalogue"):
-        generate.Catalogue(tokenizer, ["☃"])
+        TitleTrie(tokenizer, ["☃"])
 
 
 def test_an_empty_history_is_a_prompt_without_titles(run):
     work = run()
-    examples = pd.DataFrame({"user": ["U"], "history": [[]], "target": [None]})
-    found = generate.queries(work, examples, Dataset.load(work.folder.data), [])
-    assert len(found["texts"][0]) == 3
+    [(texts, _, _)], _ = retrieve._written(work, Dataset.load(work.folder.data), pd.Series([[]]), {}, [])
+    assert len(texts) == 3
 
 
 def test_a_base_model_of_another_vocabulary(run):
@@ -241,12 +252,12 @@ def test_a_base_model_of_another_vocabulary(run):
     other = tiny.train_tokenizer(TITLES, 400)
     tiny.new_model(other, 1, 64).save_pretrained(work.folder.base)
     other.save_pretrained(work.folder.base)
-    known = len(generate.load_tokenizer(work))
+    known = len(load_tokenizer(work.folder.adapter))
     with one_line_error("another vocabulary", f"({known:,} tokens)", "run stage 02 again"):
-        generate.load_model(work)
+        load_finetuned(work.folder.base, work.folder.adapter, True)
 
 
 def test_a_whole_journal_needs_no_model(run, monkeypatch):
     first = generated(run())
-    monkeypatch.setattr(generate.Writer, "load", None)
-    pd.testing.assert_frame_equal(generated(run()), first)
+    monkeypatch.setattr(language, "load_finetuned", lambda *_: pytest.fail("a model is loaded"))
+    assert generated(run()) == first

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, one_line_error, run_of
 
-from gloss_utils import fine_tune as finetune
-from gloss_utils import user_segments
+from gloss_utils import fine_tune, user_segments
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset, draw_new_items
 from gloss_utils.data.prompts import encode_texts, item_text
@@ -75,10 +74,8 @@ def test_neither_tokenizer_nor_base_model_reads_a_new_title(small_run, monkeypat
     data = Dataset.load(small_run[0].data)
     data.items.loc[data.items["new"].idxmax(), "title"] = data.items["title"].iloc[-1]  # a title of two items, one new
     read = []
-    monkeypatch.setattr(tiny, "prepare", lambda run, titles: read.extend(titles) or pytest.exit)
-    monkeypatch.setattr(finetune, "with_adapters", lambda *_: (_ for _ in ()).throw(InterruptedError))
-    with pytest.raises(InterruptedError):
-        finetune.prepare(run_of(small_run), data)
+    monkeypatch.setattr(tiny, "train_base", lambda folder, titles, *_: read.extend(titles))
+    fine_tune.tiny_base(run_of(small_run), data)
     new = set(data.items.loc[data.items["new"], "title"])
     assert len(new) == 15 and not new & set(read)
     assert set(read) == set(data.items["title"]) - new

@@ -15,7 +15,7 @@ from gloss_utils.data import queries
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import read_trec
 from gloss_utils.rank.weights import PARTS
-from gloss_utils.report import segments, tables
+from gloss_utils.report import segments, stories, tables
 from gloss_utils.report.metrics import METRICS
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
@@ -71,28 +71,27 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
     results = retrieve.Retrieved(Dataset.load(folder.data), found, ranked, [])
     for user in found["user"].iloc[[0, 5]]:
         assert retrieve.browse(results, user).children[0].value == user
-    assert retrieve.browse(results).children[0].value == retrieve.telling_user(results)
+    assert retrieve.browse(results).children[0].value == stories.telling_user(found, ranked)
 
 
 def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch):
     folder, _ = copied_run
-    data = Dataset.load(folder.data)
     texts = folder.queries.read_bytes()
     monkeypatch.setattr("gloss_utils.language.generation.queries", lambda *args: pytest.fail("generated again"))
     values = yaml.safe_load(folder.parameters.read_text())
     values = {name: values[name] for name in P.MODELS[P.RETRIEVE].model_fields}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
     run = open_run(P.RETRIEVE, values)
-    results = retrieve.prepare(run, data)
+    results = retrieve.prepare(run)
     assert "nothing that they depend on has changed" in results.notes[0] and folder.queries.read_bytes() == texts
     run.finish()
     assert not (folder.notebooks / "04_retrieve.html").exists()  # it would show other results
     assert "recall@5" not in notebooks.summary(folder)  # the metrics are of the ranking before
     with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}), data)
+        retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}))
     folder.break_seals(P.RETRIEVE)  # as --force does
     with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(P.RETRIEVE, values), data)
+        retrieve.prepare(open_run(P.RETRIEVE, values))
 
 
 def test_run_folder_holds_what_it_should(small_run):

@@ -1,94 +1,114 @@
 """`engine: ray`: two workers write and encode what this process does, also where one of them dies."""
 
 import os
-import pickle
 import signal
 import sys
+from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from helpers import one_line_error, run_of
 
+from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.language import generation as generate
 from gloss_utils.runs import parameters as P
-from gloss_utils.runs import workers as scale_out
+from gloss_utils.runs import workers
 from gloss_utils.runs.run import Run
-from gloss_utils.search import encode_texts, load_encoder
+from gloss_utils.search import index
 
 
 @pytest.fixture(scope="module")
 def session():
     """Ray, started once for this module."""
-    with scale_out.session() as ray:
+    with workers.session() as ray:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
         yield ray
 
 
 SEVERAL = {"engine": "ray", "workers": 2, "generation_batch_tokens": 4000}  # batches small enough to be several
 
 
-def generated(run: Run):
-    """The queries of all users, generated anew."""
+def generated(run: Run) -> list[tuple]:
+    """What is written for all users, generated anew."""
     data = Dataset.load(run.folder.data)
-    try:
-        return generate.queries(run, splits.evaluation_examples(data, "test"), data, [])
-    finally:
-        for path in run.temporary:  # else the next call would find this one's batches
-            path.unlink()
+    rows, journal = retrieve._written(run, data, splits.evaluation_examples(data, "test")["history"], {}, [])
+    journal.unlink()  # else the next call would find this one's batches
+    return rows
 
 
-class Fragile(generate.Writer):
-    """The first worker to write kills itself, once."""
+def fragile(work, died):
+    """The same work, but the first worker at it kills itself, once."""
 
-    def write(self, inputs, numbers):
+    def once(tool, part):
         try:
-            self.parameters["died"].touch(exist_ok=False)
+            died.touch(exist_ok=False)
             os.kill(os.getpid(), signal.SIGKILL)
         except FileExistsError:
-            return super().write(inputs, numbers)
+            return work(tool, part)
+
+    return once
 
 
 def test_workers_write_what_this_process_does_though_one_is_killed(small_run, session, tmp_path, monkeypatch):
     local = generated(run_of(small_run, **SEVERAL | {"engine": "local"}))
-    session.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
-    monkeypatch.setattr(generate.Writer, "load", Fragile.load)
-    died, numbers, add = tmp_path / "died", [], generate.Journal.add
-    monkeypatch.setattr(generate.Journal, "add", lambda self, n, rows: (numbers.append(n), add(self, n, rows)))
-    found = generated(run_of(small_run, **SEVERAL, died=died))
+    died, numbers, add, map_parts = tmp_path / "died", [], retrieve.Journal.add, workers.map_parts
+    monkeypatch.setattr(workers, "map_parts", lambda work, *rest, **more: map_parts(fragile(work, died), *rest, **more))
+    monkeypatch.setattr(retrieve.Journal, "add", lambda self, n, rows: (numbers.append(n), add(self, n, rows)))
+    found = generated(run_of(small_run, **SEVERAL))
     assert died.exists() and len(numbers) > 2 and sorted(numbers) == list(range(len(numbers)))
     # A worker's own number of threads may move the last digits of log-probabilities.
-    gap = max(np.abs(np.subtract(a, b)).max() for a, b in zip(found["logprobs"], local["logprobs"], strict=True))
-    assert found["texts"].tolist() == local["texts"].tolist(), f"log-probabilities are up to {gap:.1e} apart"
-    assert found["lengths"].tolist() == local["lengths"].tolist() and gap < 1e-4
-    assert not small_run[0].parts.exists()
+    gap = max(np.abs(np.subtract(a[1], b[1])).max() for a, b in zip(found, local, strict=True))
+    assert [row[0] for row in found] == [row[0] for row in local], f"log-probabilities are up to {gap:.1e} apart"
+    assert [row[2] for row in found] == [row[2] for row in local] and gap < 1e-4
 
 
-def test_vectors_are_in_the_order_given(small_run, session, monkeypatch):
-    monkeypatch.setattr(scale_out, "TEXTS_A_PART", 64)
-    run, titles = run_of(small_run, **SEVERAL), Dataset.load(small_run[0].data).items["title"]
-    texts = [item_text(title) for title in titles]
-    expected, found = encode_texts(load_encoder(run["encoder"]), texts), scale_out.encode(run, texts)
-    assert found.dtype == np.float32 and found.shape == expected.shape
-    assert np.abs(found - expected).max() < 1e-6
+def mapped(work, parts: dict, load=lambda: "tool", count: int = 2) -> dict:
+    return dict(workers.map_parts(work, load, parts, count))
 
 
-def test_a_workers_error_is_one_line(small_run, session, tmp_path):
+def test_vectors_are_those_of_this_process(small_run, session):
+    texts = [item_text(title) for title in Dataset.load(small_run[0].data).items["title"]]
+    name = run_of(small_run)["encoder"]
+    expected = index.encode_texts(index.load_encoder(name), texts)
+    parts = {start: texts[start : start + 64] for start in range(0, len(texts), 64)}
+    found = mapped(index.encode_texts, parts, partial(index.load_encoder, name))
+    assert sorted(found) == list(parts)
+    vectors = np.concatenate([found[start] for start in parts])
+    assert vectors.dtype == np.float32 and vectors.shape == expected.shape
+    assert np.abs(vectors - expected).max() < 1e-6
+
+
+def test_a_workers_error_is_one_line(session, tmp_path):
     with one_line_error("encoder", str(tmp_path)):
-        scale_out.encode(run_of(small_run, **SEVERAL, encoder=str(tmp_path)), ["Title: a"])
+        mapped(index.encode_texts, {0: ["Title: a"]}, partial(index.load_encoder, str(tmp_path)))
 
 
-def test_worker_answers_exactly_and_gives_up_a_part_that_kills(tmp_path):
-    row = (["a text\n"], [-0.1 - 2**-56], [3])
-    worker = scale_out._Worker(tmp_path, 1, lambda: "tool", lambda tool, part: [row, tool, part["places"]])
-    part = pa.table({"number": [7], "places": [[4, 5]]})
-    for _ in range(scale_out.TRIES):
-        assert pickle.loads(worker(part)["answer"][0].as_py()) == (7, [row, "tool", [4, 5]])
-    number, error = pickle.loads(worker(part)["answer"][0].as_py())
-    assert number == 7 and isinstance(error, GlossError) and str(error) == scale_out.DYING
+def test_answers_are_exact_and_each_part_is_done_once(session, tmp_path):
+    def work(tool, part):
+        with open(tmp_path / str(part), "a") as done:
+            done.write(".")
+        return [tool, part, -0.1 - 2**-56, {"a text\n": None}]
+
+    parts = {number: number + 5 for number in range(9)}
+    assert mapped(work, parts) == {n: ["tool", part, -0.1 - 2**-56, {"a text\n": None}] for n, part in parts.items()}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {str(part): "." for part in parts.values()}
+    assert mapped(work, {}) == {}
+    with pytest.raises(ZeroDivisionError):  # other errors than those for the user are not hidden
+        mapped(lambda tool, part: 1 / part, {0: 0}, count=1)
+
+
+def test_a_part_that_kills_its_workers_is_given_up(session, tmp_path):
+    def work(tool, part):
+        with open(tmp_path / "tries", "a") as tries:
+            tries.write(".")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(GlossError) as caught:
+        mapped(work, {7: None})
+    assert str(caught.value) == workers.DYING and (tmp_path / "tries").read_text() == "." * workers.TRIES
 
 
 def test_ray_is_missing(monkeypatch):
@@ -99,8 +119,8 @@ def test_ray_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
-def test_no_cluster_at_the_address(small_run, monkeypatch, address):
+def test_no_cluster_at_the_address(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with one_line_error(f"RAY_ADDRESS is '{address}'"):
-        scale_out.encode(run_of(small_run, **SEVERAL), ["Title: a"])
+        mapped(len, {0: None})

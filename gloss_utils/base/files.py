@@ -11,7 +11,6 @@ from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
 
-MADE_FROM = "made_from.json"
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -118,25 +117,17 @@ def read_json(path: Path):
         raise GlossError(f"{path} is damaged; delete it and run again") from None
 
 
-def fingerprint(path: str | Path, without: str = "") -> str:
-    """sha256 of a file, or of a folder's names and contents; without: a file of the folder that is left out."""
+def fingerprint(path: str | Path) -> str:
+    """sha256 of a file, or of a folder's names and contents."""
     path = Path(path)
     if not path.is_dir():
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files if file != path / without]
+    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def sign(folder: Path, made_from: dict):
-    """Note in a folder what it was made from, and what it holds now."""
-    write_json(folder / MADE_FROM, made_from | {"holds": fingerprint(folder, without=MADE_FROM)})
-
-
-def is_signed(folder: Path, made_from: dict) -> bool:
-    """Whether a folder was made from the same, and neither it nor its note has changed since."""
-    try:
-        return read_json(folder / MADE_FROM) == made_from | {"holds": fingerprint(folder, without=MADE_FROM)}
-    except (OSError, GlossError):
-        return False
+def digest(value) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

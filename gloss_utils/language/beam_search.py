@@ -1,8 +1,8 @@
 """Beam search and sampling on a `Tree`, where no prompt runs twice and no cache is copied.
 
 The search is transformers' beam search with its default length penalty (1) and early stopping (a heuristic): same
-sequences, order and scores. With a `Trie`, beams can only be texts of the catalogue. Ask `tree.unfit` first, once a
-model.
+texts, order and scores. With a `Trie`, beams can only be texts of the catalogue. Not all models fit: ask
+`cache_tree.unfit` first, once per model.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
-from gloss_utils.language.cache_tree import NONE, Tree, attention, logprobs_of, take
+from gloss_utils.language.cache_tree import NO_BEAM, Tree, logprobs_of, take
 from gloss_utils.language.trie import ROOT, Trie
 
 
@@ -29,16 +29,11 @@ def beam_search(
 ) -> list[Decoded]:
     """Continue each prompt (token ids, one at least) with `num_beams` texts, by falling mean log-probability.
 
-    end: the end-of-sequence token. trie: what may be written; lengths are then bounded by it, not by `max_new_tokens`,
-    and a prompt has as many texts as the trie has where these are fewer.
+    end: the end-of-sequence token. trie: what may be written; then it bounds the lengths, not `max_new_tokens`, and a
+    prompt gets fewer texts where the trie has fewer.
     """
     if not prompts:
         return []
-    with attention(model):
-        return _beam_search(model, prompts, num_beams, max_new_tokens, end, trie)
-
-
-def _beam_search(model, prompts, num_beams, max_new_tokens, end, trie):
     tree = Tree(model, prompts, num_beams, max_new_tokens if trie is None else trie.depth)
     search = _Search(len(prompts), num_beams, None if trie else max_new_tokens, end, tree.device)
     source = _Free(tree, num_beams) if trie is None else _InTrie(tree, num_beams, trie)
@@ -61,18 +56,13 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> list[Decoded]:
-    """Continue each prompt with texts drawn at random, each token from the likeliest that together hold `top_p`.
+    """Continue each prompt with texts drawn at random, each token from the likeliest that together reach `top_p`.
 
-    uniforms: the numbers in [0, 1) to draw with, [prompts, texts a prompt, most new tokens]. Log-probabilities are the
-    model's own, at temperature 1; texts stand by their falling mean.
+    uniforms: the numbers in [0, 1) to draw with, [prompts, texts per prompt, most new tokens]. Log-probabilities are
+    the model's own, at temperature 1; texts are ordered by their falling mean.
     """
     if not prompts:
         return []
-    with attention(model):
-        return _sample(model, prompts, uniforms, end, temperature, top_p)
-
-
-def _sample(model, prompts, uniforms, end, temperature, top_p):
     count, most = uniforms.shape[1:]
     tree = Tree(model, prompts, count, most)
     uniforms = uniforms.to(tree.device)
@@ -120,7 +110,7 @@ def by_mean(texts: list[list[int]], sums: list[float]) -> Decoded:
 
 
 class _Search:
-    """Beam search's book-keeping: beams that run, texts that are finished, users that are done. U users, B beams."""
+    """The state of a beam search: running beams, finished texts, users that are done. U users, B beams."""
 
     def __init__(self, users: int, num_beams: int, max_new_tokens: int | None, end: int, device):
         self.num_beams, self.most, self.end = num_beams, max_new_tokens, end
@@ -128,39 +118,39 @@ class _Search:
         self.scores = torch.zeros(users, 1, device=device)  # of running beams: sums of log-probabilities, falling
         self.written = torch.zeros(users, 1, 0, dtype=torch.long, device=device)
         self.done = torch.zeros(users, dtype=torch.bool, device=device)
-        self.means = torch.full((users, num_beams), NONE, device=device)  # of finished texts, falling
+        self.means = torch.full((users, num_beams), NO_BEAM, device=device)  # of finished texts, falling
         self.sums = torch.zeros(users, num_beams, device=device)
         self.lengths = torch.zeros(users, num_beams, dtype=torch.long, device=device)
         self.texts = torch.zeros(users, num_beams, 0, dtype=torch.long, device=device)
         self.results: list[Decoded | None] = [None] * users
 
     def advance(self, scores: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-        """Take the best continuations, [U, at least B] by falling score; returns which of them run on, [U, B]."""
+        """Take the best continuations, [U, at least B] by falling score; returns which of them go on, [U, B]."""
         length = self.written.shape[2] + 1
         ended = tokens == self.end if length != self.most else torch.ones_like(tokens, dtype=torch.bool)
         written = torch.cat([take(self.written, parents), tokens[..., None]], 2)
         self._finish(scores[:, : self.num_beams], ended[:, : self.num_beams], written[:, : self.num_beams], length)
-        self.scores, picks = scores.masked_fill(ended, NONE).topk(self.num_beams)
+        self.scores, picks = scores.masked_fill(ended, NO_BEAM).topk(self.num_beams)
         self.written = take(written, picks)
         # transformers' heuristic: no running beam is better now than the worst of a full set of finished texts.
-        hopeless = (self.means[:, -1] > NONE) & (self.scores[:, 0] / length <= self.means[:, -1])
-        self.done = hopeless | (self.scores[:, 0] == NONE)
+        hopeless = (self.means[:, -1] > NO_BEAM) & (self.scores[:, 0] / length <= self.means[:, -1])
+        self.done = hopeless | (self.scores[:, 0] == NO_BEAM)
         return picks
 
     def _finish(self, scores: torch.Tensor, ended: torch.Tensor, written: torch.Tensor, length: int):
-        means = (scores / length).masked_fill(~ended, NONE)
+        means = (scores / length).masked_fill(~ended, NO_BEAM)
         self.means, order = torch.cat([self.means, means], 1).topk(self.num_beams)
         self.sums = torch.cat([self.sums, scores], 1).gather(1, order)
         self.lengths = torch.cat([self.lengths, torch.full_like(order, length)], 1).gather(1, order)
         self.texts = take(torch.cat([pad(self.texts, (0, 1)), written], 1), order)
 
     def leave(self) -> torch.Tensor:
-        """Note the results of users that are done, and forget these; returns the rows that stay, in their new order."""
+        """Note the results of users that are done and drop them; returns the rows that stay, in their new order."""
         gone = self.done.nonzero()[:, 0]
         if len(gone):
             parts = (part[gone].tolist() for part in (self.users, self.means, self.texts, self.lengths, self.sums))
             for user, means, texts, lengths, sums in zip(*parts, strict=True):
-                found = [i for i, mean in enumerate(means) if mean > NONE]
+                found = [i for i, mean in enumerate(means) if mean > NO_BEAM]
                 self.results[user] = Decoded([texts[i][: lengths[i]] for i in found], [sums[i] for i in found])
         stay = _stay(self.done)
         if len(gone):
@@ -170,7 +160,7 @@ class _Search:
 
 
 def _stay(done: torch.Tensor) -> torch.Tensor:
-    """The rows that are not done; those from the end fill the holes, so that few have to be moved."""
+    """The rows that are not done; the last ones fill the gaps, so that few rows have to be moved."""
     left = (~done).nonzero()[:, 0]
     stay = torch.arange(len(left), device=done.device)
     stay[done[: len(left)]] = left[left >= len(left)]
@@ -178,20 +168,20 @@ def _stay(done: torch.Tensor) -> torch.Tensor:
 
 
 def _fill(scores: torch.Tensor, *others: torch.Tensor, places: int):
-    """Give candidates [U, n] `places` columns at least; those added are no beams."""
+    """Pad candidates [U, n] to at least `places` columns with places that hold no beam."""
     more = max(0, places - scores.shape[1])
-    return pad(scores, (0, more), value=NONE), *(pad(other, (0, more)) for other in others)
+    return pad(scores, (0, more), value=NO_BEAM), *(pad(other, (0, more)) for other in others)
 
 
 class _Free:
     """Candidates are all tokens of the vocabulary."""
 
-    def __init__(self, tree: "Tree", num_beams: int):
+    def __init__(self, tree: Tree, num_beams: int):
         self.tree, self.num_beams, self.logits = tree, num_beams, tree.read_prompts()
 
     def candidates(self, scores: torch.Tensor):
         """The best 2B continuations of the running beams: scores, tokens, parents, each [U, 2B]."""
-        wanted = 2 * self.num_beams  # half of them at most can end
+        wanted = 2 * self.num_beams  # at most half of them can end
         # The best of all are among the best of each beam: no need to normalise and sort the whole vocabulary.
         each, tokens = self.logits.topk(min(wanted, self.logits.shape[-1]))
         each = each.float() - self.logits.float().logsumexp(-1, keepdim=True) + scores[..., None]
@@ -205,9 +195,9 @@ class _Free:
 
 
 class _InTrie:
-    """Candidates are what the catalogue's texts go on with."""
+    """Candidates are the tokens that the catalogue's texts go on with."""
 
-    def __init__(self, tree: "Tree", num_beams: int, trie: Trie):
+    def __init__(self, tree: Tree, num_beams: int, trie: Trie):
         self.tree, self.num_beams, self.trie = tree, num_beams, trie.to(tree.device)
         self.nodes = torch.full((tree.rows, 1), ROOT, dtype=torch.long, device=tree.device)
         self.logits = tree.read_prompts()
@@ -215,7 +205,7 @@ class _InTrie:
     def candidates(self, scores: torch.Tensor):
         """The best 2B continuations that are in the trie: scores, tokens, parents, each [U, 2B]."""
         tokens, nodes, filled = self.trie.children(self.nodes)
-        each = (logprobs_of(self.logits, tokens) + scores[..., None]).masked_fill(~filled, NONE)
+        each = (logprobs_of(self.logits, tokens) + scores[..., None]).masked_fill(~filled, NO_BEAM)
         best, at = each.flatten(1).topk(min(2 * self.num_beams, each[0].numel()))
         best, tokens, parents, self.next = _fill(
             best,
@@ -229,7 +219,7 @@ class _InTrie:
     def follow(self, tokens, parents, picks, stay, scores):
         """Run the model on the chosen tokens, or on all that is left where every beam has one continuation."""
         nodes = self.next.gather(1, picks)[stay]
-        self.nodes = nodes.where(scores > NONE, nodes[:, :1])  # a beam that is none goes along with the best one
+        self.nodes = nodes.where(scores > NO_BEAM, nodes[:, :1])  # where there is no beam, the best one's node
         if bool((self.trie.tail[self.nodes] > 0).all()):
             return _Tails(self.tree, self.trie, tokens, parents, self.nodes, stay)
         self.logits = self.tree.step(tokens, parents, stay)
@@ -237,12 +227,12 @@ class _InTrie:
 
 
 class _Tails:
-    """The only continuations of beams that have one each, scored in one pass."""
+    """Candidates are the only continuations that are left, one per beam, scored in one pass."""
 
-    def __init__(self, tree: "Tree", trie: Trie, tokens, parents, nodes, stay):
+    def __init__(self, tree: Tree, trie: Trie, tokens, parents, nodes, stay):
         self.tokens, filled = trie.tails(nodes)
         logprobs = tree.score(tokens, parents, stay, self.tokens, filled)
-        self.logprobs = torch.where(filled, logprobs, NONE)
+        self.logprobs = torch.where(filled, logprobs, NO_BEAM)
         self.step = 0
         self.beams = torch.arange(nodes.shape[1], device=nodes.device).expand(len(nodes), -1)
 

@@ -1,8 +1,7 @@
-"""What has been written after a batch of prompts, as the model sees it: a tree in one row of a static cache a user.
+"""The key-value cache of a beam search: per user, one row that holds the prompt and the tree of all beams.
 
-Each prompt runs once. The tokens that a step appends, those of all beams of a user, go to that user's row; a 4-D mask
-lets each beam see the prompt and its own ancestors. So nothing in the cache is copied or reordered when beams split or
-are dropped.
+Each prompt runs once. A step appends the tokens of all beams of a user to that user's row; a 4-D mask lets each beam
+see the prompt and its own ancestors. So nothing in the cache is copied or reordered when beams split or are dropped.
 """
 
 from contextlib import contextmanager
@@ -12,16 +11,16 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-NONE = float("-inf")  # the score of a beam that is none, and what the mask adds where a query must not look
-RESERVED_STEPS = 64  # the cache has room for so many steps; in a deep trie it grows
-PROBE = {True: 1e-2, False: 0.5}  # float32 or not: how far logits in `unfit` may be off, in their standard deviation
-TAIL_LOGITS = 2**27  # logits that scoring tails holds at a time: half a gigabyte in float32
+NO_BEAM = float("-inf")  # the score of a place that holds no beam; what the mask adds where a query must not look
+RESERVED_STEPS = 64  # the cache starts with room for this many steps; in a deep trie it grows
+PROBE = {True: 1e-2, False: 0.5}  # float32 or not: how far logits in `unfit` may be off, in standard deviations
+TAIL_LOGITS = 2**27  # logits that are held at a time when tails are scored: half a gigabyte in float32
 
 
 def unfit(model) -> str | None:
     """Why this module's cache and mask do not fit a model, in words; None where they do.
 
-    What the configuration does not tell is tried: two beams after two short prompts, against the model without a cache.
+    What the configuration does not say is tested: two beams after two short prompts, against the model without a cache.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -32,7 +31,7 @@ def unfit(model) -> str | None:
     if kinds != {"full_attention"} or (not getattr(config, "layer_types", None) and _slides(config)):
         return "not all its layers attend to everything before"
     try:
-        return _tried(model, config.vocab_size)
+        return _probed(model, config.vocab_size)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError) as error:
         return f"it does not take this cache ({' '.join(str(error).split())[:100]})"
 
@@ -42,16 +41,15 @@ def _slides(config) -> bool:
 
 
 @torch.inference_mode()
-def _tried(model, vocabulary: int) -> str | None:
+def _probed(model, vocabulary: int) -> str | None:
     tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).tolist()
     starts, beams = [tokens[0][:5], tokens[1][:3]], [tokens[0][8:10], tokens[1][8:10]]
     branches = [[tokens[0][10], tokens[0][11]], [tokens[1][10], tokens[1][11]]]
-    with attention(model):
-        tree, stay = Tree(model, starts, 2, 3), torch.arange(2, device=model.device)
-        tree.read_prompts()
-        tree.step(torch.tensor(beams, device=model.device), torch.zeros_like(tree.prompts[:, :2]), stay)
-        crossed = torch.tensor([[1, 0], [1, 1]], device=model.device)
-        found = tree.step(torch.tensor(branches, device=model.device), crossed, stay).float()
+    tree, stay = Tree(model, starts, 2, 3), torch.arange(2, device=model.device)
+    tree.read_prompts()
+    tree.step(torch.tensor(beams, device=model.device), torch.zeros_like(tree.prompts[:, :2]), stay)
+    crossed = torch.tensor([[1, 0], [1, 1]], device=model.device)
+    found = tree.step(torch.tensor(branches, device=model.device), crossed, stay).float()
     for row, start in enumerate(starts):
         for beam, parent in enumerate(crossed[row].tolist()):
             whole = torch.tensor([[*start, beams[row][parent], branches[row][beam]]], device=model.device)
@@ -62,10 +60,10 @@ def _tried(model, vocabulary: int) -> str | None:
 
 
 class Tree:
-    """A batch of prompts and what is written after them, as the model sees it: one row of the cache a user.
+    """A batch of prompts and what is written after them; one row of the cache per user.
 
-    Prompts stand at the left, so that their pass needs no mask; the last token of each comes in a step of its own, in
-    a column that all share. U rows, B beams, q new tokens a row.
+    Prompts are aligned at the left, so that their pass needs no mask; the last token of each runs in a step of its own,
+    in a column that all share. U rows, B beams, q new tokens per row.
     """
 
     def __init__(self, model, prompts: list[list[int]], num_beams: int, longest: int):
@@ -105,8 +103,8 @@ class Tree:
     def score(self, tokens, parents, stay, tails: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of what follows the beams' next tokens, where it is known: tails [U, B, J] -> [U, B, J].
 
-        Only the places that are `filled` hold a token. Each row's tokens are packed side by side; each sees its own
-        beam's.
+        Only the places that are `filled` hold a token. Each row's tokens are packed side by side; each token sees those
+        of its own beam.
         """
         self._branch(parents, stay)
         count, longest = tails.shape[1:]
@@ -121,16 +119,13 @@ class Tree:
         for rows in self._portions(most):
             logits = self._run(written.gather(1, at)[rows], positions[rows], mask[rows], rows)
             scores[rows] = logprobs_of(logits, tails.flatten(1).gather(1, at)[rows, :, None]).squeeze(-1)
-            self._forget(most)
+            for layer in self.layers:
+                layer.used -= most  # the next portion takes the same columns
         return scores.new_zeros(self.rows, count * longest).scatter(1, at, scores).view(-1, count, longest)
 
     def _portions(self, tokens: int) -> list[slice]:
         each = max(1, TAIL_LOGITS // (tokens * self.model.config.get_text_config().vocab_size))
         return [slice(row, min(row + each, self.rows)) for row in range(0, self.rows, each)]
-
-    def _forget(self, columns: int):
-        for layer in self.layers:
-            layer.used -= columns
 
     def _branch(self, parents: torch.Tensor, stay: torch.Tensor):
         self.lengths, self.prompt_mask, self.rows = self.lengths[stay], self.prompt_mask[stay], len(stay)
@@ -144,23 +139,24 @@ class Tree:
         return torch.cat([self.prompt_mask.expand(-1, written.shape[1], -1), written], 2)
 
     def _mask(self, seen: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~seen, NONE)
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~seen, NO_BEAM)
 
     def _run(self, tokens, positions, mask, rows: slice | None = None, **options) -> torch.Tensor:
         for layer in self.layers:
             layer.rows = rows or slice(self.rows)
-        return self.model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=None if mask is None else mask[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            **options,
-        ).logits
+        with _grouped_attention(self.model):
+            return self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=None if mask is None else mask[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                **options,
+            ).logits
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values of one layer, [users, heads, columns, width of a head]; `rows` are those that a pass is about."""
+    """Keys and values of one layer, [users, heads, columns, width of a head]; `rows`: those that a pass runs on."""
 
     def __init__(self, columns: int):
         super().__init__()
@@ -205,7 +201,7 @@ class _Layer(CacheLayerMixin):
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **extras):
-    """Attention that lets the query heads of a group look at its keys without repeating these.
+    """Attention in which the query heads of a group share its keys and values, without repeating them.
 
     query [U, heads, q, d]; key, value [U, groups, n, d]; attention_mask [U, 1, q, n], or None where it is causal.
     """
@@ -230,8 +226,8 @@ AttentionInterface.register("gloss_tree", _attend)
 
 
 @contextmanager
-def attention(model):
-    """Let a model that uses PyTorch's attention use `_attend` for a while; others do as they always do."""
+def _grouped_attention(model):
+    """Let a model that uses PyTorch's attention use `_attend` for a while; other models stay as they are."""
     config = model.config.get_text_config()
     before = config._attn_implementation
     if before == "sdpa":

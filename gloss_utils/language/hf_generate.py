@@ -1,6 +1,6 @@
-"""Decoding by transformers' own `generate`: for models that `decoding` does not fit, and to measure it against.
+"""Decoding by transformers' own `generate`: for models that `cache_tree` does not fit, and to compare with.
 
-`beam_search` and `sample` answer as those of `decoding` do; numbers drawn at random are others.
+`beam_search` and `sample` return what those of `beam_search.py` do, but other random draws.
 """
 
 import torch
@@ -30,7 +30,7 @@ def beam_search(
     trie: Trie | None = None,
     **options,
 ) -> list[Decoded]:
-    """What `decoding.beam_search` returns."""
+    """What `beam_search.beam_search` returns."""
     found = generate(
         model,
         prompts,
@@ -50,7 +50,7 @@ def beam_search(
 def sample(
     model, prompts: list[list[int]], uniforms: torch.Tensor, end: int, temperature: float = 1.0, top_p: float = 1.0
 ) -> list[Decoded]:
-    """What `decoding.sample` returns, of other numbers: torch's generator, seeded from `uniforms`."""
+    """What `beam_search.sample` returns, but drawn by torch's generator, seeded from `uniforms`."""
     torch.manual_seed(int(uniforms[0, 0, 0] * 2**53))
     found = generate(
         model,
@@ -77,7 +77,7 @@ def _allowed(trie: Trie, width: int, end: int):
         node = ROOT
         for token in ids[width:].tolist():
             node = children(node).get(token)
-            if node is None:  # a beam that transformers carries along though its score says that it is none
+            if node is None:  # transformers also runs places that hold no beam
                 return [end]
         return list(children(node)) or [end]
 

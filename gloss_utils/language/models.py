@@ -1,4 +1,4 @@
-"""Loading base models and their tokenizers, in 4 bits or not, with one line to read where that fails."""
+"""Loading base models, adapters and tokenizers, in 4 bits or not, with a one-line error where that fails."""
 
 import re
 import resource
@@ -11,6 +11,7 @@ import torch
 import transformers
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import GatedRepoError
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from gloss_utils.base.errors import GlossError
@@ -18,7 +19,7 @@ from gloss_utils.base.hub import only_local, only_safetensors
 
 transformers.utils.logging.disable_progress_bar()  # of reading and writing weights
 
-TINY = "tiny"
+TINY = "tiny"  # stands for the base model of `tiny.py`, where a name or a folder is asked for
 
 
 def compute_dtype() -> torch.dtype:
@@ -29,10 +30,10 @@ def compute_dtype() -> torch.dtype:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held, in MiB: on the GPU where there is one."""
+    """The peak memory of this process in MiB: on the GPU where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    try:  # Linux: getrusage would count what the parent held when it forked
+    try:  # on Linux, getrusage would count the parent's memory at the fork, too
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
@@ -58,7 +59,7 @@ def load_base(name: str | Path, load_in_4bit: bool):
     local = only_local(name)
     only_safetensors(name)
     with one_line(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bitsandbytes warns of features of the CPU that it does without
+        warnings.simplefilter("ignore")  # bitsandbytes warns of features that the CPU does not have
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -70,6 +71,33 @@ def load_base(name: str | Path, load_in_4bit: bool):
             device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         )
     return model, with_padding(tokenizer)
+
+
+def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool):
+    """A base model with its adapter (a folder in PEFT's format), for inference, and the tokenizer.
+
+    Raises `GlossError` where base and adapter do not have the same vocabulary, and as `load_base` does.
+    """
+    model, tokenizer = load_base(base, load_in_4bit)
+    known, size = load_tokenizer(adapter).get_vocab(), model.get_input_embeddings().num_embeddings
+    if known != tokenizer.get_vocab() or max(known.values()) >= size:
+        raise GlossError(
+            f"base model {base} has another vocabulary ({len(tokenizer):,} tokens, {size:,} embeddings) than the "
+            f"adapter in {adapter} was trained with ({len(known):,} tokens); run stage 02 again"
+        )
+    if load_in_4bit and not torch.cuda.is_available():
+        # The same weights, unpacked once. Without a GPU, unpacking them at every step would take most of the time.
+        model = model.dequantize()
+    only_safetensors(adapter)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    if not torch.cuda.is_available():
+        model = pack(model.merge_and_unload())
+    return model, tokenizer
+
+
+def load_tokenizer(adapter: Path):
+    """The tokenizer that was saved beside an adapter."""
+    return with_padding(AutoTokenizer.from_pretrained(adapter, local_files_only=True, trust_remote_code=False))
 
 
 def with_padding(tokenizer):
@@ -89,7 +117,7 @@ def with_padding(tokenizer):
 
 
 class _PackedLinear(torch.nn.Module):
-    """A linear layer for inference whose weights stand in oneDNN's own order."""
+    """A linear layer for inference, with its weights in oneDNN's own order."""
 
     def __init__(self, linear: torch.nn.Linear):
         super().__init__()
@@ -102,10 +130,10 @@ class _PackedLinear(torch.nn.Module):
 
 
 def pack(model: torch.nn.Module) -> torch.nn.Module:
-    """Reorder a float32 model's linear weights, in place, once and for all; returns the model, for inference alone.
+    """Reorder a float32 model's linear weights in place, for inference only; returns the model.
 
-    On the CPU this is a quarter of generation's time: else every product reorders them anew. Where PyTorch is built
-    without oneDNN, and on a GPU, nothing is changed.
+    Otherwise every matrix product on the CPU would reorder them, which is a quarter of generation's time. Nothing is
+    changed on a GPU, or where PyTorch is built without oneDNN.
     """
     if model.device.type != "cpu" or model.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return model
@@ -117,7 +145,7 @@ def pack(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def one_line(name: str | Path):
-    """Turn what the libraries raise when a model cannot be had into one line that says what to do."""
+    """Turn the libraries' errors about a model that cannot be loaded into one line that says what to do."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # unsloth raises RuntimeError where transformers has OSError

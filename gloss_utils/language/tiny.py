@@ -1,26 +1,40 @@
-"""`base_model: tiny`: a small Llama that has read nothing but the catalogue, for machines without a GPU or a network.
+"""A tiny base model: a small Llama that has read only the catalogue's titles, for machines without a GPU or a network.
 
-Its tokenizer is a byte-level BPE trained on the catalogue's titles; the model is trained on prompts filled with titles
-that share words, never on anyone's history: so it learns the titles, and to look back at what a list is about. It is
-saved as an ordinary model folder, and QLoRA starts from it as from any other base model.
+Its tokenizer is a byte-level BPE trained on the titles. The model is trained on prompts filled with titles that share
+words, never on a user's history: so it learns the titles, and that a list has a subject. It is saved as an ordinary
+model folder, and QLoRA starts from it as from any other base model.
 """
 
 import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gloss_utils.base.files import is_signed, sign, write_whole
+from gloss_utils.base.seals import is_sealed, write_sealed
 from gloss_utils.data import prompts
 from gloss_utils.language import training
-from gloss_utils.runs.run import Run
 from gloss_utils.search.bm25 import BM25Index
 
-TITLES_A_LIST = 8
-RELATED = 12  # titles that are near enough to stand beside a title in a list
-STAY, LATEST = 0.85, 0.7  # how often the next title is near one before, and how often that one is the latest
-TEXTS_A_STEP = 16
+TITLES_PER_LIST = 8  # at most
+RELATED = 12  # neighbours of a title that may follow it in a list
+STAY, LATEST = 0.85, 0.7  # how often the next title is near an earlier one, and how often that is the latest
+TEXTS_PER_STEP = 16
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """Size and training of a tiny base model. width: a multiple of 64. max_length: tokens per training text."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    steps: int
+    learning_rate: float
+    max_length: int
+    seed: int
+    bf16_on_cpu: bool = False
 
 
 def train_tokenizer(titles: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -69,7 +83,8 @@ def _multiple(size: float, of: int) -> int:
 
 
 def related_lists(titles: list[str], count: int, seed: int) -> tuple[list[list[str]], list[str]]:
-    """`count` lists of titles, and a title to end each with: walks among titles that share words (by BM25), with leaps.
+    """`count` lists of titles, and a last title for each: random walks among titles that share words (by BM25), with
+    jumps to any other title.
 
     No title is in a list twice.
     """
@@ -79,7 +94,7 @@ def related_lists(titles: list[str], count: int, seed: int) -> tuple[list[list[s
         [place for place, score in zip(*row, strict=True) if score > 0 and place != own]
         for own, row in enumerate(zip(places.tolist(), scores.tolist(), strict=True))
     ]
-    walks = [_walk(near, min(len(titles), rng.randint(2, TITLES_A_LIST)), rng) for _ in range(count)]
+    walks = [_walk(near, min(len(titles), rng.randint(2, TITLES_PER_LIST)), rng) for _ in range(count)]
     lists = [[titles[place] for place in walk] for walk in walks]
     return [titles[:-1] for titles in lists], [titles[-1] for titles in lists]
 
@@ -94,44 +109,33 @@ def _walk(near: list[list[int]], length: int, rng: random.Random) -> list[int]:
     return walk
 
 
-def prepare(run: Run, titles: list[str]) -> Path:
-    """Train the base model once and save it in the run folder; later calls with the same settings find it there."""
-    folder = run.folder.base
-    names = (
-        "seed",
-        "tiny_layers",
-        "tiny_width",
-        "tiny_vocabulary",
-        "tiny_steps",
-        "tiny_learning_rate",
-        "max_length",
-        "bf16_on_cpu",
-    )
-    made_from = {name: run[name] for name in names} | {"titles": titles}
-    if is_signed(folder, made_from):
-        return folder
-    training.seed_everything(run["seed"])
-    tokenizer = train_tokenizer(titles, run["tiny_vocabulary"])
-    model = new_model(tokenizer, run["tiny_layers"], run["tiny_width"])
-    texts = prompts.encode_training(
-        tokenizer, *related_lists(titles, run["tiny_steps"] * TEXTS_A_STEP, run["seed"]), run["max_length"]
-    )
-    settings = training.Settings(
-        learning_rate=run["tiny_learning_rate"],
-        scheduler="cosine",
-        warmup_steps=run["tiny_steps"] // 20,
+def train_base(folder: Path, titles: list[str], settings: TinyModel, checkpoints: Path):
+    """Train a base model on titles and save it in `folder`, unless it is there already, made from the same.
+
+    checkpoints: a folder for the states of a training that may be cut off; it is deleted at the end.
+    """
+    made_from = asdict(settings) | {"titles": titles}
+    if is_sealed(folder, made_from):
+        return
+    training.seed_everything(settings.seed)
+    tokenizer = train_tokenizer(titles, settings.vocabulary)
+    model = new_model(tokenizer, settings.layers, settings.width)
+    lists, ends = related_lists(titles, settings.steps * TEXTS_PER_STEP, settings.seed)
+    how = training.Settings(
+        learning_rate=settings.learning_rate,
+        lr_scheduler="cosine",
+        warmup_steps=settings.steps // 20,
         weight_decay=0.01,
         optimizer="adamw_torch",
-        batch_size=TEXTS_A_STEP // 4,  # less padding than in one batch
+        batch_size=TEXTS_PER_STEP // 4,  # less padding than in one batch
         gradient_accumulation=4,
         epochs=1,
-        seed=run["seed"],
-        bf16_on_cpu=run["bf16_on_cpu"],
+        seed=settings.seed,
+        bf16_on_cpu=settings.bf16_on_cpu,
     )
-    training.train(model, tokenizer, texts, [], settings, run.folder.checkpoints / "base", made_from, name="base model")
-    with write_whole(folder) as part:
+    texts = prompts.encode_training(tokenizer, lists, ends, settings.max_length)
+    training.train(model, tokenizer, texts, [], how, checkpoints, made_from, name="base model")
+    with write_sealed(folder, made_from) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        sign(part, made_from)
-    training.forget(run.folder.checkpoints)
-    return folder
+    training.delete_checkpoints(checkpoints)

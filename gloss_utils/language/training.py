@@ -1,12 +1,10 @@
-"""The training loop that the tiny base model and fine-tuning share: transformers' Trainer, resumable, with one bar.
+"""The training loop of every model here: transformers' Trainer, resumable, with one progress bar.
 
-It trains in as many processes as `accelerate launch` started; each optimiser step's texts are the same in any number.
-Training that was cut off and goes on ends with the same bytes, on the same processor with as many threads.
+It trains in all processes that `accelerate launch` started; an optimiser step holds the same texts, however many these
+are. Training that was cut off and resumed ends with the same bytes, on the same processor with as many threads.
 """
 
-import hashlib
 import importlib.util
-import json
 import math
 import os
 import shutil
@@ -24,29 +22,29 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import full_disk_in_one_line, read_json, write_json
+from gloss_utils.base.files import digest, full_disk_in_one_line, read_json, write_json
+from gloss_utils.base.seals import is_sealed, seal
 from gloss_utils.language import checkpoints
 from gloss_utils.language.models import peak_memory
 
-SAVE_EVERY = (
-    600  # seconds of training that a kill may cost, where an epoch takes longer; in several processes, an epoch
-)
+# Seconds between checkpoints within an epoch, in one process; several processes write one at the end of each epoch.
+SAVE_EVERY = 600
 
 seed_everything = set_seed
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
-    """What a training run is told.
+    """How to train.
 
     An optimiser step takes batch_size x gradient_accumulation texts, of all processes together. patience: epochs
-    without a lower validation loss before it stops (null: never). sampling: how steps are cut into batches,
-    "batch_rebalance" (by length) or "sequential" (as the texts come, equally many a batch). bf16_on_cpu: multiply in
-    bfloat16 on a processor that can; a GPU that can does so anyway.
+    without a lower validation loss before training stops (null: it does not stop early). sampling: how steps are cut
+    into batches, "batch_rebalance" (by length) or "sequential" (as the texts come, the same number per batch).
+    bf16_on_cpu: multiply in bfloat16 where the processor can; a GPU that can always does. logs: the tracker's folder.
     """
 
     learning_rate: float
-    scheduler: str
+    lr_scheduler: str
     warmup_steps: int
     weight_decay: float
     optimizer: str
@@ -67,12 +65,12 @@ def processes() -> PartialState:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # else "cpu:0", which no checkpoint can be loaded to
-    # The others wait while the main one downloads data, or trains a base model.
+    # The other processes wait while the main one downloads data, or trains a base model.
     return PartialState(cpu=not on_gpu, timeout=timedelta(hours=3))
 
 
 @contextmanager
-def alone():
+def as_single_process():
     """Let one of several launched processes work as if it were the only one, before it joins the others."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP")
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -80,13 +78,14 @@ def alone():
         yield
     finally:
         os.environ |= hidden
-        PartialState._reset_state()  # it is kept for the life of a process, and now it would say there is one
+        PartialState._reset_state()  # else it would say for the life of this process that there is only one
 
 
-def share(batch_size: int, gradient_accumulation: int, count: int) -> tuple[int, int]:
-    """Texts a batch and batches a step for each of `count` processes, so that a step has as many texts as with one.
+def per_process_batch(batch_size: int, gradient_accumulation: int, count: int) -> tuple[int, int]:
+    """The batch size and gradient accumulation of each of `count` processes, so that a step has as many texts as one
+    process would take.
 
-    Raises `GlossError` where they cannot be shared equally.
+    Raises `GlossError` where the texts cannot be shared equally.
     """
     texts = batch_size * gradient_accumulation
     if texts % count:
@@ -100,9 +99,13 @@ def share(batch_size: int, gradient_accumulation: int, count: int) -> tuple[int,
 
 
 class _Trainer(Trainer):
+    """made_from: what checkpoints are sealed with."""
+
+    made_from: dict
+
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)
-        sampler.seed = self.args.seed  # which it does not take from the arguments
+        sampler.seed = self.args.seed  # the Trainer does not pass it on
         return sampler
 
     def _save_checkpoint(self, model, trial):
@@ -110,10 +113,10 @@ class _Trainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
+            seal(folder / f"checkpoint-{self.state.global_step}", self.made_from)
             checkpoints.prune(folder, checkpoints.best(folder, self.state.best_global_step))
 
-    # The losses since the last log, which the trainer forgets: the next log is to be their mean, too.
+    # The Trainer does not save the losses since its last log, but the next log is to be the mean over them, too.
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
         running = {"loss": self._tr_loss.item(), "last_logged": self._globalstep_last_logged}
@@ -121,7 +124,7 @@ class _Trainer(Trainer):
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
-        if checkpoint and self._running(checkpoint).exists():  # not where there were fewer processes
+        if checkpoint and self._running(checkpoint).exists():  # there is none for a process that was not there before
             running = read_json(self._running(checkpoint))
             self._tr_loss.fill_(running["loss"])
             self._globalstep_last_logged = running["last_logged"]
@@ -132,25 +135,25 @@ class _Trainer(Trainer):
     def _run_epoch(self, *args, **kwargs):
         stoppers = (found for found in self.callback_handler.callbacks if isinstance(found, EarlyStoppingCallback))
         if any(stopper.early_stopping_patience_counter >= stopper.early_stopping_patience for stopper in stoppers):
-            self.control.should_training_stop = True  # it was killed after it had stopped
+            self.control.should_training_stop = True  # training had stopped early when it was killed
             return
         super()._run_epoch(*args, **kwargs)
 
     def _load_best_model(self):
         best = Path(self.state.best_model_checkpoint)
-        if not checkpoints.is_sound(best):
+        if not is_sealed(best, self.made_from):
             raise GlossError(f"{best} is not as it was written; run again, and training goes on from an earlier one")
         super()._load_best_model()
 
     def save_model(self, output_dir=None, _internal_call=False):
         super().save_model(output_dir, _internal_call)
-        # Shards (FSDP) are written later, but each process now looks whether the best checkpoint is there, and all have
-        # to find the same.
+        # FSDP writes shards later, but now each process looks whether the folder of the best checkpoint is there, and
+        # all have to find the same.
         os.makedirs(output_dir, exist_ok=True)
 
 
 class _Progress(TrainerCallback):
-    """One progress bar over all steps with the latest losses, and the seconds spent in steps."""
+    """One progress bar over all steps, with the latest losses; counts the seconds spent in steps."""
 
     def __init__(self, name: str):
         self.name, self.seconds, self.bar, self.shown = name, 0.0, None, {}
@@ -158,7 +161,7 @@ class _Progress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.first_token, self.saved = state.num_input_tokens_seen, time.monotonic()
         best = checkpoints.best(Path(args.output_dir), state.best_global_step)
-        state.best_model_checkpoint = best and str(best)  # it was noted with the run folder's place at that time
+        state.best_model_checkpoint = best and str(best)  # the folder may have moved since
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -175,7 +178,7 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += time.perf_counter() - self.begun
         self.bar.update(1)
-        ends_epoch = state.epoch == int(state.epoch)  # where a checkpoint follows anyway, after the evaluation
+        ends_epoch = state.epoch == int(state.epoch)  # a checkpoint follows after the evaluation
         if args.world_size == 1 and not ends_epoch and time.monotonic() - self.saved >= SAVE_EVERY:
             control.should_save = True
 
@@ -213,7 +216,8 @@ def cpu_has_bf16() -> bool:
 def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
     in_bf16 = torch.cuda.is_bf16_supported() if on_gpu else settings.bf16_on_cpu and cpu_has_bf16()
-    batch_size, accumulation = share(settings.batch_size, settings.gradient_accumulation, processes().num_processes)
+    count = processes().num_processes
+    batch_size, accumulation = per_process_batch(settings.batch_size, settings.gradient_accumulation, count)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -221,13 +225,13 @@ def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArg
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        # Lengths vary so much that padding would be 41 % of batches of four Beauty texts. This sampler draws a step's
-        # texts at random, and only then cuts them into batches of like length and like cost: padding falls to 12 %,
-        # and the gradient is the same, because the loss is the mean over the step's tokens. Steps drawn by length
-        # ("group_by_length") would have 1 %, but be other steps.
+        # Lengths vary so much that 41 % of a batch of four Beauty texts would be padding. This sampler draws a step's
+        # texts at random, and then cuts them into batches of similar length: 12 % is padding, and the gradient is the
+        # same, because the loss is the mean over the step's tokens. Drawing whole steps by length ("group_by_length")
+        # would leave 1 %, but change which texts are in a step.
         train_sampling_strategy=settings.sampling,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
+        lr_scheduler_type=settings.lr_scheduler,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         optim=settings.optimizer,
@@ -244,14 +248,14 @@ def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArg
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
-        restore_callback_states_from_checkpoint=True,  # the patience that was used up before a kill
+        restore_callback_states_from_checkpoint=True,  # how much patience is left after a kill
         prediction_loss_only=True,
         logging_steps=10,
         report_to=settings.report_to,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process takes all GPUs, and as many times the batch
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process would take all GPUs, with a batch for each
     return arguments
 
 
@@ -267,16 +271,16 @@ def train(
 ) -> dict:
     """Train `model` in place on token ids, evaluating on `validation` after each epoch where there is any.
 
-    Checkpoints go to `folder` each epoch, and within long ones; a run with the same `made_from` goes on from the last
-    sound one, another starts anew. With a patience, training stops early and the best epoch's weights are kept. Call
-    `forget` once the result is saved. Returns history (losses by step), processes, tokens_per_second (of all processes,
-    padding not counted), peak_memory_gb (of this process), device. Raises `GlossError` where the processes cannot share
-    a step.
+    tokenizer: anything with a `pad_token_id`. made_from: JSON values that say what the result depends on. Checkpoints
+    go to `folder`; training with the same `made_from` goes on from the last sound one, any other starts anew. With a
+    patience, training stops early and the weights of the best epoch are kept. Call `delete_checkpoints` once the result
+    is saved. Returns history (losses by step), steps, processes, tokens_per_second (of all processes, without padding),
+    peak_memory_gb (of this process) and device. Raises `GlossError` where the processes cannot share a step equally.
     """
     together = processes()
-    with together.main_process_first():  # the others find the folder tidied
-        _start_over_if_other(folder, made_from)
-        checkpoint = checkpoints.last_sound(folder)
+    made_from = {"training": digest(made_from)}
+    with together.main_process_first():  # the main process tidies the folder before the others look
+        checkpoint = checkpoints.last_sound(folder, made_from)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -290,6 +294,7 @@ def train(
         data_collator=_Padding(tokenizer.pad_token_id),
         callbacks=[progress] + ([EarlyStoppingCallback(settings.patience)] if validation and settings.patience else []),
     )
+    trainer.made_from = made_from
     trainer.remove_callback(PrinterCallback)
     with full_disk_in_one_line(folder):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -303,8 +308,8 @@ def train(
     }
 
 
-def put_together(model) -> dict[str, torch.Tensor] | None:
-    """The trained weights where each process holds shards of them (FSDP); None where the model holds them whole.
+def gather_weights(model) -> dict[str, torch.Tensor] | None:
+    """The trained weights, gathered from the shards that each process holds under FSDP; None where there are no shards.
 
     All processes have to call it.
     """
@@ -314,17 +319,9 @@ def put_together(model) -> dict[str, torch.Tensor] | None:
     return {name: weight.full_tensor() for name, weight in trained.items()}
 
 
-def forget(folder: Path):
-    """Remove the checkpoints of a training whose result is saved."""
+def delete_checkpoints(folder: Path):
+    """Delete the checkpoints of a training whose result is saved."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start_over_if_other(folder: Path, made_from: dict):
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    record = folder / "made_from.json"
-    if not record.exists() or read_json(record) != digest:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(record, digest)
 
 
 def check_reporter(name: str):

@@ -1,5 +1,4 @@
-"""The token trie of a catalogue, held in arrays: what may follow a text that is being written, and which tails have
-one continuation."""
+"""The token trie of a catalogue, held in arrays: what may follow a text that is being written."""
 
 from itertools import pairwise
 
@@ -12,9 +11,9 @@ ROOT = 0
 
 
 class Trie:
-    """All texts of a catalogue as token ids, each ended by the end-of-sequence token, merged where they begin alike.
+    """All texts of a catalogue as token ids, each with an end-of-sequence token, merged where they begin alike.
 
-    Nodes are numbered from 0, the root. A node's children stand together: tokens `child_token[first[n] : first[n] +
+    Nodes are numbered from 0, the root. A node's children are neighbours: tokens `child_token[first[n] : first[n] +
     count[n]]`, rising, and nodes `child_node[...]` likewise. `tail[n]` is how many tokens are left where only one text
     passes through n, else 0; they are the last `tail[n]` tokens of that text, which end in `flat` before `stop[n]`.
     """

@@ -105,7 +105,7 @@ def train(
     model = new_model(len(items), settings.width)
     how = training.Settings(
         learning_rate=LEARNING_RATE,
-        scheduler="linear",
+        lr_scheduler="linear",
         warmup_steps=100,
         weight_decay=WEIGHT_DECAY,
         optimizer="adamw_torch",
@@ -119,7 +119,7 @@ def train(
     training.train(model, padding, texts, held_out, how, checkpoints, made_from, name="SASRec")
     with write_sealed(folder, made_from) as part:
         model.save_pretrained(part)
-    training.forget(checkpoints)
+    training.delete_checkpoints(checkpoints)
     return model.eval()
 
 

@@ -1,12 +1,10 @@
 """A run folder: the names of its files, and the manifest, which says of each finished stage what it was made from."""
 
-import hashlib
-import json
 import os
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, read_json
+from gloss_utils.base.files import digest, fingerprint, read_json
 from gloss_utils.base.seals import seal_of
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, INDEX, RETRIEVE, ROOT, SEGMENTS, STAGES
 
@@ -48,11 +46,10 @@ class RunFolder:
         self.checkpoints = self.root / "model/checkpoints"
         self.adapter = self.root / "model/adapter"
         self.tracking = self.root / "model/tracking"
-        self.training = self.root / "model/training.json"
+        self.training = self.adapter / "training.json"
         self.sasrec = self.root / "model/sasrec"
         self.dense_index = self.root / "index/dense"
         self.bm25_index = self.root / "index/bm25"
-        self.parts = self.root / ".parts"
         self.queries = self.root / "queries.jsonl"
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
@@ -73,7 +70,7 @@ class RunFolder:
 
     def data_key(self) -> dict[str, str]:
         """What the tables of stage 1 hold, for the seal of what is made from them."""
-        return {path.stem: fingerprint(path) for path in (self.items, self.interactions, self.users)}
+        return {path.stem: fingerprint(path) for path in (self.items, self.interactions, self.users, self.statistics)}
 
     def break_seals(self, stage: str):
         """Make the next run of a stage make its costly artefacts anew, also where nothing has changed."""
@@ -184,8 +181,7 @@ def identity(entry: dict | None) -> str | None:
     if entry is None:
         return None
     parameters = {name: value for name, value in entry["parameters"].items() if name not in PATHS}
-    parts = [parameters, sorted(entry["inputs"].values()), entry["outputs"]]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest([parameters, sorted(entry["inputs"].values()), entry["outputs"]])
 
 
 def _is_entry(stage: str, entry) -> bool:

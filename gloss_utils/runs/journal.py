@@ -5,21 +5,20 @@ The first line names the plan; each further line is a batch, with a checksum. Li
 
 import json
 import os
-import zlib
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import full_disk_in_one_line, write_whole
+from gloss_utils.base.files import digest, full_disk_in_one_line, write_whole
 
 
 class Journal:
-    """`done` holds the finished batches: number -> rows (JSON values, one a prompt); `notes` says what was dropped.
+    """`done` holds the finished batches: number -> rows (JSON values, one per prompt); `notes` says what was dropped.
 
     Raises `GlossError` where the file belongs to another plan.
     """
 
     def __init__(self, path: Path, plan: str, sizes: list[int]):
-        """plan: what the batches depend on, as a digest; sizes: prompts in each batch."""
+        """plan: a digest of all that the batches depend on; sizes: prompts in each batch."""
         self.path, self.done, self.notes = path, {}, []
         if not path.exists():
             with write_whole(path) as part:
@@ -42,7 +41,7 @@ class Journal:
 
     def add(self, batch: int, rows: list):
         """Note a finished batch; it is on the disk when this returns."""
-        line = json.dumps({"batch": batch, "sum": _sum(rows), "rows": rows}) + "\n"
+        line = json.dumps({"batch": batch, "sha256": digest(rows), "rows": rows}) + "\n"
         size = self.path.stat().st_size
         try:
             with full_disk_in_one_line(self.path), open(self.path, "a", encoding="utf-8") as out:
@@ -50,7 +49,7 @@ class Journal:
                 out.flush()
                 os.fsync(out.fileno())
         except BaseException:
-            os.truncate(self.path, size)  # half a line would have to be cut off later, which takes room
+            os.truncate(self.path, size)  # cutting off half a line later would take room on the disk
             raise
         self.done[batch] = rows
 
@@ -63,12 +62,8 @@ def _value(line: bytes):
 
 
 def _is_batch(value, sizes: list[int]) -> bool:
-    if not isinstance(value, dict) or set(value) != {"batch", "sum", "rows"}:
+    if not isinstance(value, dict) or set(value) != {"batch", "sha256", "rows"}:
         return False
     number, rows = value["batch"], value["rows"]
     known = isinstance(number, int) and 0 <= number < len(sizes) and isinstance(rows, list)
-    return known and len(rows) == sizes[number] and value["sum"] == _sum(rows)
-
-
-def _sum(rows: list) -> int:
-    return zlib.crc32(json.dumps(rows).encode())
+    return known and len(rows) == sizes[number] and value["sha256"] == digest(rows)

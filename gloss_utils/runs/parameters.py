@@ -4,6 +4,7 @@ This is the only place where a default stands. `python -m gloss_utils cells` wri
 here, and a test fails where a cell differs. Files of parameters and `-p NAME VALUE` are checked by the same models.
 """
 
+import argparse
 import ast
 import difflib
 import importlib.util
@@ -335,6 +336,20 @@ def _has(field: FieldInfo, validator) -> bool:
     kinds = (field, *get_args(field.annotation))
     found = [part for kind in kinds for part in getattr(kind, "metadata", getattr(kind, "__metadata__", ()))]
     return any(isinstance(part, AfterValidator) and part.func is validator for part in found)
+
+
+def add_parameters(parser: argparse.ArgumentParser):
+    """Let a command line take files of parameters, and single parameters over them: `FILE... [-p NAME VALUE]...`."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files of parameters; later ones over earlier ones")
+    parser.add_argument(
+        "-p",
+        dest="overrides",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter, over the files'; the value is read as YAML",
+    )
 
 
 def assigned(source: str) -> dict:

@@ -3,10 +3,9 @@
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -35,8 +34,7 @@ VERSIONS_OF = (
 class Run:
     """A stage at work. own: the stage's parameters; parameters: these, and those of the stages that it builds on.
 
-    inputs: sha256 of the files from outside; outputs: what the stage wrote; temporary: files that are removed once it
-    is finished; lock: held until then.
+    inputs: sha256 of the files from outside; outputs: what the stage wrote; lock: held until it is finished.
     """
 
     folder: RunFolder
@@ -46,12 +44,20 @@ class Run:
     started: float = field(default_factory=time.time)
     inputs: dict = field(default_factory=dict)
     outputs: list[Path] = field(default_factory=list)
-    temporary: list[Path] = field(default_factory=list)
-    made_from: str | None = None
     lock: FileLock | None = None
 
     def __getitem__(self, name: str):
         return self.parameters[name]
+
+    @property
+    def base_model(self) -> str | Path:
+        """The folder of the base model, or its name on the hub."""
+        return self.folder.base if self["base_model"] == "tiny" else self["base_model"]
+
+    def settings(self, kind: type, **values):
+        """A dataclass of settings: of the fields that are named as a parameter this run's values, and `values`."""
+        names = {field.name for field in fields(kind)} & set(self.parameters)
+        return kind(**{name: self[name] for name in names} | values)
 
     def read_from_outside(self, path: str | Path):
         """Note a file or folder from outside the run folder that this stage's results depend on."""
@@ -95,8 +101,6 @@ class Run:
         with write_whole(self.folder.parameters) as part:
             part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
         write_json(self.folder.manifest, stages)
-        for path in self.temporary:
-            path.unlink(missing_ok=True)
         return f"{self.stage} finished in {stages[self.stage]['seconds']:.0f} s; results are in {self.folder.root}"
 
     def _remove_leftovers(self, before: dict | None):
@@ -153,7 +157,6 @@ def _locked(folder: RunFolder) -> FileLock | None:
         return None
     lock = take_stage(folder.stage_lock, folder.run_lock)
     sweep(folder.root, os.getpid(), os.getppid())  # the runner is writing the notebook
-    shutil.rmtree(folder.parts, ignore_errors=True)
     return lock
 
 

@@ -1,0 +1,113 @@
+"""QLoRA (METHOD, 2): a base model in 4 bits that stays as it is, and low-rank adapters beside it, which are trained.
+
+transformers, peft and bitsandbytes set the model up, on the CPU too. Where the caller has imported unsloth, unsloth
+does: it has to be imported before transformers and peft, which it patches, so before this module. Either way the
+adapter is saved in PEFT's format.
+"""
+
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import read_json, write_json
+from gloss_utils.base.hub import only_safetensors
+from gloss_utils.language.models import compute_dtype, load_base, one_line, with_padding
+from gloss_utils.language.training import seed_everything
+
+
+@dataclass(frozen=True)
+class QLoRA:
+    """What is trained, and how it is held in memory. lora_modules: the names of the layers that get an adapter."""
+
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_modules: list[str]
+    load_in_4bit: bool
+    max_length: int
+    gradient_checkpointing: bool
+    seed: int
+
+    def lora(self) -> dict:
+        """The adapters, in the words of peft and unsloth."""
+        return {
+            "r": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": self.lora_modules,
+            "bias": "none",
+        }
+
+
+def uses_unsloth() -> bool:
+    """Whether unsloth sets models up here, because it was imported."""
+    return "unsloth" in sys.modules
+
+
+def with_adapters(base: str | Path, settings: QLoRA):
+    """A base model with new low-rank adapters, drawn by the seed, and its tokenizer.
+
+    Raises `GlossError` where the base model cannot be loaded, or does not have all of `lora_modules`.
+    """
+    seed_everything(settings.seed)
+    return (_with_unsloth if uses_unsloth() else _with_peft)(base, settings)
+
+
+def _with_unsloth(base: str | Path, settings: QLoRA):
+    unsloth = sys.modules["unsloth"]
+    only_safetensors(base)
+    with one_line(base):
+        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            str(base),
+            max_seq_length=settings.max_length,
+            dtype=compute_dtype(),
+            load_in_4bit=settings.load_in_4bit,
+            use_safetensors=True,
+            trust_remote_code=False,
+            use_exact_model_name=True,  # else it trains on its own copy of the weights, which generation does not load
+        )
+    with _known_modules(base, settings):
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model,
+            random_state=settings.seed,
+            use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+            **settings.lora(),
+        )
+    return model, with_padding(tokenizer)
+
+
+def _with_peft(base: str | Path, settings: QLoRA):
+    model, tokenizer = load_base(base, settings.load_in_4bit)
+    if settings.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
+        # On processors with AVX512-BF16, evaluating would repack the 4-bit weights, in a form that passes no gradient
+        # on; saving the model undoes that, but not to the bit, and only in the process that saves.
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                module.support_avx512bf16_for_cpu = False
+    with _known_modules(base, settings):
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings.lora())), tokenizer
+
+
+@contextmanager
+def _known_modules(base: str | Path, settings: QLoRA):
+    try:
+        yield
+    except ValueError as error:
+        raise GlossError(
+            f"parameter lora_modules is {settings.lora_modules!r}, which base model {base} does not have; "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def save_adapter(folder: Path, model, tokenizer, settings: QLoRA, weights: dict | None = None):
+    """Save a trained adapter and its tokenizer in PEFT's format. weights: what `training.gather_weights` returned."""
+    model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+    config = read_json(folder / "adapter_config.json")  # where peft writes the modules as a set, in no order
+    write_json(folder / "adapter_config.json", config | {"target_modules": sorted(settings.lora_modules)})
