@@ -150,8 +150,7 @@ def test_a_run_folder_that_cannot_be_written(nobody, copied_run):
     before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
     arguments = ["run", str(folder / "p.yaml"), "-p", "run_dir", str(folder / "run"), "--force"]
     done = python(
-        "from gloss_utils.runs import runner",
-        "from gloss_utils.__main__ import main; P.defaults('01_explore_data')",
+        "from gloss_utils.runs import notebooks; from gloss_utils.__main__ import main",
         f"raise SystemExit(main({arguments}))",
     )
     assert done.returncode == 1
