@@ -6,7 +6,7 @@ from pathlib import Path
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, fingerprint, read_json
 from gloss_utils.base.seals import seal_of
-from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, INDEX, RETRIEVE, ROOT, SEGMENTS, STAGES
+from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, INDEX, PATHS, RETRIEVE, ROOT, SEGMENTS, STAGES
 
 # What a stage reads from earlier ones. Stage 04 needs the fine-tuned model only where no queries file is given.
 NEEDS = {
@@ -17,7 +17,6 @@ NEEDS = {
     EVALUATE: (EXPLORE, INDEX, RETRIEVE),
     SEGMENTS: (EXPLORE, INDEX, RETRIEVE, EVALUATE),
 }
-PATHS = ("data_dir", "interactions_file", "items_file", "queries_file", "ranking_weights")  # what is in them counts
 
 
 def needs(stage: str, values: dict) -> tuple[str, ...]:

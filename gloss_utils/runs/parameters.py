@@ -16,7 +16,6 @@ from typing import Annotated, Literal, get_args
 import nbformat
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from gloss_utils.base.errors import GlossError
@@ -64,9 +63,17 @@ def _user(value):
 Text = Annotated[str, AfterValidator(_text)]
 FilePath = Annotated[Text, AfterValidator(_from_root)]  # relative ones start at the repository's root
 ModelName = Annotated[Text, AfterValidator(_model)]  # a folder, or a name on the Hugging Face hub
+Dataset = Annotated[Text, AfterValidator(_dataset)]
+User = Annotated[Text, BeforeValidator(_user)]
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML reads 1e-4 as a text: taken, too
 Flag = Annotated[bool, Strict()]
+LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def default(value, meaning: str | None = None, **limits):
+    """A parameter: its default, its meaning (the comment in the notebook's cell), its limits (as ge, le)."""
+    return Field(value, description=meaning, **limits)
 
 
 class Parameters(BaseModel):
@@ -74,156 +81,124 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    run_dir: FilePath = Field("runs/demo", description="where this run keeps its data, model, index and results")
+    run_dir: FilePath = default("runs/demo", "where this run keeps its data, model, index and results")
 
 
 class Files(Parameters):
     """Of the stages that read files from outside."""
 
-    max_rejected: Number = Field(0.01, ge=0, le=1, description="more unusable records, as a share of all, stop the run")
+    max_rejected: Number = default(0.01, "more unusable records, as a share of all, stop the run", ge=0, le=1)
 
 
 class Queries(Parameters):
     """Of the stages that need no model where the texts come from a file."""
 
-    queries_file: FilePath | None = Field(
-        None, description="texts made elsewhere; None: the fine-tuned model makes them"
-    )
+    queries_file: FilePath | None = default(None, "texts made elsewhere; None: the fine-tuned model makes them")
 
 
 class Workers(Parameters):
     """Of the stages whose work can be given to several processes."""
 
-    engine: Literal["local", "ray"] = Field("local", description="local, or ray: the cluster of RAY_ADDRESS, else here")
-    workers: Whole = Field(1, ge=1, description="under ray: processes side by side, one per GPU")
+    engine: Literal["local", "ray"] = default("local", "local, or ray: the cluster of RAY_ADDRESS, else here")
+    workers: Whole = default(1, "under ray: processes side by side, one per GPU", ge=1)
 
 
 class ExploreData(Files):
     """Stage 1."""
 
-    dataset: Annotated[Text, AfterValidator(_dataset)] = Field(
-        "demo",
-        description="demo, beauty, toys, sports, amazon2018-…, amazon2023-…, movielens-100k, movielens-1m or table",
-    )
-    data_dir: FilePath = Field("data", description="where the raw files are, or are downloaded to")
-    data_address: Text | None = Field(None, description="from where; None: from where they are published")
-    interactions_file: FilePath | None = Field(
-        None, description="dataset table: .csv, .jsonl or .parquet, who took what"
-    )
-    items_file: FilePath | None = Field(None, description="dataset table: the items and their texts")
-    user_column: Text = Field("user", description="columns of interactions_file")
+    dataset: Dataset = default("demo", "demo, beauty, toys, sports, amazon2018-…, amazon2023-…, movielens-…, table")
+    data_dir: FilePath = default("data", "where the raw files are, or are downloaded to")
+    data_address: Text | None = default(None, "from where; None: from where they are published")
+    interactions_file: FilePath | None = default(None, "dataset table: .csv, .jsonl or .parquet, who took what")
+    items_file: FilePath | None = default(None, "dataset table: the items and their texts")
+    user_column: Text = default("user", "columns of interactions_file")
     item_column: Text = "item"
-    time_column: Text = Field("time", description="numbers, or dates as 2024-05-31 12:00")
-    item_id_column: Text = Field("item", description="the column of items_file that holds the id")
-    item_text: Text | None = Field(None, description='an item\'s text, as "{title} by {brand}"; None: the title')
-    k_core: Whole = Field(0, ge=0, description="users and items with fewer interactions are left out; 0: none is")
-    min_history: Whole = Field(3, ge=3, description="users with fewer interactions are left out")
-    max_history: Whole | None = Field(None, ge=3, description="only so many latest interactions per user; None: all")
-    holdout: Literal["leave_one_out", "time"] = Field(
-        "leave_one_out", description="the target is each user's last item; or, by time, what came last for everybody"
-    )
-    holdout_share: Number = Field(
-        0.1, ge=0.001, le=0.4, description="time: the share held out for test, and as much for validation"
-    )
-    max_users: Whole | None = Field(None, ge=1, description="train and evaluate on so many users, drawn; None: on all")
-    new_item_fraction: Number = Field(
-        0.0, ge=0, le=0.5, description="share of items kept out of training, as if they came later"
-    )
-    seed: Whole = Field(3407, ge=0, lt=2**32, description="of every random draw")
+    time_column: Text = default("time", "numbers, or dates as 2024-05-31 12:00")
+    item_id_column: Text = default("item", "the column of items_file that holds the id")
+    item_text: Text | None = default(None, 'an item\'s text, as "{title} by {brand}"; None: the title')
+    k_core: Whole = default(0, "users and items with fewer interactions are left out; 0: none is", ge=0)
+    min_history: Whole = default(3, "users with fewer interactions are left out", ge=3)
+    max_history: Whole | None = default(None, "only so many latest interactions per user; None: all", ge=3)
+    holdout: Literal["leave_one_out", "time"] = default("leave_one_out", "each user's last item; time: what came last")
+    holdout_share: Number = default(0.1, "time: the share for test, and as much for validation", ge=0.001, le=0.4)
+    max_users: Whole | None = default(None, "train and evaluate on so many users, drawn; None: on all", ge=1)
+    new_item_fraction: Number = default(0.0, "share of items kept out of all training", ge=0, le=0.5)
+    seed: Whole = default(3407, "of every random draw", ge=0, lt=2**32)
 
 
 class FineTune(Queries):
     """Stage 2."""
 
-    base_model: ModelName = Field("tiny", description='a folder, a Hugging Face name, or "tiny"')
-    tiny_layers: Whole = Field(4, ge=1, description="tiny_*: size and training of the tiny base model")
-    tiny_width: Whole = Field(192, ge=64, multiple_of=64)
-    tiny_vocabulary: Whole = Field(2000, ge=300)
-    tiny_steps: Whole = Field(300, ge=1)
-    tiny_learning_rate: Number = Field(0.002, ge=0)
-    load_in_4bit: Flag = Field(True, description="QLoRA: the base model in 4 bits")
-    lora_rank: Whole = Field(16, ge=1)
-    lora_alpha: Whole = Field(16, ge=1)
-    lora_dropout: Number = Field(0.0, ge=0, le=1)
-    lora_modules: list[Text] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
-    )
-    max_length: Whole = Field(1024, ge=16, description="tokens; longer texts lose their oldest items")
-    learning_rate: Number = Field(0.002, ge=0)
+    base_model: ModelName = default("tiny", 'a folder, a Hugging Face name, or "tiny"')
+    tiny_layers: Whole = default(4, "tiny_*: size and training of the tiny base model", ge=1)
+    tiny_width: Whole = default(192, ge=64, multiple_of=64)
+    tiny_vocabulary: Whole = default(2000, ge=300)
+    tiny_steps: Whole = default(300, ge=1)
+    tiny_learning_rate: Number = default(0.002, ge=0)
+    load_in_4bit: Flag = default(True, "QLoRA: the base model in 4 bits")
+    lora_rank: Whole = default(16, ge=1)
+    lora_alpha: Whole = default(16, ge=1)
+    lora_dropout: Number = default(0.0, ge=0, le=1)
+    lora_modules: list[Text] = default(LORA_MODULES, min_length=1)
+    max_length: Whole = default(1024, "tokens; longer texts lose their oldest items", ge=16)
+    learning_rate: Number = default(0.002, ge=0)
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    warmup_steps: Whole = Field(20, ge=0)
-    weight_decay: Number = Field(0.01, ge=0)
-    optimizer: Literal["adamw_8bit", "adamw_torch"] = Field("adamw_torch", description="adamw_torch or adamw_8bit")
-    batch_size: Whole = Field(4, ge=1, description="one step takes batch_size × gradient_accumulation texts")
-    gradient_accumulation: Whole = Field(4, ge=1)
-    gradient_checkpointing: Flag = Field(False, description="less memory, but slower")
-    epochs: Whole = Field(5, ge=1, description="at most")
-    patience: Whole = Field(3, ge=1, description="epochs without a lower validation loss before training stops")
-    bf16_on_cpu: Flag = Field(False, description="multiply in bfloat16 where the processor can; GPUs always do")
-    report_to: Literal["none", "tensorboard", "wandb"] = Field("none", description="none, tensorboard or wandb")
+    warmup_steps: Whole = default(20, ge=0)
+    weight_decay: Number = default(0.01, ge=0)
+    optimizer: Literal["adamw_8bit", "adamw_torch"] = default("adamw_torch", "adamw_torch or adamw_8bit")
+    batch_size: Whole = default(4, "one step takes batch_size × gradient_accumulation texts", ge=1)
+    gradient_accumulation: Whole = default(4, ge=1)
+    gradient_checkpointing: Flag = default(False, "less memory, but slower")
+    epochs: Whole = default(5, "at most", ge=1)
+    patience: Whole = default(3, "epochs without a lower validation loss before training stops", ge=1)
+    bf16_on_cpu: Flag = default(False, "multiply in bfloat16 where the processor can; GPUs always do")
+    report_to: Literal["none", "tensorboard", "wandb"] = default("none", "none, tensorboard or wandb")
 
 
 class BuildIndex(Workers):
     """Stage 3."""
 
-    encoder: ModelName = Field(
-        "all-MiniLM-L6-v2", description="a sentence-transformers model: a folder or a Hugging Face name"
-    )
-    index: Literal["auto", "flat", "hnsw", "ivfpq"] = Field(
-        "auto", description="flat (exact), hnsw, ivfpq, or auto: chosen by the number of items and the memory"
-    )
-    rerank_from_disk: Flag = Field(True, description="hnsw, ivfpq: exact similarities of what they find")
+    encoder: ModelName = default("all-MiniLM-L6-v2", "a sentence-transformers model: a folder or a Hugging Face name")
+    index: Literal["auto", "flat", "hnsw", "ivfpq"] = default("auto", "flat (exact), hnsw, ivfpq; auto: by size")
+    rerank_from_disk: Flag = default(True, "hnsw, ivfpq: exact similarities of what they find")
 
 
 class Retrieve(Workers, Queries, Files):
     """Stage 4."""
 
-    split: Literal["test", "validation", "next"] = Field(
-        "test", description="test, validation, or next: what to offer now, without a target"
+    split: Literal["test", "validation", "next"] = default("test", "test, validation, or next: what to offer now")
+    num_beams: Whole = default(5, "texts per user", ge=1)
+    max_new_tokens: Whole = default(50, "per text", ge=1)
+    decoding: Literal["free", "catalogue", "sample"] = default(
+        "free", "free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
     )
-    num_beams: Whole = Field(5, ge=1, description="texts per user")
-    max_new_tokens: Whole = Field(50, ge=1, description="per text")
-    decoding: Literal["free", "catalogue", "sample"] = Field(
-        "free", description="free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
+    temperature: Number = default(1.0, "of sample, as top_p", ge=0.01)
+    top_p: Number = default(1.0, ge=0.01, le=1)
+    generation_batch_tokens: Whole = default(16384, "users at a time × tokens of each; fewer need less memory", ge=1)
+    retriever: Literal["dense", "bm25"] = default("dense", "dense or bm25")
+    ranking: Literal["paper", "fused", "hybrid"] = default(
+        "hybrid", "hybrid (texts, histories, last item, popularity), fused (texts alone) or paper (its rule)"
     )
-    temperature: Number = Field(1.0, ge=0.01, description="of sample, as top_p")
-    top_p: Number = Field(1.0, ge=0.01, le=1)
-    generation_batch_tokens: Whole = Field(
-        16384, ge=1, description="users at a time × tokens of each; fewer need less memory"
-    )
-    retriever: Literal["dense", "bm25"] = Field("dense", description="dense or bm25")
-    ranking: Literal["paper", "fused", "hybrid"] = Field(
-        "hybrid",
-        description="hybrid (texts, histories, last item, popularity), fused (texts alone) or paper (its rule)",
-    )
-    ranking_weights: FilePath = Field(
-        "params/ranking/weights.yaml", description="how much each kind of evidence counts"
-    )
-    top_k: Whole | None = Field(None, ge=1, description="items found per text; None: 1 for paper, else 20")
-    exclude_seen: Flag | None = Field(None, description="leave out what the user has; None: no for paper, else yes")
-    ranking_depth: Whole = Field(10, ge=1, description="items in a ranking, at most")
-    sasrec_epochs: Whole = Field(20, ge=0, description="training of the rival SASRec, at most; 0: without it")
-    sasrec_width: Whole = Field(64, ge=2, multiple_of=2)
-    show_user: Annotated[Text, BeforeValidator(_user)] | None = Field(
-        None, description="whose story is shown; None: one is chosen"
-    )
+    ranking_weights: FilePath = default("params/ranking/weights.yaml", "how much each kind of evidence counts")
+    top_k: Whole | None = default(None, "items found per text; None: 1 for paper, else 20", ge=1)
+    exclude_seen: Flag | None = default(None, "leave out what the user has; None: no for paper, else yes")
+    ranking_depth: Whole = default(10, "items in a ranking, at most", ge=1)
+    sasrec_epochs: Whole = default(20, "training of the rival SASRec, at most; 0: without it", ge=0)
+    sasrec_width: Whole = default(64, ge=2, multiple_of=2)
+    show_user: User | None = default(None, "whose story is shown; None: one is chosen")
 
 
 class Evaluate(Parameters):
     """Stage 5."""
 
-    cold_start_max: Whole = Field(5, ge=3, description="users with at most so many interactions are cold-start users")
-    power_min: Whole | None = Field(
-        None, ge=4, description="users with at least so many are power users; None: the top tenth"
-    )
+    cold_start_max: Whole = default(5, "users with at most so many interactions are cold-start users", ge=3)
+    power_min: Whole | None = default(None, "users with at least so many are power users; None: the top tenth", ge=4)
 
 
 class UserSegments(Parameters):
     """Stage 6."""
 
-    added_title: Text | None = Field(
-        None, description="an item to add after training; None: a new edition of the best-seller"
-    )
+    added_title: Text | None = default(None, "an item to add after training; None: a new edition of the best-seller")
 
 
 class AllParameters(ExploreData, FineTune, BuildIndex, Retrieve, Evaluate, UserSegments):
@@ -238,6 +213,7 @@ MODELS: dict[str, type[Parameters]] = {
     "05_evaluate": Evaluate,
     "06_user_segments": UserSegments,
 }
+PATHS = ("run_dir", "data_dir", "interactions_file", "items_file", "queries_file", "ranking_weights")
 STAGES = EXPLORE, FINE_TUNE, INDEX, RETRIEVE, EVALUATE, SEGMENTS = tuple(MODELS)
 
 
@@ -327,15 +303,10 @@ def from_command_line(name: str, text: str):
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    field = AllParameters.model_fields.get(name)
-    is_path = field is not None and (_has(field, _from_root) or (_has(field, _model) and Path(text).is_dir()))
-    return os.path.abspath(Path(text).expanduser()) if value is not None and is_path else value
-
-
-def _has(field: FieldInfo, validator) -> bool:
-    kinds = (field, *get_args(field.annotation))
-    found = [part for kind in kinds for part in getattr(kind, "metadata", getattr(kind, "__metadata__", ()))]
-    return any(isinstance(part, AfterValidator) and part.func is validator for part in found)
+    is_model = name in ("base_model", "encoder") and Path(text).is_dir()
+    if value is not None and (name in PATHS or is_model):
+        return os.path.abspath(Path(text).expanduser())
+    return value
 
 
 def add_parameters(parser: argparse.ArgumentParser):
