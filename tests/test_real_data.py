@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from helpers import SHARED, real
 
-from gloss_utils import evaluate
 from gloss_utils.base.files import read_json
 from gloss_utils.data import splits
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import baselines, ranking
+from gloss_utils.rank import as_run, last_item_search
+from gloss_utils.report import per_user_metrics
 from gloss_utils.runs import notebooks
 from gloss_utils.runs import parameters as P
 from gloss_utils.search.bm25 import BM25Index
@@ -31,9 +31,10 @@ def test_last_item_search_on_test(published, name):
     data = real(name)
     examples = splits.evaluation_examples(data, "test")
     index = BM25Index.build([item_text(title) for title in data.items["title"]])
-    ranked = baselines.last_item_search(dict(zip(examples["user"], examples["history"], strict=True)), index, data, 10)
+    histories = dict(zip(examples["user"], examples["history"], strict=True))
+    ranked = last_item_search(histories, index, data.titles(), 10)
     targets = dict(zip(examples["user"], examples["target"], strict=True))
-    found = evaluate.per_user_metrics(ranking.as_run(ranked), targets)
+    found = per_user_metrics(as_run(ranked), targets)
     assert len(found) == published["dataset_statistics"][name]["users"]
     assert found["recall@5"].mean() == pytest.approx(published["lis"]["bm25"][name][0], abs=0.0006)
 

@@ -17,7 +17,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.runs import parameters as P
 from gloss_utils.runs import workers
 from gloss_utils.runs.run import Run
-from gloss_utils.search import index
+from gloss_utils.search import encode_texts, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def mapped(work, parts: dict, load=lambda: "tool", count: int = 2) -> dict:
 def test_vectors_are_those_of_this_process(small_run, session):
     texts = [item_text(title) for title in Dataset.load(small_run[0].data).items["title"]]
     name = run_of(small_run)["encoder"]
-    expected = index.encode_texts(index.load_encoder(name), texts)
+    expected = encode_texts(load_encoder(name), texts)
     parts = {start: texts[start : start + 64] for start in range(0, len(texts), 64)}
-    found = mapped(index.encode_texts, parts, partial(index.load_encoder, name))
+    found = mapped(encode_texts, parts, partial(load_encoder, name))
     assert sorted(found) == list(parts)
     vectors = np.concatenate([found[start] for start in parts])
     assert vectors.dtype == np.float32 and vectors.shape == expected.shape
@@ -83,7 +83,7 @@ def test_vectors_are_those_of_this_process(small_run, session):
 
 def test_a_workers_error_is_one_line(session, tmp_path):
     with one_line_error("encoder", str(tmp_path)):
-        mapped(index.encode_texts, {0: ["Title: a"]}, partial(index.load_encoder, str(tmp_path)))
+        mapped(encode_texts, {0: ["Title: a"]}, partial(load_encoder, str(tmp_path)))
 
 
 def test_answers_are_exact_and_each_part_is_done_once(session, tmp_path):
