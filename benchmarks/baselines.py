@@ -30,8 +30,7 @@ DEPTH, SEED, WIDTH = 10, 3407, 128
 
 def load(name: str, data_dir) -> Dataset:
     """Read a dataset from its raw files."""
-    paths = sources.locate(name, data_dir)
-    return build(*sources.read(paths, sources.describe(name), None, Rejects(), 0), None, SEED)
+    return build(*sources.read(sources.find(name, data_dir), Rejects(), 0), None, SEED)
 
 
 def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[str, float]]:
@@ -82,7 +81,7 @@ def main():
             print(f"| {name} | {row['users']:,} | {row['method']} | {' | '.join(cells)} |", flush=True)
         print(f"seconds: {seconds}", flush=True)
         if options.results:
-            inputs = {fingerprint(path): path.name for path in sources.locate(name, options.data_dir)}
+            inputs = {fingerprint(path): path.name for path in sources.find(name, options.data_dir).paths}
             command = f"python -m benchmarks.baselines DATA_DIR --datasets {name}"
             command += f" --sasrec-epochs {options.sasrec_epochs}"
             file = options.results / f"{name}-baselines.json"
