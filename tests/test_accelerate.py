@@ -121,7 +121,7 @@ def test_wrong_parameters_are_one_line(copied_run, capfd, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert fine_tune.main([str(file), "-p", "optimizer", "adamw_8bit"]) == 1
     assert capfd.readouterr().err.splitlines() == [
-        "error: parameter lora_rank is 0; allowed is a whole number from 1 up",
+        "error: parameter lora_rank is 0; it has to be greater than or equal to 1",
         "error: 3 processes cannot equally share the 4 texts of a step (batch_size 4 x gradient_accumulation 1); "
         "launch 1 or 2 or 4, or change one of the two",
         "error: parameter optimizer is 'adamw_8bit', which cannot work on FSDP's shards; set it to adamw_torch",

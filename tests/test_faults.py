@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_written(nobody):
     path = folder / "old"
     path.write_text("before")
     done = python(
-        "from gloss_utils.runs.folder import write_whole",
+        "from gloss_utils.base import write_whole",
         f"with write_whole({str(path)!r}) as part: part.write_text('after')",
     )
     assert f"GlossError: {path} cannot be written (Permission denied); choose another folder" in done.stderr

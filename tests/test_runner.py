@@ -7,10 +7,10 @@ import pytest
 import yaml
 from helpers import one_line_error
 
-from gloss_utils import retrieve
+from gloss_utils import fine_tune, retrieve
 from gloss_utils.__main__ import main
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import read_json, write_json
+from gloss_utils.base.files import fingerprint, read_json, write_json
 from gloss_utils.data import queries
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import read_trec
@@ -45,8 +45,8 @@ def finish_again(folder: RunFolder, stage: str, **parameters):
     write_json(folder.manifest, manifest)
 
 
-def open_alone(stage: str, folder: RunFolder) -> Run:
-    return open_run(stage, {"run_dir": str(folder.root)})
+def open_alone(stage: str, folder: RunFolder, **values) -> Run:
+    return open_run(stage, values | {"run_dir": str(folder.root)})
 
 
 def test_a_stage_does_not_build_on_one_that_is_outdated(copied_run):
@@ -77,7 +77,7 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
 def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch):
     folder, _ = copied_run
     texts = folder.queries.read_bytes()
-    monkeypatch.setattr("gloss_utils.language.generation.queries", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
     values = yaml.safe_load(folder.parameters.read_text())
     values = {name: values[name] for name in P.MODELS[P.RETRIEVE].model_fields}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
@@ -92,6 +92,30 @@ def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypat
     folder.break_seals(P.RETRIEVE)  # as --force does
     with pytest.raises(pytest.fail.Exception):
         retrieve.prepare(open_run(P.RETRIEVE, values))
+
+
+def test_a_missing_figure_does_not_train_again(copied_run, monkeypatch):
+    folder, _ = copied_run
+    (folder.figures / "02_loss.png").unlink()
+    run = open_alone(P.FINE_TUNE, folder, **folder.stages()[P.FINE_TUNE]["parameters"])
+    weights = fingerprint(folder.adapter)
+    monkeypatch.setattr(fine_tune, "_train", lambda *args: pytest.fail("trained again"))
+    fine_tune.loss_curves(run, fine_tune.prepare(run))
+    run.finish()
+    assert fingerprint(folder.adapter) == weights and (folder.figures / "02_loss.png").exists()
+    assert folder.outdated(P.RETRIEVE) is None  # nothing that it builds on has changed
+    folder.break_seals(P.FINE_TUNE)
+    with pytest.raises(pytest.fail.Exception):
+        fine_tune.prepare(open_alone(P.FINE_TUNE, folder, **folder.stages()[P.FINE_TUNE]["parameters"]))
+
+
+def test_a_folder_that_was_moved_trains_and_generates_nothing(copied_run, monkeypatch, tmp_path):
+    folder, _ = copied_run
+    moved = RunFolder(folder.root.rename(tmp_path / "moved"))
+    monkeypatch.setattr(fine_tune, "_train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
+    for stage, door in ((P.FINE_TUNE, fine_tune), (P.RETRIEVE, retrieve)):
+        door.prepare(open_alone(stage, moved, **moved.stages()[stage]["parameters"]))
 
 
 def test_run_folder_holds_what_it_should(small_run):
