@@ -72,7 +72,7 @@ def with_intervals(frame: pd.DataFrame, marks: tuple, *moves: so.Move, along: st
     ends = {along: "mean", f"{along}min": "low", f"{along}max": "high"}
     plot = so.Plot(frame, **ends, **variables, color="label", marker="label", pointsize="label")
     for mark in marks:
-        plot = plot.add(mark, *moves)
+        plot = plot.add(mark, *moves, orient="y" if along == "x" else "x")
     return plot.scale(**looks(frame["label"]))
 
 

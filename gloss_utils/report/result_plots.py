@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn.objects as so
 from matplotlib.ticker import MaxNLocator
@@ -37,51 +38,40 @@ def methods(tables: list[dict], metrics: tuple[str, ...] = COMPARED[:1]) -> plt.
     measured = pd.DataFrame([row for table in tables for row in _of_all_users(table)])
     if measured.empty:
         return None
-    datasets = measured.drop_duplicates(["dataset", "name"]).groupby("dataset", sort=False)
-    lines = [_lines(some, metrics) for _, some in datasets]
-    drawn = [(here, metric) for here in lines for metric in metrics]
-    with plt.rc_context(plots.THEME):
-        size, sharing = (PAGE, 0.9 + 0.128 * max(map(len, lines))), {"squeeze": False, "sharex": len(metrics) == 1}
-        figure, axes = plt.subplots(1, len(drawn), figsize=size, dpi=150, layout="constrained", **sharing)
-        for axis, (here, metric) in zip(axes[0], drawn, strict=True):
-            _methods_of(axis, here, metric, named=metric == metrics[0])
-        for axis in axes[0]:
-            axis.set_xlim(0, None)
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    measured = measured.drop_duplicates(["dataset", "name"])
+    lines = [_lines(some, metrics) for _, some in measured.groupby("dataset", sort=False)]
+    frame = plots.by_metric(pd.concat(lines), {metric: LABELS[metric] for metric in metrics}).dropna(subset="mean")
+    frame = frame.fillna({"low": frame["mean"], "high": frame["mean"]})  # published without intervals
+    ours, theirs = labels = ("measured here, 95 % interval", "published")
+    frame["label"] = np.where(frame["measured"], *labels)
+    frame["panel"] = frame["panel"] + "\n" + frame["metric"]
+    plot = plots.with_intervals(frame, DOTS, along="x", y="place", fill="label").facet("panel")
+    plot = plot.share(x=len(metrics) == 1, y=False).limit(x=(0, None)).label(x="", y="")
+    plot = plot.scale(color={ours: SHADES[2], theirs: "0.4"}, marker=["o", "D"], fill={ours: True, theirs: False})
+    figure = plots.draw(plot, (PAGE, 0.9 + 0.128 * max(map(len, lines))), ncols=2)
+    panels = [(here, metric) for metric in metrics for here in lines]
+    for axis, (here, metric) in zip(figure.axes, panels, strict=True):
+        axis.set_yticks(here["place"], here["name"] if metric == metrics[0] else [""] * len(here))
+        for tick, kind in zip(axis.get_yticklabels(), here["kind"], strict=True):
+            tick.set_fontweight("bold" if pd.isna(kind) else "normal")
+        axis.axhline(here["measured"].sum() - 0.5, color="0.4", linewidth=0.6)
+        axis.set_ylim(len(here) - 0.5, -0.5)
     return figure
 
 
-def _methods_of(axis: plt.Axes, lines: pd.DataFrame, metric: str, named: bool):
-    """Draw a panel of `methods`."""
-    known, last = lines.dropna(subset=metric), lines["measured"].sum() - 0.5
-    ours, theirs = known[known["measured"]], known[~known["measured"]]
-    mean, low, high = (ours[f"{metric}{end}"].astype(float) for end in ("", "_low", "_high"))
-    look = {"fmt": "o", "color": SHADES[2], "markersize": 3.5, "elinewidth": 1}
-    label = "measured here, 95 % interval"
-    axis.errorbar(mean, ours.index, xerr=(mean - low, high - mean), label=label, **look, **plots.WHOLE)
-    if len(theirs):
-        hollow = {"fmt": "D", "color": "0.4", "markersize": 3.5, "markerfacecolor": "white"}
-        axis.errorbar(theirs[metric], theirs.index, label="published", **hollow)
-        axis.axhline(last, color="0.4", linewidth=0.6)
-    axis.set_yticks(lines.index, lines["name"] if named else [""] * len(lines))
-    for tick, kind in zip(axis.get_yticklabels(), lines["kind"], strict=True):
-        tick.set_fontweight("bold" if pd.isna(kind) else "normal")
-    about = ours.iloc[0]
-    title = f"{about['dataset'].title()}, {about['split']}, {about['users']:,.0f} users"
-    axis.set(xlabel=LABELS[metric], title=title, ylim=(len(lines) - 0.5, -0.5))
-
-
 def _lines(measured: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of each kind under a line that has just the kind's name; after those measured, those published."""
-    frames, about = [measured.assign(measured=True)], measured[["dataset", "split", "holdout"]].iloc[0]
-    if (theirs := published.results(*about)) is not None:
-        frames.append(theirs.reset_index(names="name").dropna(subset=list(metrics), how="all").assign(measured=False))
+    """The lines of a dataset: the rows of each kind under its name; after those measured, those published."""
+    first = measured.iloc[0]
+    theirs = published.results(first["dataset"], first["split"], first["holdout"])
+    if theirs is None:
+        theirs = pd.DataFrame(columns=["kind", *metrics])
+    theirs = theirs.reset_index(names="name").dropna(subset=list(metrics), how="all")
     lines = []
-    for frame in frames:
-        for kind in published.KINDS:
-            rows = frame[frame["kind"] == kind].to_dict("records")
-            lines += [{"name": kind, "measured": rows[0]["measured"]}, *rows] if rows else []
-    return pd.DataFrame(lines)
+    for frame, is_ours in ((measured, True), (theirs, False)):
+        for kind, rows in frame.groupby(pd.Categorical(frame["kind"], published.KINDS), observed=True):
+            lines += [{"name": kind, "measured": is_ours}, *rows.assign(measured=is_ours).to_dict("records")]
+    panel = f"{first['dataset'].title()}, {first['split']}, {first['users']:,} users"
+    return pd.DataFrame(lines).assign(panel=panel, place=range(len(lines)))
 
 
 def _of_all_users(table: dict) -> list[dict]:
