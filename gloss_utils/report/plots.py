@@ -25,7 +25,7 @@ THEME = {
     "axes.prop_cycle": plt.cycler(color=[SHADES[2], SHADES[1]]),
 }
 WHOLE = {"clip_on": False, "zorder": 3}  # what lies on the edge of a panel is shown whole
-DOTS = (so.Dot(pointsize=4, artist_kws=WHOLE), so.Range(linewidth=1, artist_kws=dict(WHOLE)))
+DOTS = (so.Dot(pointsize=3.4, artist_kws=WHOLE), so.Range(linewidth=1, artist_kws=dict(WHOLE)))
 LINES = (so.Line(linewidth=1, artist_kws=WHOLE), so.Band(alpha=0.15))
 
 
@@ -78,7 +78,7 @@ def with_intervals(frame: pd.DataFrame, marks: tuple, *moves: so.Move, along: st
 
 def looks(labels: pd.Series) -> dict[str, dict]:
     """Colour, marker and size of each label, as scales of seaborn; the first is seen around one on the same place."""
-    each = list(zip(labels.unique(), cycle(SHADES), cycle(MARKERS), chain([6], repeat(4)), strict=False))
+    each = list(zip(labels.unique(), cycle(SHADES), cycle(MARKERS), chain([5], repeat(3)), strict=False))
     return {
         name: {one[0]: one[place] for one in each} for place, name in enumerate(("color", "marker", "pointsize"), 1)
     }
