@@ -11,8 +11,8 @@ import seaborn.objects as so
 from gloss_utils.base.files import write_whole
 
 COLUMN, PAGE = 3.35, 6.9  # inches: the width of one column, of both
-# Those of seaborn's "colorblind" that differ in lightness, and black: grey tells most apart, markers tell the others.
-SHADES = ("#56B4E9", "#DE8F05", "#0173B2", "#949494", "#000000")
+# From seaborn's "colorblind", with a grey and black: no two are equally light, so that grey tells them apart, too.
+SHADES = ("#56B4E9", "#D55E00", "#0173B2", "#BFBFBF", "#000000")
 MARKERS = "os^Dv<>P"
 THEME = {
     **sns.axes_style("whitegrid", {"grid.color": "0.88", "axes.edgecolor": "0.6"}),
