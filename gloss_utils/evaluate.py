@@ -43,9 +43,9 @@ def prepare(run: Run) -> dict:
 
     Returns the run's result table (see `report.tables`); its lists are empty under split next, which has no targets.
     """
-    found, per_user = {name: [] for name in FOUND}, pd.DataFrame(columns=COLUMNS)
     if run["split"] == "next":
         print("Split next has no targets: there is nothing to evaluate.")
+        found, per_user = {name: [] for name in FOUND}, pd.DataFrame(columns=COLUMNS)
     else:
         data = Dataset.load(run.folder.data)
         queries = query_files.read(run.folder.queries, run["num_beams"], 0)
@@ -147,8 +147,7 @@ def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
 
 def table(run: Run, found: dict) -> dict:
     """The result table of a run, from what is in its `metrics.json`."""
-    values = results.parameters_of(run.folder.stages()) | run.parameters
-    parameters = {name: results.without_folder(value) for name, value in values.items()}
+    parameters = results.parameters_of(run.folder.stages() | {"this": {"parameters": run.parameters}})
     return {"name": run.folder.root.name, "dataset": run["dataset"], "parameters": parameters} | found
 
 

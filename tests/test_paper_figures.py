@@ -10,6 +10,8 @@ import pandas as pd
 import papermill
 import pytest
 from helpers import one_line_error
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 
 from benchmarks import results_page
 from gloss_utils import paper_figures
@@ -60,17 +62,36 @@ def rivals() -> dict:
     return about | {"dataset": "beauty", "rows": rows, "seconds": {"all but SASRec": 30, "SASRec": 600}}
 
 
-def test_bars_of_rankings(replay):
+def points(axis: plt.Axes, place: int = 1) -> dict[str, list[float]]:
+    """The points of a panel by label, which the legend has in the same colour; place: 0 for their x, 1 for their y."""
+    [legend], [dots] = axis.figure.legends, [found for found in axis.collections if isinstance(found, PathCollection)]
+    marks = zip(legend.legend_handles, legend.get_texts(), strict=True)
+    names = {to_hex(mark.get_edgecolor()[0]): text.get_text() for mark, text in marks}
+    shown = {}
+    for colour, offsets in zip(dots.get_edgecolors(), dots.get_offsets(), strict=True):
+        shown.setdefault(names[to_hex(colour)], []).append(round(float(offsets[place]), 9))
+    return shown
+
+
+def test_points_of_rankings(replay):
     figure = result_plots.rankings([replay])
     for axis, factor in zip(figure.axes, (1, 0.5), strict=True):
-        assert [round(bar.get_height(), 6) for bars in axis.containers[1::2] for bar in bars] == [
-            pytest.approx(0.01 * place * factor) for place in (1, 2, 3, 4) for _ in range(2)
-        ]
+        assert points(axis) == {
+            name: [round(0.01 * place * factor, 9)] * 2 for place, name in enumerate(result_plots.RANKINGS.values(), 1)
+        }
         labels = [tick.get_text() for tick in axis.get_xticklabels()]
         assert labels == ["Beauty, Llama 1B\n1,234 users", "Beauty, Llama 3B\n1,234 users"]
-    assert [axis.get_ylabel() for axis in figure.axes] == ["Recall@5, validation", "NDCG@5, validation"]
+    assert [axis.get_title() for axis in figure.axes] == ["Recall@5, validation", "NDCG@5, validation"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(result_plots.RANKINGS.values())
     assert figure.get_size_inches()[0] == plots.PAGE
+    plt.close(figure)
+
+
+def test_points_have_their_intervals(replay):
+    figure = result_plots.rankings([replay])
+    [ranges] = [found for found in figure.axes[0].collections if not isinstance(found, PathCollection)]
+    ends = sorted(tuple(line[:, 1].round(6)) for line in ranges.get_segments())
+    assert ends == [(round(0.009 * place, 6), round(0.012 * place, 6)) for place in (1, 2, 3, 4) for _ in range(2)]
     plt.close(figure)
 
 
@@ -78,15 +99,16 @@ def test_published_values_stand_apart_from_measured_ones(measured):
     figure = result_plots.methods([measured])
     [axis] = figure.axes
     theirs = published.results("beauty", "test")["recall@5"].dropna()
-    [line] = [line for line in axis.lines if line.get_marker() == "D"]
-    assert sorted(line.get_xdata()) == sorted(theirs) and line.get_markerfacecolor() == "white"
+    values, places = points(axis, 0)["published"], points(axis, 1)["published"]
+    [dots] = [found for found in axis.collections if isinstance(found, PathCollection)]
+    filled = [colour[3] == 1 for colour in dots.get_facecolors()]
     ticks = [tick.get_text() for tick in axis.get_yticklabels()]
     assert ticks[:4] == ["ID-based", "popularity", "LLM-based", "GLoSS tiny, free, hybrid"]
     assert ticks[4:8] == ["ID-based", "SASRec", "BERT4Rec", "FDSA"] and ticks[-4] == "search by text"
     assert {"P5", "GLoSS-8B"} < set(ticks[ticks.index("LLM-based", 4) :]) and len(ticks) == 4 + 3 + len(theirs)
-    shown = dict(zip(line.get_ydata(), line.get_xdata(), strict=True))
-    assert {ticks[place]: value for place, value in shown.items()} == theirs.to_dict()
-    assert axis.get_xlabel() == "Recall@5" and axis.get_title() == "Beauty, test, 1,234 users"
+    assert {ticks[int(place)]: value for place, value in zip(places, values, strict=True)} == theirs.to_dict()
+    assert filled == [True] * 2 + [False] * len(theirs)
+    assert axis.get_title() == "Beauty, test, 1,234 users\nRecall@5"
     plt.close(figure)
 
 
@@ -100,12 +122,9 @@ def test_one_run_is_the_case_of_one_table(measured):
     recall, ndcg = result_plots.methods([run], metrics=("recall@5", "ndcg@5")).axes
     names = ["LLM-based", "GLoSS released-1b, paper's rule", "GLoSS released-1b, hybrid (in-sample)"]
     assert [tick.get_text() for tick in recall.get_yticklabels()] == names  # nothing is published of this split
-    assert [bars.lines[0].get_xdata().tolist() for axis in (recall, ndcg) for bars in axis.containers] == [
-        [0.05, 0.06],
-        [0.025, 0.03],
-    ]
+    assert [list(points(axis, 0).values()) for axis in (recall, ndcg)] == [[[0.05, 0.06]], [[0.025, 0.03]]]
     axes = result_plots.parts([run]).axes
-    assert all(axis.containers[0].lines[0].get_xdata().tolist() == [0.01, 0.01] for axis in axes)
+    assert all(list(points(axis, 0).values()) == [[0.01, 0.01]] for axis in axes)
     assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["last item", "popularity"]
     [ties] = result_plots.tie_orders([run]).axes
     assert ties.get_title() == "Beauty, released-1b, validation" and ties.lines[0].get_xdata()[0] == 0.025
@@ -116,20 +135,31 @@ def test_one_run_is_the_case_of_one_table(measured):
 def test_lines_of_the_number_of_texts(measured):
     figure = result_plots.number_of_queries([measured, {"rows": []}])
     [axis] = figure.axes
-    assert [line.get_label() for line in axis.lines] == ["paper, dense", "hybrid, dense"]
-    assert list(axis.lines[0].get_xdata()) == [1, 2, 3]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["paper, dense (small)", "hybrid, dense (small)"]
+    assert len(axis.lines) == 2 and list(axis.lines[0].get_xdata()) == [1, 2, 3]
     assert axis.get_title() == "Beauty, tiny, free decoding, test"
     plt.close(figure)
 
 
 def test_titles_of_many_panels_do_not_touch(measured):
-    measured["parameters"] |= {"base_model": "Llama-3.2-1B", "decoding": "catalogue", "new_item_fraction": 0.05}
-    runs = [measured | {"parameters": measured["parameters"] | {"encoder": str(number)}} for number in range(5)]
+    measured["parameters"] |= {"decoding": "catalogue", "new_item_fraction": 0.05}
+    runs = [measured | {"parameters": measured["parameters"] | {"base_model": f"Llama-3.{n}-1B"}} for n in range(5)]
     figure = result_plots.number_of_queries(runs)
     figure.canvas.draw()
     boxes = [axis.title.get_window_extent() for axis in figure.axes]
     assert len(boxes) == 5 and not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
     plt.close(figure)
+
+
+def test_each_encoder_has_lines_of_its_own(measured):
+    other = measured | {"parameters": measured["parameters"] | {"encoder": "large"}}
+    [axis] = result_plots.number_of_queries([measured, other]).axes
+    labels = [text.get_text() for text in axis.figure.legends[0].get_texts()]
+    assert len(axis.lines) == 4 and labels == [
+        f"{ranking}, dense ({encoder})" for encoder in ("small", "large") for ranking in ("paper", "hybrid")
+    ]
+    plt.close("all")
 
 
 def test_texts_that_are_ranked_by_other_weights_are_methods_of_their_own_but_no_panel(measured):
@@ -142,7 +172,7 @@ def test_texts_that_are_ranked_by_other_weights_are_methods_of_their_own_but_no_
     assert of_gloss == ["hybrid", "hybrid, own weights"]
     assert len(result_plots.segments(runs).axes) == len(result_plots.number_of_queries(runs).axes) == 1
     [cost] = result_plots.cost(runs).axes
-    assert [bars.get_label() for bars in cost.containers] == ["GLoSS tiny, free, hybrid"]
+    assert list(points(cost)) == ["GLoSS tiny, free, hybrid"]
     plt.close("all")
 
 
@@ -178,11 +208,17 @@ def test_a_method_looks_the_same_in_all_panels(measured):
         for methods in (("sasrec", "gloss"), ("gloss", "item-knn"))
     ]
     figure = result_plots.segments(runs, of=of)
-    looks = [{bars.get_label(): bars.lines[0] for bars in axis.containers} for axis in figure.axes]
-    ours = [found[tables.METHODS["gloss"][0]] for found in looks]
-    assert len({(line.get_marker(), line.get_color()) for line in ours}) == 1
-    lines = [line for found in looks for line in found.values()]
-    assert len({(line.get_marker(), line.get_color()) for line in lines}) == 3
+    # Each colour stands for one label, and each label has one marker.
+    assert [set(points(axis)) for axis in figure.axes] == [
+        {tables.METHODS[method][0] for method in methods} for methods in (("sasrec", "gloss"), ("gloss", "item-knn"))
+    ]
+    dots = [found for axis in figure.axes for found in axis.collections if isinstance(found, PathCollection)]
+    looks = {
+        (to_hex(colour), path.vertices.tobytes())
+        for found in dots
+        for colour, path in zip(found.get_facecolors(), found.get_paths(), strict=True)
+    }
+    assert len(looks) == 3
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(shown) == sorted(tables.METHODS[method][0] for method in ("item-knn", "sasrec", "gloss"))
     plt.close(figure)
@@ -191,8 +227,7 @@ def test_a_method_looks_the_same_in_all_panels(measured):
 def test_points_of_the_retrievers(measured):
     figure = result_plots.retrievers([measured, {"rows": []}])
     [axis] = figure.axes
-    found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
-    assert found == {"paper, dense (small)": [0.03], "hybrid, dense (small)": [0.03]}  # all three texts
+    assert points(axis, 0) == {"paper, dense (small)": [0.03], "hybrid, dense (small)": [0.03]}  # all three texts
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["Beauty, tiny, free\ndecoding, test"]
     plt.close(figure)
 
@@ -200,8 +235,7 @@ def test_points_of_the_retrievers(measured):
 def test_points_of_the_segments(measured, rivals):
     figure = result_plots.segments([rivals, measured], of=("sasrec", "popularity", "gloss"))
     [axis] = figure.axes  # the rivals were measured on all users alone
-    assert [bars.get_label() for bars in axis.containers] == ["popularity", tables.METHODS["gloss"][0]]
-    assert axis.containers[0].lines[0].get_ydata().tolist() == [0.05] * 4
+    assert points(axis) == dict.fromkeys(["popularity", tables.METHODS["gloss"][0]], [0.05] * 4)
     labels = [tick.get_text() for tick in axis.get_xticklabels()]
     assert labels == [f"{group}\n1,234 users" for group in ("all", "cold-start", "power", "new-items")]
     assert axis.get_ylabel() == "Recall@5"
@@ -211,8 +245,8 @@ def test_points_of_the_segments(measured, rivals):
 def test_points_of_the_cost(measured, rivals):
     figure = result_plots.cost([rivals, measured, {"name": "without seconds"}])
     [axis] = figure.axes
-    found = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
-    assert found == {"SASRec": [10.0], "item-kNN": [0.5], "GLoSS tiny, free, hybrid": [2.0]}  # evaluating costs nothing
+    expected = {"SASRec": [10.0], "item-kNN": [0.5], "GLoSS tiny, free, hybrid": [2.0]}  # evaluating costs nothing
+    assert points(axis, 0) == expected
     assert axis.get_ylim() == (0, pytest.approx(1.05 * 0.06))
     assert axis.get_xlabel() == "minutes, training included" and axis.get_title() == "Beauty, test"
     plt.close(figure)

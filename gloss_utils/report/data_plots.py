@@ -5,47 +5,42 @@ from html import unescape
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+import seaborn.objects as so
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import TSNE
 
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.report.plots import COLUMN, PAGE, look, styled
+from gloss_utils.report import plots
 
 MAP_ITEMS, MAP_GROUPS = 2000, 8
 
 
-@styled
 def dataset_overview(data: Dataset) -> plt.Figure:
     """History lengths, item popularity and title lengths."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 2))
-    lengths = data.users["interactions"]
-    left.hist(lengths, bins=np.arange(2.5, max(np.percentile(lengths, 99), 8) + 1.5))
-    left.set(xlabel="interactions per user (up to the 99th percentile)", ylabel="users")
-    counts = data.interactions["item"].value_counts().to_numpy()
-    middle.loglog(np.arange(1, len(counts) + 1), counts)
-    middle.set(xlabel="item, by popularity rank", ylabel="interactions")
-    words = data.items["title"].str.split().map(len)
-    right.hist(words, bins=np.arange(0.5, 26.5))
-    right.set(xlabel="words in a title (cut at 25)", ylabel="items")
+    with plt.rc_context(plots.THEME):
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(plots.PAGE, 2), dpi=150, layout="constrained")
+        lengths, words = data.users["interactions"], data.items["title"].str.split().map(len)
+        sns.histplot(lengths[lengths <= max(np.percentile(lengths, 99), 8)], discrete=True, ax=left)
+        left.set(xlabel="interactions per user (up to the 99th percentile)", ylabel="users")
+        counts = data.interactions["item"].value_counts().to_numpy()
+        sns.lineplot(x=np.arange(1, len(counts) + 1), y=counts, ax=middle)
+        middle.set(xlabel="item, by popularity rank", ylabel="interactions", xscale="log", yscale="log")
+        sns.histplot(words[words <= 25], discrete=True, ax=right)
+        right.set(xlabel="words in a title (cut at 25)", ylabel="items")
     return figure
 
 
-@styled
 def loss_curves(training: dict) -> plt.Figure:
     """Training and validation loss by step. training: holds `history`, a list of dicts with step, loss, eval_loss."""
-    history = pd.DataFrame(training["history"])
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
-    for column, label, style in (("loss", "training", "-"), ("eval_loss", "validation users", "o--")):
-        if column in history:
-            known = history.dropna(subset=[column])
-            axis.plot(known["step"], known[column], style, label=label)
-    axis.set(xlabel="optimiser step", ylabel="loss per token (nats)")
-    axis.legend()
-    return figure
+    named = pd.DataFrame(training["history"]).rename(columns={"loss": "training", "eval_loss": "validation users"})
+    known = named.melt("step", [name for name in ("training", "validation users") if name in named]).dropna()
+    plot = so.Plot(known, x="step", y="value", color="variable", marker="variable").add(plots.LINES[0])
+    plot = plot.scale(color=plots.SHADES[2:0:-1], marker=["", "o"]).label(x="optimiser step", y="loss per token (nats)")
+    return plots.draw(plot, (plots.COLUMN, 2.2), ncols=2)
 
 
-@styled
 def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figure:
     """The catalogue in two dimensions (t-SNE of at most 2,000 items), in groups named by their typical words.
 
@@ -57,25 +52,25 @@ def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figu
     if different > 1:  # t-SNE cannot place points that are all the same
         places = TSNE(perplexity=min(30, (len(titles) - 1) / 3), init="pca", random_state=seed).fit_transform(vectors)
     groups = KMeans(min(MAP_GROUPS, different), random_state=seed, n_init=3).fit_predict(vectors)
-    names = _typical_words(titles, groups)
-    figure, axis = plt.subplots(figsize=(PAGE, 3.6))
-    for group in np.unique(groups):
-        axis.scatter(*places[groups == group].T, s=7, linewidths=0, label=names.get(group), **look(group))
-    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
-    if names:
-        figure.legend(loc="outside right center", markerscale=2, title="typical words")
+    frame = (
+        pd.DataFrame(places, columns=["t-SNE 1", "t-SNE 2"]).assign(group=_named(titles, groups)).sort_values("group")
+    )
+    plot = so.Plot(frame, x="t-SNE 1", y="t-SNE 2", color="group", marker="group").scale(**plots.looks(frame["group"]))
+    plot = plot.add(so.Dot(pointsize=2.5, edgewidth=0), legend=bool(frame["group"].any()))
+    figure = plots.draw(plot, (plots.PAGE, 3.6), "outside right center", markerscale=2, title="typical words")
+    figure.axes[0].set(xticks=[], yticks=[])
     return figure
 
 
-def _typical_words(titles: pd.Series, groups: np.ndarray) -> dict[int, str]:
-    """The three most typical words of each group; none where no title has a word."""
+def _named(titles: pd.Series, groups: np.ndarray) -> np.ndarray:
+    """The group of each item by its three most typical words; "" where no title has a word."""
     words = TfidfVectorizer(stop_words="english", token_pattern=r"[^\W\d_]{3,}")
     try:
         weights = words.fit_transform(titles.map(unescape)).toarray()
     except ValueError:  # no title has such a word
-        return {}
-    names = {}
+        return np.full(len(titles), "")
+    names = np.empty(len(titles), dtype=object)
     for group in np.unique(groups):
         typical = (weights[groups == group].mean(axis=0) - weights.mean(axis=0)).argsort()[::-1][:3]
-        names[group] = ", ".join(words.get_feature_names_out()[typical])
+        names[groups == group] = ", ".join(words.get_feature_names_out()[typical])
     return names

@@ -1,32 +1,40 @@
-"""What all figures share: one style, sized for a two-column page and readable in grey; PNG and PDF files."""
+"""What all figures share: seaborn in one theme, sized for a two-column page and readable in grey; PNG and PDF files."""
 
-from collections.abc import Callable
-from functools import wraps
+from itertools import chain, cycle, repeat
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
+import seaborn as sns
+import seaborn.objects as so
 
 from gloss_utils.base.files import write_whole
 
 COLUMN, PAGE = 3.35, 6.9  # inches: the width of one column, of both
-# Of different lightness, so that grey tells most apart; markers and hatches tell the others.
-SHADES = ("#56B4E9", "#E69F00", "#0072B2", "#999999", "#000000")
+# From seaborn's "colorblind", with a grey and black: no two are equally light, so that grey tells them apart, too.
+SHADES = ("#56B4E9", "#D55E00", "#0173B2", "#BFBFBF", "#000000")
 MARKERS = "os^Dv<>P"
-STYLE = Path(__file__).with_name("paper.mplstyle")
-INTERVAL = {"elinewidth": 0.8, "capsize": 1.5}
+THEME = {
+    **sns.axes_style("whitegrid", {"grid.color": "0.88", "axes.edgecolor": "0.6"}),
+    **sns.plotting_context("paper", font_scale=0.75),
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "legend.frameon": False,
+    "grid.linewidth": 0.5,
+    "axes.linewidth": 0.6,
+    **dict.fromkeys(("xtick.major.size", "xtick.minor.size", "ytick.major.size", "ytick.minor.size"), 0),
+    "axes.prop_cycle": plt.cycler(color=[SHADES[2], SHADES[1]]),
+}
+WHOLE = {"clip_on": False, "zorder": 3}  # what lies on the edge of a panel is shown whole
+DOTS = (so.Dot(pointsize=3.4, artist_kws=WHOLE), so.Range(linewidth=1, artist_kws=dict(WHOLE)))
+LINES = (so.Line(linewidth=1, artist_kws=WHOLE), so.Band(alpha=0.15))
 
 
-def styled(draw: Callable) -> Callable:
-    """Make a function draw in this style; figures drawn by others keep theirs."""
+class SideBySide(so.Dodge):
+    """The labels of a group side by side, with room between the groups."""
 
-    @wraps(draw)
-    def drawn(*args, **options):
-        with plt.style.context(["default", STYLE]):
-            return draw(*args, **options)
-
-    return drawn
+    def __call__(self, data: pd.DataFrame, *about) -> pd.DataFrame:
+        """Move the marks (see seaborn's `Dodge`)."""
+        return super().__call__(data.assign(width=0.6), *about)
 
 
 def write(figure: plt.Figure, folder: Path, name: str, **options) -> list[Path]:
@@ -43,64 +51,45 @@ def write(figure: plt.Figure, folder: Path, name: str, **options) -> list[Path]:
     return paths
 
 
-def look(number: int) -> dict:
-    """Colour and marker of the number-th thing in a figure."""
-    return {"color": SHADES[number % len(SHADES)], "marker": MARKERS[number % len(MARKERS)]}
+def by_metric(frame: pd.DataFrame, metrics: dict[str, str]) -> pd.DataFrame:
+    """The rows of a result table once for each metric, which they have as mean, low and high.
 
-
-def panels(number: int, columns: int = 3, height: float = 1.7, **shared) -> tuple[plt.Figure, list[plt.Axes]]:
-    """A figure of so many panels of the same size, row by row."""
-    columns = min(number, columns)
-    rows = -(-number // columns)
-    size = (COLUMN if columns == 1 else PAGE, 0.4 + height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **shared)
-    for axis in axes.flat[number:]:
-        axis.remove()
-    return figure, list(axes.flat[:number])
-
-
-def spread(frame: pd.DataFrame, metric: str) -> np.ndarray:
-    """How far a metric's interval reaches below and above its mean, [2, rows], as matplotlib takes it."""
-    mean, low, high = (frame[name].astype(float) for name in (metric, f"{metric}_low", f"{metric}_high"))
-    return np.abs(np.stack([mean - low, high - mean]))
-
-
-def points(axis: plt.Axes, places, frame: pd.DataFrame, metric: str, across: bool = False, **options):
-    """A metric's means with their intervals, on the y axis, or, with `across`, on the x axis."""
-    where = (frame[metric], places) if across else (places, frame[metric])
-    error = {"xerr" if across else "yerr": spread(frame, metric)}
-    axis.errorbar(*where, **error, linestyle="", clip_on=False, zorder=3, **INTERVAL, **options)
-
-
-def dots(axis: plt.Axes, frame: pd.DataFrame, metric: str, labels: list[str], across: bool = False):
-    """A metric with its intervals by `tick` and `label`, which are columns of the frame.
-
-    A label looks the same in all panels that are given the same `labels`, also where some have nothing to draw.
+    metrics: each one's name in the columns of `frame`, and in the column `metric` of what is returned.
     """
-    ticks = pd.Index(frame["tick"].unique())
-    for number, label in enumerate(labels):
-        some = frame[frame["label"] == label]
-        places = ticks.get_indexer(some["tick"]) + 0.7 * ((number + 0.5) / len(labels) - 0.5)
-        if len(some):
-            points(axis, places, some, metric, across, label=label, **look(number))
-    if across:
-        axis.set_yticks(range(len(ticks)), ticks)
-        axis.set(xlim=(0, None), ylim=(len(ticks) - 0.5, -0.5))
-    else:
-        axis.set_xticks(range(len(ticks)), ticks)
-        axis.set(ylim=(0, None))
-        axis.grid(visible=False, axis="x")
+    ends = {"": "mean", "_low": "low", "_high": "high"}
+    frames = [
+        frame.assign(metric=name, **{end: frame[f"{metric}{suffix}"].astype(float) for suffix, end in ends.items()})
+        for metric, name in metrics.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
 
 
-def band(axis: plt.Axes, places, mean, low, high, number: int, label: str):
-    """A line with its interval as a band."""
-    size = 5 if number == 0 else 3  # so that the first is seen around a second one on the same place
-    axis.plot(places, mean, label=label, markersize=size, clip_on=False, zorder=3, **look(number))
-    axis.fill_between(places, low, high, alpha=0.15, linewidth=0, color=look(number)["color"])
+def with_intervals(frame: pd.DataFrame, marks: tuple, *moves: so.Move, along: str = "y", **variables: str) -> so.Plot:
+    """Means with their intervals (columns mean, low, high) along an axis; each `label` looks the same in all panels.
+
+    marks: `DOTS` or `LINES`. moves and variables: seaborn's.
+    """
+    ends = {along: "mean", f"{along}min": "low", f"{along}max": "high"}
+    plot = so.Plot(frame, **ends, **variables, color="label", marker="label", pointsize="label")
+    for mark in marks:
+        plot = plot.add(mark, *moves, orient="y" if along == "x" else "x")
+    return plot.scale(**looks(frame["label"]))
 
 
-def legend(figure: plt.Figure, columns: int):
-    """One legend above all panels, with each label once."""
-    found = [axis.get_legend_handles_labels() for axis in figure.axes]
-    marks = {label: mark for handles, labels in found for mark, label in zip(handles, labels, strict=True)}
-    figure.legend(marks.values(), marks.keys(), loc="outside upper center", ncols=columns)
+def looks(labels: pd.Series) -> dict[str, dict]:
+    """Colour, marker and size of each label, as scales of seaborn; the first is seen around one on the same place."""
+    each = list(zip(labels.unique(), cycle(SHADES), cycle(MARKERS), chain([5], repeat(3)), strict=False))
+    return {
+        name: {one[0]: one[place] for one in each} for place, name in enumerate(("color", "marker", "pointsize"), 1)
+    }
+
+
+def draw(plot: so.Plot, size: tuple[float, float], loc: str = "outside upper center", **legend) -> plt.Figure:
+    """Draw a plot of seaborn in this theme. size: inches. loc and legend: where its legend goes, and how it looks."""
+    figure = plt.figure(figsize=size, dpi=150, layout="constrained")
+    plot.theme(THEME).on(figure).plot()
+    with plt.rc_context(THEME):
+        for found in [figure.legends.pop() for _ in figure.legends]:  # which seaborn puts over the panels
+            labels = [text.get_text() for text in found.get_texts()]
+            figure.legend(found.legend_handles, labels, loc=loc, **legend)
+    return figure

@@ -16,11 +16,6 @@ NUMBERS = json.loads(Path(__file__).with_name("published.json").read_text(encodi
 SOURCE = NUMBERS["source"]["paper"]
 
 
-def statistics(dataset: str) -> dict | None:
-    """The published counts of a dataset, or None."""
-    return NUMBERS["dataset_statistics"].get(dataset)
-
-
 def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
     """The counts of a run's dataset, and beside them the published ones where there are any."""
     names = {
@@ -31,14 +26,10 @@ def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
         "mean_history": "mean length of a history",
         "std_history": "its standard deviation",
     }
-    columns, theirs = {"this run": ours}, statistics(dataset)
-    if theirs:
-        columns["published"] = theirs
-    shown = {
-        column: {shown: f"{counts[name]:,}" if name in counts else "not published" for name, shown in names.items()}
-        for column, counts in columns.items()
-    }
-    return pd.DataFrame(shown)
+    counts = {"this run": ours, "published": NUMBERS["dataset_statistics"].get(dataset)}
+    known = {column: pd.Series(numbers, dtype=object) for column, numbers in counts.items() if numbers}
+    shown = pd.DataFrame(known).reindex(list(names)).map("{:,}".format, na_action="ignore")
+    return shown.fillna("not published").rename(names)
 
 
 def results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:

@@ -5,18 +5,17 @@ have their 95 % intervals; published ones are hollow and stand apart.
 """
 
 import textwrap
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn.objects as so
 from matplotlib.ticker import MaxNLocator
 
 from gloss_utils.report import plots, published
 from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
-from gloss_utils.report.plots import COLUMN, PAGE, SHADES
+from gloss_utils.report.plots import COLUMN, DOTS, LINES, PAGE, SHADES, SideBySide
 from gloss_utils.report.segments import COLD_START
 from gloss_utils.report.tables import LABELS, METHODS
 
@@ -26,99 +25,71 @@ RANKINGS = {
     "hybrid": "hybrid",
     "hybrid without generated texts": "hybrid without the texts",
 }
-HATCHES = ("", "//", "", "..")
 IN_SEGMENTS = ("lis-dense-unseen", "item-knn", "sasrec", GLOSS_PAPER, GLOSS)
 BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` measures together
 RUN_STAGES = ("02_fine_tune", "03_build_index", "04_retrieve")  # whose seconds are the cost of a run
 
 
-def of_tables(shows: Callable[[dict], object]) -> Callable:
-    """Draw only the tables for which `shows` is true; a figure of none of them is None."""
-
-    def decorate(draw: Callable) -> Callable:
-        @wraps(draw)
-        def drawn(tables: list[dict], **options) -> plt.Figure | None:
-            chosen = [table for table in tables if shows(table)]
-            return plots.styled(draw)(chosen, **options) if chosen else None
-
-        return drawn
-
-    return decorate
-
-
-def _has_segment(segment: str) -> Callable[[dict], bool]:
-    return lambda table: any(row.get("segment") == segment for row in table["rows"])
-
-
-# ---- methods and rankings
-
-
-@of_tables(_has_segment("all"))
 def methods(tables: list[dict], metrics: tuple[str, ...] = COMPARED[:1]) -> plt.Figure | None:
     """Metrics of all users by method, one panel for each dataset and metric: measured, and below a line published ones.
 
     Methods whose weights were fitted on these users' targets are marked as in-sample.
     """
     measured = pd.DataFrame([row for table in tables for row in _of_all_users(table)])
-    datasets = measured.drop_duplicates(["dataset", "name"]).groupby("dataset", sort=False)
-    lines = {dataset: _lines(some, metrics) for dataset, some in datasets}
-    drawn = [(dataset, metric) for dataset in lines for metric in metrics]
-    size = (PAGE, 0.9 + 0.128 * max(map(len, lines.values())))
-    figure, axes = plt.subplots(1, len(drawn), figsize=size, squeeze=False, sharex=len(metrics) == 1)
-    for axis, (dataset, metric) in zip(axes[0], drawn, strict=True):
-        here, first = lines[dataset], datasets.get_group(dataset).iloc[0]
-        known = here.dropna(subset=metric)
-        ours, theirs = known[known["measured"]], known[~known["measured"]]
-        look = {"marker": "o", "color": SHADES[2], "label": "measured here, 95 % interval"}
-        plots.points(axis, ours.index, ours, metric, across=True, **look)
-        if len(theirs):
-            hollow = {"fmt": "D", "markerfacecolor": "white", "color": "0.4", "label": "published"}
-            axis.errorbar(theirs[metric], theirs.index, **hollow)
-            axis.axhline(here["measured"].sum() - 0.5, color="0.4", linewidth=0.6)
-        axis.set_yticks(here.index, here["name"] if metric == metrics[0] else [""] * len(here))
+    if measured.empty:
+        return None
+    measured = measured.drop_duplicates(["dataset", "name"])
+    lines = [_lines(some, metrics) for _, some in measured.groupby("dataset", sort=False)]
+    frame = plots.by_metric(pd.concat(lines), {metric: LABELS[metric] for metric in metrics}).dropna(subset="mean")
+    frame = frame.fillna({"low": frame["mean"], "high": frame["mean"]})  # published without intervals
+    ours, theirs = labels = ("measured here, 95 % interval", "published")
+    frame["label"] = np.where(frame["measured"], *labels)
+    frame["panel"] = frame["panel"] + "\n" + frame["metric"]
+    plot = plots.with_intervals(frame, DOTS, along="x", y="place", fill="label").facet("panel")
+    plot = plot.share(x=len(metrics) == 1, y=False).limit(x=(0, None)).label(x="", y="")
+    plot = plot.scale(color={ours: SHADES[2], theirs: "0.4"}, marker=["o", "D"], fill={ours: True, theirs: False})
+    figure = plots.draw(plot, (PAGE, 0.9 + 0.128 * max(map(len, lines))), ncols=2)
+    panels = [(here, metric) for metric in metrics for here in lines]
+    for axis, (here, metric) in zip(figure.axes, panels, strict=True):
+        axis.set_yticks(here["place"], here["name"] if metric == metrics[0] else [""] * len(here))
         for tick, kind in zip(axis.get_yticklabels(), here["kind"], strict=True):
             tick.set_fontweight("bold" if pd.isna(kind) else "normal")
-        title = f"{dataset.title()}, {first['split']}, {first['users']:,} users"
-        axis.set(xlabel=LABELS[metric], title=title, ylim=(len(here) - 0.5, -0.5))
-    for axis in axes[0]:
-        axis.set_xlim(0, None)
-    plots.legend(figure, 2)
+        axis.axhline(here["measured"].sum() - 0.5, color="0.4", linewidth=0.6)
+        axis.set_ylim(len(here) - 0.5, -0.5)
     return figure
 
 
 def _lines(measured: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of each kind under a line that has just the kind's name; after those measured, those published."""
-    theirs = published.results(*measured[["dataset", "split", "holdout"]].iloc[0])
+    """The lines of a dataset: the rows of each kind under its name; after those measured, those published."""
+    first = measured.iloc[0]
+    theirs = published.results(first["dataset"], first["split"], first["holdout"])
     if theirs is None:
         theirs = pd.DataFrame(columns=["kind", *metrics])
     theirs = theirs.reset_index(names="name").dropna(subset=list(metrics), how="all")
     lines = []
     for frame, is_ours in ((measured, True), (theirs, False)):
-        for kind in published.KINDS:
-            rows = frame[frame["kind"] == kind].assign(measured=is_ours).to_dict("records")
-            lines += [{"name": kind, "measured": is_ours}, *rows] if rows else []
-    return pd.DataFrame(lines)
+        for kind, rows in frame.groupby(pd.Categorical(frame["kind"], published.KINDS), observed=True):
+            lines += [{"name": kind, "measured": is_ours}, *rows.assign(measured=is_ours).to_dict("records")]
+    panel = f"{first['dataset'].title()}, {first['split']}, {first['users']:,} users"
+    return pd.DataFrame(lines).assign(panel=panel, place=range(len(lines)))
 
 
 def _of_all_users(table: dict) -> list[dict]:
     """The rows of all users, each with its kind and what it is called beside those of other runs."""
     parameters, rows = table["parameters"], []
+    own = parameters.get("ranking_weights") not in (None, "params/ranking/weights.yaml")
     for row in table["rows"]:
         if row.get("segment") == "all":
             name, kind = METHODS[row["method"]]
-            if row["method"] in (GLOSS, GLOSS_PAPER):
-                name = f"GLoSS {_texts(parameters)}, {_ranking(parameters, row['method'])}"
-            name += " (in-sample)" * bool(row.get("in_sample"))
+            if row["method"] == GLOSS_PAPER:
+                name = f"GLoSS {_texts(parameters)}, paper's rule"
+            elif row["method"] == GLOSS:
+                weights = ", own weights" if own and parameters["ranking"] == "hybrid" else ""
+                name = f"GLoSS {_texts(parameters)}, {parameters['ranking']}{weights}"
+            name += " (in-sample)" if row.get("in_sample") else ""
             about = {"dataset": table["dataset"], "holdout": parameters.get("holdout", "leave_one_out")}
             rows.append(row | about | {"name": name, "kind": kind})
     return rows
-
-
-def _ranking(parameters: dict, method: str) -> str:
-    if method == GLOSS_PAPER:
-        return "paper's rule"
-    own = parameters.get("ranking_weights") not in (None, "params/ranking/weights.yaml")
-    return parameters["ranking"] + ", own weights" * (own and parameters["ranking"] == "hybrid")
 
 
 def _texts(parameters: dict) -> str:
@@ -128,24 +99,17 @@ def _texts(parameters: dict) -> str:
     return f"{parameters['base_model'].split('/')[-1]}, {parameters['decoding']}"
 
 
-@of_tables(lambda table: any("texts" in row for row in table["rows"]))
 def rankings(tables: list[dict]) -> plt.Figure | None:
-    """The same generated texts under each ranking (rows of `benchmarks.ranking`), one group of bars a file of texts."""
-    frame = pd.DataFrame([row for table in tables for row in table["rows"] if row["method"] in RANKINGS])
-    files = frame.drop_duplicates("texts").set_index("texts")["users"]
-    figure, axes = plt.subplots(1, len(COMPARED), figsize=(PAGE, 2.1))
-    for axis, metric in zip(axes, COMPARED, strict=True):
-        for place, (method, name) in enumerate(RANKINGS.items()):
-            some = frame[frame["method"] == method].set_index("texts").loc[files.index]
-            look = {"color": SHADES[place], "hatch": HATCHES[place], "edgecolor": "white", "linewidth": 0.4}
-            places = np.arange(len(files)) + 0.2 * (place - 1.5)
-            error = {"yerr": plots.spread(some, metric), "error_kw": plots.INTERVAL}
-            axis.bar(places, some[metric], width=0.19, label=name, **look, **error)
-        axis.set_xticks(range(len(files)), [f"{_file(file)}\n{users:,} users" for file, users in files.items()])
-        axis.set_ylabel(f"{LABELS[metric]}, {frame['split'].iloc[0]}")
-        axis.grid(visible=False, axis="x")
-    plots.legend(figure, len(RANKINGS))
-    return figure
+    """The same generated texts under each ranking (rows of `benchmarks.ranking`), one group of points per file."""
+    rows = [row for table in tables for row in table["rows"] if "texts" in row and row["method"] in RANKINGS]
+    if not rows:
+        return None
+    metrics = {metric: f"{LABELS[metric]}, {rows[0]['split']}" for metric in COMPARED}
+    frame = plots.by_metric(pd.DataFrame(rows), metrics)
+    frame["label"] = frame["method"].map(RANKINGS)
+    frame["group"] = frame["texts"].map(_file) + frame["users"].map("\n{:,} users".format)
+    plot = plots.with_intervals(frame, DOTS, SideBySide(), x="group").facet("metric").share(y=False)
+    return plots.draw(plot.limit(y=(0, None)).label(x="", y=""), (PAGE, 2.1), ncols=len(RANKINGS))
 
 
 def _file(name: str) -> str:
@@ -153,137 +117,118 @@ def _file(name: str) -> str:
     return f"{dataset.title()}, {model.title()} {size.upper()}"
 
 
-@of_tables(lambda table: table.get("parts"))
 def parts(tables: list[dict]) -> plt.Figure | None:
-    """What the hybrid ranking loses without each of its parts (paired differences), one row of panels a run."""
-    runs = _distinct(tables)
-    figure, axes = plots.panels(len(runs) * len(COMPARED), len(COMPARED), 1.2, sharey=True)
-    for axis, (table, metric) in zip(axes, [(table, metric) for table in runs for metric in COMPARED], strict=True):
-        frame = pd.DataFrame([row for row in table["parts"] if row["left_out"] != "none"])
-        plots.points(axis, frame["left_out"], frame, f"{metric}_lost", across=True, marker="o", color=SHADES[2])
+    """What the hybrid ranking loses without each of its parts (paired differences), one row of panels per run."""
+    frame = _of_runs(tables, "parts", {f"{metric}_lost": LABELS[metric] for metric in COMPARED})
+    if frame.empty:
+        return None
+    frame = frame[frame["left_out"] != "none"].assign(label="lost without it, 95 % interval")
+    plot = plots.with_intervals(frame, DOTS, along="x", y="left_out").facet("metric", "run").label(x="", y="")
+    figure = plots.draw(plot, (PAGE, 0.6 + 1.2 * frame["run"].nunique()))
+    for axis in figure.axes:
         axis.axvline(0, color="0.4", linewidth=0.8)
-        axis.set(xlabel=f"{LABELS[metric]} lost without it, 95 % intervals", title=_title(table))
-        axis.margins(y=0.2)
-    axes[0].invert_yaxis()
     return figure
 
 
-@of_tables(lambda table: table.get("ties"))
 def tie_orders(tables: list[dict]) -> plt.Figure | None:
-    """NDCG@5 of the paper's rule over random orders of equal scores, and in the run's own order, one panel a run."""
-    runs = _distinct(tables)
-    figure, axes = plots.panels(len(runs))
-    for axis, table in zip(axes, runs, strict=True):
+    """NDCG@5 of the paper's rule over random orders of equal scores, and in the run's own order, one panel per run."""
+    runs = {_title(table): table for table in _distinct(tables, "ties")}
+    if not runs:
+        return None
+    frame = pd.concat([pd.DataFrame({"run": textwrap.fill(run, 36), "ties": runs[run]["ties"]}) for run in runs])
+    plot = so.Plot(frame.reset_index(), x="ties").facet("run", wrap=3).add(so.Bars(color=SHADES[0]), so.Hist(bins=20))
+    plot = plot.label(x="NDCG@5 of the paper's rule\n(dashed: in this run's order)", y="random orders")
+    figure = plots.draw(plot, _size(len(runs)))
+    for axis, table in zip(figure.axes, runs.values(), strict=True):
         ours = next(row["ndcg@5"] for row in _of_all_users(table) if row["method"] == GLOSS_PAPER)
-        axis.hist(table["ties"], bins=20, color=SHADES[0])
-        axis.axvline(ours, color=SHADES[4], linestyle="--", label="this run's order")
-        axis.set(xlabel="NDCG@5 of the paper's rule", ylabel=f"orders, of {len(table['ties'])}", title=_title(table))
+        axis.axvline(ours, color="black", linestyle="--")
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    plots.legend(figure, 1)
     return figure
 
 
-# ---- texts and retrievers
-
-
-@of_tables(lambda table: table.get("ablation"))
 def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric against the number of generated texts used, by ranking and retriever, one panel a run."""
-    runs = _distinct(tables)
-    figure, axes = plots.panels(len(runs), sharey=True)
-    for axis, table in zip(axes, runs, strict=True):
-        frame = pd.DataFrame(table["ablation"])
-        for number, (names, some) in enumerate(frame.groupby(["ranking", "retriever"], sort=False)):
-            ends = [some[f"{metric}{end}"] for end in ("", "_low", "_high")]
-            plots.band(axis, some["queries"], *ends, number, ", ".join(names))
-        axis.set(xlabel="generated texts used", title=textwrap.fill(_title(table), 36))
-        axis.set_xticks(sorted(frame["queries"].unique()))
-    axes[0].set_ylim(0, 1.05 * max(row[f"{metric}_high"] for table in runs for row in table["ablation"]))
-    for axis in axes[::3]:
-        axis.set_ylabel(LABELS[metric])
-    plots.legend(figure, 3)
-    return figure
+    """A metric against the number of generated texts used, by ranking, retriever and encoder, one panel per run."""
+    frame = _ablation(tables, metric, 36)
+    if frame.empty:
+        return None
+    panels, numbers = frame["run"].nunique(), sorted(frame["queries"].unique())
+    plot = plots.with_intervals(frame, LINES, x="queries").facet("run", wrap=3)
+    plot = (
+        plot.scale(x=so.Continuous().tick(at=numbers))
+        .limit(y=(0, 1.05 * frame["high"].max()))
+        .label(x="generated texts used", y=LABELS[metric])
+    )
+    return plots.draw(plot, _size(panels), ncols=min(panels, 3))
 
 
-@of_tables(lambda table: table.get("ablation"))
 def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric of all generated texts by ranking, retriever and encoder, one row of points a run."""
-    frames = []
-    for table in _distinct(tables):
-        frame = pd.DataFrame(table["ablation"])
-        encoder = table["parameters"]["encoder"]
-        with_encoder = {"dense": f"dense ({encoder})", "both": f"both ({encoder})", "bm25": "BM25"}
-        label = frame["ranking"] + ", " + frame["retriever"].map(with_encoder)
-        frame = frame.assign(tick=textwrap.fill(_title(table), 22), label=label)
-        frames.append(frame[frame["queries"] == frame["queries"].max()])
-    frame = pd.concat(frames)
-    figure, axis = plt.subplots(figsize=(COLUMN, 0.9 + 0.45 * len(frames)))
-    plots.dots(axis, frame, metric, list(frame["label"].unique()), across=True)
-    axis.set_xlabel(f"{LABELS[metric]}, 95 % intervals")
-    plots.legend(figure, 1)
-    return figure
+    """A metric of all generated texts by ranking, retriever and encoder, one row of points per run."""
+    frame = _ablation(tables, metric, 22)
+    if frame.empty:
+        return None
+    frame = frame[frame["queries"] == frame.groupby(["run", "label"])["queries"].transform("max")]
+    plot = plots.with_intervals(frame, DOTS, SideBySide(), along="x", y="run").limit(x=(0, None))
+    plot = plot.label(x=f"{LABELS[metric]}, 95 % intervals", y="")
+    return plots.draw(plot, (COLUMN, 0.9 + 0.45 * frame["run"].nunique()))
 
 
-# ---- users
+def _ablation(tables: list[dict], metric: str, width: int) -> pd.DataFrame:
+    """The ablation of all runs, their titles in lines of so many characters. Each encoder has labels of its own."""
+    frame = _of_runs(tables, "ablation", {metric: LABELS[metric]})
+    if frame.empty:
+        return frame
+    by = frame["retriever"].where(frame["retriever"] != "bm25", "BM25")
+    by = by.where(by == "BM25", by + " (" + frame["encoder"] + ")")
+    run = frame["run"].map(lambda title: textwrap.fill(title, width))
+    return frame.assign(run=run, label=frame["ranking"] + ", " + by).drop_duplicates(["run", "label", "queries"])
 
 
-@of_tables(_has_segment(COLD_START))
 def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] = IN_SEGMENTS) -> plt.Figure | None:
-    """A metric by user segment and method, one panel a run; users whose target is a new item are the last group."""
-    runs = _distinct(tables)
-    figure, axes = plt.subplots(len(runs), 1, figsize=(PAGE, 0.5 + 1.3 * len(runs)), squeeze=False)
-    for axis, table in zip(axes[:, 0], runs, strict=True):
-        frame = pd.DataFrame([row for row in table["rows"] if row["users"]])
-        tick = frame["segment"] + frame["users"].map("\n{:,} users".format)
-        label = frame["method"].map({method: name for method, (name, _) in METHODS.items()})
-        plots.dots(axis, frame.assign(tick=tick, label=label), metric, [METHODS[method][0] for method in of])
-        axis.set(ylabel=LABELS[metric], title=_title(table))
-    plots.legend(figure, len(of))
-    return figure
+    """A metric by user segment and method, one panel per run; users whose target is a new item are the last group."""
+    measured = [table for table in tables if any(row.get("segment") == COLD_START for row in table["rows"])]
+    frame = _of_runs(measured, "rows", {metric: LABELS[metric]})
+    if frame.empty:
+        return None
+    frame = _labelled(frame[frame["users"] > 0], of)
+    frame["group"] = frame["segment"] + frame["users"].map("\n{:,} users".format)
+    plot = plots.with_intervals(frame, DOTS, SideBySide(), x="group").facet(row="run").share(x=False, y=False)
+    size = (PAGE, 0.5 + 1.3 * frame["run"].nunique())
+    return plots.draw(plot.limit(y=(0, None)).label(x="", y=LABELS[metric]), size, ncols=len(of))
 
 
-@plots.styled
 def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...] = IN_SEGMENTS) -> plt.Figure:
     """A metric against history length for some methods; binned: as `segments.by_history_length` returns it."""
-    figure, axis = plt.subplots(figsize=(0.75 * PAGE, 2.6))
-    for number, method in enumerate(of):
-        some = binned[binned["method"] == method]
-        if len(some):
-            plots.band(axis, some["interactions"], some["mean"], some["low"], some["high"], number, METHODS[method][0])
-    axis.set(xlabel="interactions per user (mean of a bin of equally many users)", ylabel=LABELS[metric])
-    axis.set(xscale="log", ylim=(0, None))
-    ticks = binned["interactions"].unique()
-    axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
-    axis.set_xticks([], minor=True)
-    plots.legend(figure, 3)
-    return figure
+    bins = so.Continuous(trans="log").tick(at=sorted(binned["interactions"].unique())).label(like="{x:.0f}")
+    plot = plots.with_intervals(_labelled(binned, of), LINES, x="interactions").limit(y=(0, None)).scale(x=bins)
+    plot = plot.label(x="interactions per user (mean of a bin of equally many users)", y=LABELS[metric])
+    return plots.draw(plot, (0.75 * PAGE, 2.6), ncols=3)
 
 
-# ---- cost
+def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of some methods, with what each is called."""
+    frame = frame[frame["method"].isin(of)]
+    return frame.assign(label=[METHODS[method][0] for method in frame["method"]])
 
 
-@of_tables(lambda table: "seconds" in table)
 def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric of all users against the minutes that it took, training included, one panel a dataset.
+    """A metric of all users against the minutes that it took, training included, one panel per dataset.
 
     The minutes of a run are those of fine-tuning, indexing and retrieving. The baselines other than SASRec are measured
     together, so that item-kNN has the minutes of all of them. Of runs that rank the same texts the first counts, for
     others may use weights that were fitted elsewhere.
     """
-    rivals = [table for table in tables if BASELINES in table["seconds"]]
-    runs = _distinct([table for table in tables if table not in rivals])
-    frame = pd.DataFrame([row for table in (*rivals, *runs) for row in _costs(table)])
-    datasets, names = frame.groupby("dataset", sort=False), list(frame["name"].unique())
-    figure, axes = plots.panels(len(datasets), 2, 2.1, sharex=True, sharey=True)
-    for axis, (dataset, here) in zip(axes, datasets, strict=True):
-        for name, some in here.groupby("name", sort=False):
-            plots.points(axis, some["minutes"], some, metric, label=name, **plots.look(names.index(name)))
-        title = f"{dataset.title()}, {here['split'].iloc[0]}"
-        axis.set(xlabel="minutes, training included", title=title, xscale="log")
-        axis.xaxis.set_major_formatter("{x:g}")
-    axes[0].set(ylabel=LABELS[metric], ylim=(0, 1.05 * frame[f"{metric}_high"].max()))
-    plots.legend(figure, 3)
-    return figure
+    timed = [table for table in tables if "seconds" in table]
+    rivals = [table for table in timed if BASELINES in table["seconds"]]
+    runs = _distinct([table for table in timed if table not in rivals])
+    rows = [row for table in (*rivals, *runs) for row in _costs(table)]
+    if not rows:
+        return None
+    frame = plots.by_metric(pd.DataFrame(rows), {metric: LABELS[metric]}).rename(columns={"name": "label"})
+    frame["panel"] = frame["dataset"].str.title() + ", " + frame["split"]
+    plot = plots.with_intervals(frame, DOTS, x="minutes").facet("panel", wrap=2)
+    plot = plot.scale(x=so.Continuous(trans="log").label(like="{x:g}")).limit(y=(0, 1.05 * frame["high"].max()))
+    plot = plot.label(x="minutes, training included", y=LABELS[metric])
+    return plots.draw(plot, _size(frame["panel"].nunique(), 2, 2.1), ncols=3)
 
 
 def _costs(table: dict) -> list[dict]:
@@ -295,15 +240,23 @@ def _costs(table: dict) -> list[dict]:
     return [row | {"minutes": taken[row["method"]] / 60} for row in _of_all_users(table) if taken.get(row["method"])]
 
 
-# ---- what they share
-
-
-def _distinct(tables: list[dict]) -> list[dict]:
-    """Of runs that differ only in how they rank the same texts, the first."""
+def _distinct(tables: list[dict], having: str = "rows") -> list[dict]:
+    """Of runs that have something and differ only in how they rank the same texts, the first."""
     first = {}
     for table in tables:
-        first.setdefault((_title(table), table["parameters"].get("encoder")), table)
+        if table.get(having):
+            first.setdefault((_title(table), table["parameters"].get("encoder")), table)
     return list(first.values())
+
+
+def _of_runs(tables: list[dict], name: str, metrics: dict[str, str]) -> pd.DataFrame:
+    """The rows that distinct runs have under a name, once for each metric, with the run's title and its encoder."""
+    rows = [
+        row | {"run": _title(table), "encoder": table["parameters"].get("encoder")}
+        for table in _distinct(tables, name)
+        for row in table[name]
+    ]
+    return plots.by_metric(pd.DataFrame(rows), metrics) if rows else pd.DataFrame()
 
 
 def _title(table: dict) -> str:
@@ -313,3 +266,8 @@ def _title(table: dict) -> str:
     new = parameters.get("new_item_fraction")
     held_out = f", {new:.0%} of items new" if new else ""
     return f"{table['dataset'].title()}, {texts}, {table['rows'][0]['split']}{held_out}"
+
+
+def _size(panels: int, columns: int = 3, height: float = 1.7) -> tuple[float, float]:
+    """Inches of a figure of so many panels, row by row."""
+    return (COLUMN if panels == 1 else PAGE, 0.4 + height * -(-panels // columns))

@@ -35,7 +35,7 @@ def by_history_length(per_user: pd.DataFrame, metric: str, seed: int, bins: int 
 
     Columns method, interactions (mean of the bin), range, users, mean, low, high.
     """
-    wide = per_user.pivot(index="user", columns="method", values=metric)
+    wide = per_user.pivot(index="user", columns="method", values=metric)[per_user["method"].unique()]
     counts = per_user.drop_duplicates("user").set_index("user")["interactions"].reindex(wide.index)
     groups = pd.qcut(counts, bins, duplicates="drop") if counts.nunique() > 1 else counts
     found = []

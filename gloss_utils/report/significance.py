@@ -37,19 +37,10 @@ def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed:
         wide = per_user.pivot(index="user", columns="method", values=metric)
         others = [other for other in per_user["method"].unique() if other != method]
         differences = wide[[method]].to_numpy() - wide[others].to_numpy()
-        low, high = intervals(differences, seed)
-        for place, other in enumerate(others):
-            rows.append(
-                {
-                    "method": method,
-                    "other": other,
-                    "metric": metric,
-                    "difference": round(float(differences[:, place].mean()), 6),
-                    "difference_low": round(float(low[place]), 6),
-                    "difference_high": round(float(high[place]), 6),
-                    "p": paired_p(differences[:, place], seed),
-                }
-            )
+        for other, values, low, high in zip(others, differences.T, *intervals(differences, seed), strict=True):
+            found = {"difference": values.mean(), "difference_low": low, "difference_high": high}
+            found = {name: round(float(value), 6) for name, value in found.items()}
+            rows.append({"method": method, "other": other, "metric": metric, **found, "p": paired_p(values, seed)})
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_corrected"] = corrected
     return rows

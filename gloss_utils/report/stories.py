@@ -1,13 +1,13 @@
 """A user's story, from history to recommendations, and what the generated texts are like, for looking at."""
 
 from collections.abc import Callable, Mapping
-from html import escape
 
 import ipywidgets
 import pandas as pd
 from IPython.display import HTML
 
 from gloss_utils.data.prompts import item_text
+from gloss_utils.report.html import TEMPLATES
 
 
 def texts_summary(queries: pd.DataFrame, ranking: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
@@ -44,30 +44,12 @@ def story(query: pd.Series, ranking: pd.DataFrame, titles: Mapping[str, str]) ->
 
     query: user, history, target, texts, logprobs, lengths. ranking: user, item, score, of any users.
     """
-    ranked = ranking[ranking["user"] == query["user"]]
-    lists = {
-        "History, oldest first": [_named(item, titles) for item in query["history"]],
-        "Generated texts, best first (mean log-probability of a token)": [
-            escape(text) + ("" if None in (logprob, length) else f" ({logprob / length:.2f})")
-            for text, logprob, length in zip(query["texts"], query["logprobs"], query["lengths"], strict=True)
-        ],
-        "Recommended items, best first (score)": [
-            f"<b>{_named(item, titles)} ({score:.3f}) ← target</b>"
-            if item == query["target"]
-            else f"{_named(item, titles)} ({score:.3f})"
-            for item, score in zip(ranked["item"], ranked["score"], strict=True)
-        ],
+    shown = {
+        "texts": list(zip(query["texts"], query["logprobs"], query["lengths"], strict=True)),
+        "ranked": ranking.loc[ranking["user"] == query["user"], ["item", "score"]].to_numpy(),
+        "named": lambda item: titles.get(item, f"{item} (not in the catalogue)"),
     }
-    body = "".join(
-        f"<h4>{name}</h4><ol>{''.join(f'<li>{x}</li>' for x in lines)}</ol>" for name, lines in lists.items()
-    )
-    if query["target"]:
-        body += f"<h4>Target, what the user bought next</h4><p>{_named(query['target'], titles)}</p>"
-    return HTML(f"<div><h3>User {escape(query['user'])}</h3>{body}</div>")
-
-
-def _named(item: str, titles: Mapping[str, str]) -> str:
-    return escape(titles.get(item, f"{item} (not in the catalogue)"))
+    return HTML(TEMPLATES.get_template("story.html.j2").render(query=query, **shown))
 
 
 def browse(users: list[str], first: str, show: Callable[[str], HTML]) -> ipywidgets.VBox:

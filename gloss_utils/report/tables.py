@@ -89,14 +89,12 @@ def provenance(tables: list[dict]) -> pd.DataFrame:
     return shown.set_index("name").rename_axis("table")
 
 
-def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write a frame as CSV and as LaTeX (booktabs); returns the paths."""
-    paths = [folder / f"{name}.csv", folder / f"{name}.tex"]
-    with write_whole(paths[0]) as part:
+def save(frame: pd.DataFrame, folder: Path, name: str):
+    """Write a frame as CSV and as LaTeX (booktabs)."""
+    with write_whole(folder / f"{name}.csv") as part:
         frame.to_csv(part, index=False)
-    with write_whole(paths[1]) as part:
+    with write_whole(folder / f"{name}.tex") as part:
         frame.style.hide(axis="index").format(escape="latex").to_latex(part, hrules=True)
-    return paths
 
 
 def in_full(frame: pd.DataFrame) -> Styler:

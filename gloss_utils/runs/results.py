@@ -4,11 +4,9 @@ A result table outlives its run: it says what was measured, on what, by which co
 run folders and from files of results; those in figures/results/ are committed.
 """
 
-from html import escape
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from nbformat import NotebookNode
 
 from gloss_utils.base.errors import GlossError
@@ -50,7 +48,7 @@ def of_run(folder: RunFolder, command: str) -> dict:
         "command": command,
         "commit": commit(),
         "inputs": inputs,
-        "parameters": {name: without_folder(value) for name, value in parameters_of(stages).items()},
+        "parameters": parameters_of(stages),
         "dataset": stages[EXPLORE]["parameters"]["dataset"],
         "seconds": {stage: entry["seconds"] for stage, entry in stages.items()},
         "training": training and {name: value for name, value in training.items() if name != "history"},
@@ -60,16 +58,13 @@ def of_run(folder: RunFolder, command: str) -> dict:
 
 
 def parameters_of(stages: dict) -> dict:
-    """The parameters of all finished stages of a manifest."""
-    return {name: value for entry in stages.values() for name, value in entry["parameters"].items()}
-
-
-def without_folder(value):
-    """A parameter's value; of a path only what another machine has, too: from the repository's root, or the name."""
-    if not isinstance(value, str) or not Path(value).is_absolute():
-        return value
-    path = Path(value)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    """The parameters of all these stages of a manifest; of a path only what another machine has, too: from the
+    repository's root, or the name."""
+    values = {name: value for entry in stages.values() for name, value in entry["parameters"].items()}
+    for name, value in values.items():
+        if isinstance(value, str) and (path := Path(value)).is_absolute():
+            values[name] = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    return values
 
 
 def read_all(paths: list[Path], folder: Path) -> list[dict]:
@@ -112,10 +107,18 @@ def write_report(folder: RunFolder) -> dict[str, str]:
     if not notebooks:
         reasons = "; ".join(f"{stage} {reason}" for stage, reason in left_out.items())
         raise GlossError(f"{folder.root} has nothing to report: {reasons}")
-    lines = [f"<p>Left out: {stage}, which {escape(reason)}.</p>" for stage, reason in left_out.items()]
-    front = _results(folder, stages) + "".join(lines) + _parameters(stages)
+    rows, missing = _rows(folder, stages)
+    front = {
+        "dataset": stages[EXPLORE]["parameters"].get("dataset"),
+        "split": rows and rows[0]["split"],
+        "metrics": rows and tables.methods(rows).to_html(border=0),
+        "missing": missing,
+        "left_out": left_out,
+        "stages": {stage: entry | {"parameters": parameters_of({stage: entry})} for stage, entry in stages.items()},
+        "versions": next(reversed(stages.values()))["versions"],
+    }
     with write_whole(folder.report) as part:
-        part.write_text(html.joined_page(notebooks, f"GLoSS · {folder.root.name}", front), encoding="utf-8")
+        part.write_text(html.joined_page(notebooks, f"GLoSS · {folder.root.name}", **front), encoding="utf-8")
     return left_out
 
 
@@ -140,26 +143,8 @@ def _read(folder: RunFolder, stage: str) -> NotebookNode:
         raise GlossError(f"{path} is damaged; delete it and run {stage} again (--from {stage[:2]} --force)") from None
 
 
-def _results(folder: RunFolder, stages: dict) -> str:
+def _rows(folder: RunFolder, stages: dict) -> tuple[list[dict], str]:
+    """The rows of the run's result table, and where there are none, why."""
     if EVALUATE not in stages or folder.outdated(EVALUATE) or folder.damaged(stages[EVALUATE]):
-        return "<p>There are no metrics: 05_evaluate is not finished.</p>"
-    rows = read_json(folder.metrics)["rows"]
-    if not rows:
-        return "<p>Split next has no targets, so there are no metrics.</p>"
-    dataset = stages[EXPLORE]["parameters"]["dataset"]
-    about = f"Dataset {dataset}, split {rows[0]['split']}, all users, with 95 % intervals (bootstrap over users)."
-    return f"<p>{escape(about)}</p>{tables.methods(rows).to_html(border=0)}"
-
-
-def _parameters(stages: dict) -> str:
-    rows = {
-        stage: {
-            "seconds": f"{entry['seconds']:,.0f}",
-            "parameters": ", ".join(f"{name} {without_folder(value)}" for name, value in entry["parameters"].items()),
-        }
-        for stage, entry in stages.items()
-    }
-    versions = ", ".join(f"{name} {version}" for name, version in next(reversed(stages.values()))["versions"].items())
-    with pd.option_context("display.max_colwidth", None):
-        table = pd.DataFrame.from_dict(rows, orient="index").to_html(border=0)
-    return f"<details><summary>parameters, times and versions</summary>{table}<p>{escape(versions)}</p></details>"
+        return [], "There are no metrics: 05_evaluate is not finished."
+    return read_json(folder.metrics)["rows"], "Split next has no targets, so there are no metrics."
