@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import queries, readers, sources, templates
-from gloss_utils.data.formats import Layout
+from gloss_utils.data.raw_files import RawFile
 from gloss_utils.data.readers import is_id
 from gloss_utils.data.rejects import Rejects
 
@@ -69,11 +70,11 @@ def as_literal(record) -> bytes:
     return repr(record).encode("utf-8", errors="surrogatepass")
 
 
-def interactions_of(path, layout, text: bytes) -> tuple[list, Rejects] | None:
-    path.write_bytes(text)
+def interactions_of(file, text: bytes) -> tuple[list, Rejects] | None:
+    file.path.write_bytes(text)
     rejects = Rejects()
     try:
-        frame = readers.read_interactions(path, layout, rejects, 1)
+        frame = readers.read_interactions(file, rejects, 1)
     except GlossError as error:
         assert "\n" not in str(error)
         return None
@@ -83,12 +84,10 @@ def interactions_of(path, layout, text: bytes) -> tuple[list, Rejects] | None:
 @given(lines_of(REVIEW, as_json))
 @BOUNDED
 def test_reviews(tmp_path, text):
-    path, layout = tmp_path / "reviews", sources.published("beauty").interactions.layout
-    found = interactions_of(path, layout, text)
+    file = replace(sources.published("beauty").interactions, path=tmp_path / "reviews")
+    found = interactions_of(file, text)
     # Line by line, each for itself, gives the same rows: no line has a say in how another is read.
-    alone = (
-        [interactions_of(path, layout, line) for line in text.split(b"\n")] if not text.startswith(b"\x1f\x8b") else []
-    )
+    alone = [interactions_of(file, line) for line in text.split(b"\n")] if not text.startswith(b"\x1f\x8b") else []
     rows = [row for part in alone if part for row in part[0]]
     if found is None:
         assert rows == []
@@ -104,11 +103,10 @@ def test_reviews(tmp_path, text):
 def test_metadata(tmp_path, form, data):
     write = as_literal if form == "literal" else as_json
     text = data.draw(lines_of(ITEM, write))
-    layout = sources.published("beauty" if form == "literal" else "amazon2018-x").items.layout
-    path = tmp_path / "meta"
-    path.write_bytes(text)
+    file = replace(sources.published("beauty" if form == "literal" else "amazon2018-x").items, path=tmp_path / "meta")
+    file.path.write_bytes(text)
     try:
-        frame = readers.read_items(path, layout, {"a", "é", "2014-01-01", "7"}, Rejects(), 1)
+        frame = readers.read_items(file, {"a", "é", "2014-01-01", "7"}, Rejects(), 1)
     except GlossError as error:
         assert "\n" not in str(error)
         return
@@ -167,9 +165,9 @@ TABLE_LINES = {
 def test_interactions_of_own_tables(tmp_path, form, data):
     text, head = data.draw(TABLE_LINES[form]), b"user,item,time\n" if form == "csv" else b"\n"
     fields = {name: name for name in ("user", "item", "time")}
-    path, layout = tmp_path / "own", Layout(form, fields, typed=False, columns=tuple(fields))
-    found = interactions_of(path, layout, head + text)
-    alone = [interactions_of(path, layout, head + line) for line in text.split(b"\n")]
+    file = RawFile(tmp_path / "own", form, fields, typed=False, columns=tuple(fields))
+    found = interactions_of(file, head + text)
+    alone = [interactions_of(file, head + line) for line in text.split(b"\n")]
     rows = [row for part in alone if part for row in part[0]]
     assert sorted(map(repr, found[0] if found else [])) == sorted(map(repr, rows))
     if found:
@@ -181,10 +179,10 @@ def test_interactions_of_own_tables(tmp_path, form, data):
 def test_items_of_own_tables(tmp_path, text):
     path = tmp_path / "own"
     path.write_bytes(b"item,title\n" + text)
-    layout = Layout("csv", {"item": "item"}, typed=False, columns=("item", "title"), spans=True)
+    file = RawFile(path, "csv", {"item": "item"}, typed=False, columns=("item", "title"), spans=True)
     rejects = Rejects()
     try:
-        frame = readers.read_items(path, layout, {"1", "u", "a"}, rejects, 1)
+        frame = readers.read_items(file, {"1", "u", "a"}, rejects, 1)
     except GlossError as error:
         assert "\n" not in str(error)
         return

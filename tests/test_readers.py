@@ -4,29 +4,29 @@ import ast
 import gzip
 import hashlib
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils.data import blocks, formats, readers, rejects, sources
+from gloss_utils.data import raw_files, readers, rejects, sources
 from gloss_utils.data.rejects import Rejects
 
 AMAZON = sources.published("beauty")
 
 
-def read_reviews(path, max_rejected, layout=AMAZON.interactions.layout) -> tuple[pd.DataFrame, int]:
+def read_reviews(path, max_rejected) -> tuple[pd.DataFrame, int]:
     """The frame, and how many records were rejected."""
     rejects = Rejects()
-    frame = readers.read_interactions(Path(path), layout, rejects, max_rejected)
+    frame = readers.read_interactions(replace(AMAZON.interactions, path=path), rejects, max_rejected)
     return frame.astype({"user": str, "item": str}), len(rejects.records)
 
 
-def read_metadata(path, wanted, max_rejected, layout=AMAZON.items.layout) -> tuple[pd.DataFrame, int]:
+def read_metadata(path, wanted, max_rejected) -> tuple[pd.DataFrame, int]:
     """The frame, and how many records were rejected."""
     rejects = Rejects()
-    return readers.read_items(Path(path), layout, wanted, rejects, max_rejected), len(rejects.records)
+    return readers.read_items(replace(AMAZON.items, path=path), wanted, rejects, max_rejected), len(rejects.records)
 
 
 def review(user="u", item="i", time=1, **others) -> str:
@@ -161,7 +161,7 @@ def test_a_malformed_metadata_line_is_counted_and_left_out(tmp_path, line):
 
 
 def test_a_literal_that_would_fill_the_memory_is_not_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "LITERAL", 1000)
+    monkeypatch.setattr(raw_files, "LITERAL", 1000)
     long = "{'asin': 'a', 'title': 'A', 'more': [" + "0," * 1000 + "]}"
     frame, bad = read_metadata(write_lines(tmp_path / "meta", [long, "{'asin': 'a', 'title': 'A'}"]), {"a"}, 0.5)
     assert len(frame) == 1 and bad == 1
@@ -198,18 +198,19 @@ def test_of_many_rejects_all_are_counted_and_the_first_are_kept(tmp_path, monkey
     path = write_lines(
         tmp_path / "reviews", [review(), "broken \ud83d and long".encode("utf-8", "replace").decode(), "[]", "{}"]
     )
-    readers.read_interactions(path, AMAZON.interactions.layout, noted, 0.75)
+    reviews = replace(AMAZON.interactions, path=path)
+    readers.read_interactions(reviews, noted, 0.75)
     noted.write()
     kept = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert [(one["place"], one["record"]) for one in kept] == [("line 2", "broken ?"), ("line 3", "[]")]
     assert noted.reasons(path, "interactions").total() == 3
     with one_line_error("3 of 4", "line 2: it is not JSON", "rejected.jsonl"):
-        readers.read_interactions(path, AMAZON.interactions.layout, Rejects(tmp_path / "rejected.jsonl"), 0.74)
+        readers.read_interactions(reviews, Rejects(tmp_path / "rejected.jsonl"), 0.74)
 
 
 def test_a_line_without_end_is_cut_and_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 64)
-    monkeypatch.setattr(blocks, "LONGEST", 256)
+    monkeypatch.setattr(raw_files, "BLOCK", 64)
+    monkeypatch.setattr(raw_files, "LONGEST", 256)
     path = write_lines(tmp_path / "reviews", [review("a"), "x" * 5000, review("b")])
     frame, bad = read_reviews(path, 1)
     assert frame["user"].tolist() == ["a", "b"] and bad == 1
@@ -219,7 +220,7 @@ def test_blocks_and_their_borders_do_not_show(tmp_path, monkeypatch):
     lines = [review(f"u{number}", time=number) for number in range(500)]
     path = write_lines(tmp_path / "reviews", [*lines, "broken", "", *lines])
     whole, bad = read_reviews(path, 1)
-    monkeypatch.setattr(blocks, "BLOCK", 1000)
+    monkeypatch.setattr(raw_files, "BLOCK", 1000)
     monkeypatch.setattr(readers, "ENCODED", 64)
     pd.testing.assert_frame_equal(read_reviews(path, 1)[0], whole)
     assert bad == 1 and len(whole) == 1000

@@ -5,25 +5,18 @@ Addresses and layouts as published by McAuley (Amazon 2014, 2018, 2023) and Grou
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.data import blocks, demo, downloads, readers, templates
-from gloss_utils.data.formats import Layout
+from gloss_utils.data import demo, downloads, readers, templates
+from gloss_utils.data.raw_files import RawFile, columns_of
 from gloss_utils.data.rejects import Rejects
 
 TABLE = "table"  # the user's own two tables
 FORMS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """A file, and how it is written. path: on this machine, or under the address of a collection."""
-
-    path: str | Path
-    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -53,38 +46,35 @@ class Collection(Source):
 AMAZON = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime", "rating": "overall"}
 AMAZON_2023 = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
 RATINGS = ("user", "item", "rating", "time")
-MOVIELENS = Layout("delimited", {name: name for name in RATINGS}, columns=RATINGS)
-MOVIES = Layout("delimited", {"item": "item"}, columns=("item", "title"), encoding="latin-1")
+MOVIELENS = partial(RawFile, form="delimited", fields={name: name for name in RATINGS}, columns=RATINGS)
+MOVIES = partial(RawFile, form="delimited", fields={"item": "item"}, encoding="latin-1")
 
 COLLECTIONS = {
     "amazon2014": Collection(
-        RawFile("reviews_{}_5.json.gz", Layout("json", AMAZON)),
-        RawFile("meta_{}.json.gz", Layout("literal", {"item": "asin"})),
+        RawFile("reviews_{}_5.json.gz", "json", AMAZON),
+        RawFile("meta_{}.json.gz", "literal", {"item": "asin"}),
         "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/",
     ),
     "amazon2018": Collection(
-        RawFile("categoryFilesSmall/{}_5.json.gz", Layout("json", AMAZON)),
-        RawFile("metaFiles2/meta_{}.json.gz", Layout("json", {"item": "asin"})),
+        RawFile("categoryFilesSmall/{}_5.json.gz", "json", AMAZON),
+        RawFile("metaFiles2/meta_{}.json.gz", "json", {"item": "asin"}),
         "https://jmcauley.ucsd.edu/data/amazon_v2/",
         "amazon2018",
     ),
     "amazon2023": Collection(
-        RawFile("raw/review_categories/{}.jsonl.gz", Layout("json", AMAZON_2023)),
-        RawFile("raw/meta_categories/meta_{}.jsonl.gz", Layout("json", {"item": "parent_asin"})),
+        RawFile("raw/review_categories/{}.jsonl.gz", "json", AMAZON_2023),
+        RawFile("raw/meta_categories/meta_{}.jsonl.gz", "json", {"item": "parent_asin"}),
         "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/",
         "amazon2023",
     ),
     "movielens-100k": Collection(
-        RawFile("ml-100k.zip", replace(MOVIELENS, member="ml-100k/u.data")),
-        RawFile("ml-100k.zip", replace(MOVIES, member="ml-100k/u.item", separator="|")),
+        MOVIELENS("ml-100k.zip", member="ml-100k/u.data", separator="\t"),
+        MOVIES("ml-100k.zip", member="ml-100k/u.item", separator="|", columns=("item", "title")),
         "https://files.grouplens.org/datasets/movielens/",
     ),
     "movielens-1m": Collection(
-        RawFile("ml-1m.zip", replace(MOVIELENS, member="ml-1m/ratings.dat", separator="::")),
-        RawFile(
-            "ml-1m.zip",
-            replace(MOVIES, member="ml-1m/movies.dat", separator="::", columns=("item", "title", "genres")),
-        ),
+        MOVIELENS("ml-1m.zip", member="ml-1m/ratings.dat", separator="::"),
+        MOVIES("ml-1m.zip", member="ml-1m/movies.dat", separator="::", columns=("item", "title", "genres")),
         "https://files.grouplens.org/datasets/movielens/",
     ),
 }
@@ -164,9 +154,7 @@ def find(
         raise GlossError(
             f"{folder} cannot hold the files of {dataset[:50]} ({error.strerror}); choose another data_dir, or dataset"
         ) from error
-    return Source(
-        RawFile(interactions, found.interactions.layout), RawFile(items, replace(found.items.layout, text=text))
-    )
+    return Source(replace(found.interactions, path=interactions), replace(found.items, path=items, text=text))
 
 
 def _present(path: Path) -> Path | None:
@@ -178,17 +166,19 @@ def _present(path: Path) -> Path | None:
 
 def _own(own: OwnTables, text: str) -> Source:
     fields = {"user": own.user_column, "item": own.item_column, "time": own.time_column}
-    interactions = _own_file("interactions_file", Path(own.interactions_file), fields, ())
-    items = _own_file("items_file", Path(own.items_file), {"item": own.item_id_column}, templates.columns(text))
-    return Source(interactions, replace(items, layout=replace(items.layout, text=text, spans=True)))
+    items = _own_file("items_file", own.items_file, {"item": own.item_id_column}, templates.columns(text))
+    return Source(
+        _own_file("interactions_file", own.interactions_file, fields, ()), replace(items, text=text, spans=True)
+    )
 
 
-def _own_file(name: str, path: Path, fields: dict[str, str], texts: list[str]) -> RawFile:
+def _own_file(name: str, path: str | Path, fields: dict[str, str], texts: list[str]) -> RawFile:
     """A file of the user's own, which has to have the columns of `fields` and those that its `texts` name."""
+    path = Path(path)
     form = FORMS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
     if form is None or (form == "parquet" and path.suffix == ".gz"):
         raise GlossError(f"{name} is {path}; give a .csv, .jsonl or .parquet file, the first two gzipped or not")
-    needed, there = [*fields.values(), *texts], blocks.columns_of(path, form)
+    needed, there = [*fields.values(), *texts], columns_of(path, form)
     # A line of JSON may leave out what is null: there, only what every record needs has to be among the first.
     missing = [column for column in (fields.values() if form == "json" else needed) if column not in there]
     if missing:
@@ -196,7 +186,7 @@ def _own_file(name: str, path: Path, fields: dict[str, str], texts: list[str]) -
     twice = [column for column in needed if there.count(column) > 1]
     if twice:
         raise GlossError(f"{path} has more than one column {twice[0]!r}; give each a name of its own")
-    return RawFile(path, Layout(form, fields, typed=False, columns=tuple(there)))
+    return RawFile(path, form, fields, typed=False, columns=tuple(there))
 
 
 def read(
@@ -208,8 +198,6 @@ def read(
     records than `max_rejected`.
     """
     rejects = rejects or Rejects()
-    interactions = readers.read_interactions(
-        source.interactions.path, source.interactions.layout, rejects, max_rejected
-    )
+    interactions = readers.read_interactions(source.interactions, rejects, max_rejected)
     wanted = set(interactions["item"].cat.categories)
-    return interactions, readers.read_items(source.items.path, source.items.layout, wanted, rejects, max_rejected)
+    return interactions, readers.read_items(source.items, wanted, rejects, max_rejected)
