@@ -1,6 +1,6 @@
 """The splits (METHOD, "Data rules"; or by time): which item is predicted from which, and what may be learnt from."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,15 @@ from gloss_utils.data.dataset import Dataset
 COLUMNS = ["user", "history", "target"]
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Where a user's sequence is cut. train: the number of first items that training may read. validation, test: the
-    positions of the targets, None where there is none."""
+class Cut(NamedTuple):
+    """A user's items, oldest first, and where they are cut.
 
-    train: int
+    known: those that training may read: the first ones, without new ones. validation, test: the positions of the
+    targets among `items`, None where there is none.
+    """
+
+    items: list[str]
+    known: list[str]
     validation: int | None
     test: int | None
 
@@ -30,30 +33,26 @@ def cuts(data: Dataset) -> dict[str, Cut]:
     items are no validation targets.
     """
     new, found = data.new_items(), {}
-    validation = dict(zip(data.users["user"], data.users["validation"], strict=True))
+    validated = dict(zip(data.users["user"], data.users["validation"], strict=True))
     begin = data.statistics.get("periods")
     times = data.interactions.groupby("user", sort=True)["time"].agg(list).to_dict() if begin else {}
-    for user, sequence in data.sequences().items():
+    for user, items in data.sequences().items():
         if begin:
             end, test = map(int, np.searchsorted(times[user], begin))
-            seen = [place for place in range(end, test) if sequence[place] not in new]
+            validation = next((place for place in range(end, test) if items[place] not in new), None)
             train = end if end >= data.statistics.get("min_history", 0) else 0
-            found[user] = Cut(train, min(seen, default=None), test if test < len(sequence) else None)
-            continue
-        test = len(sequence) - 1
-        seen = [place for place in range(test) if sequence[place] not in new] if validation[user] else []
-        found[user] = Cut(max(seen, default=0) if validation[user] else test, max(seen, default=None), test)
+            test = test if test < len(items) else None
+        else:
+            train, validation, test = len(items) - 1, None, len(items) - 1
+            if validated[user]:
+                validation = next((place for place in reversed(range(test)) if items[place] not in new), None)
+                train = validation or 0
+        found[user] = Cut(items, _without(items[:train], new), validation, test)
     return found
 
 
-def _known(data: Dataset) -> dict[str, list[str]]:
-    """What training may read of each user's sequence: the first items (see `Cut`), without new ones."""
-    new, at = data.new_items(), cuts(data)
-    return {user: _without(sequence[: at[user].train], new) for user, sequence in data.sequences().items()}
-
-
-def _without(sequence: list[str], new: set[str]) -> list[str]:
-    return [item for item in sequence if item not in new] if new else sequence
+def _without(items: list[str], new: set[str]) -> list[str]:
+    return [item for item in items if item not in new]
 
 
 def _latest(data: Dataset, history: list[str]) -> list[str]:
@@ -62,13 +61,18 @@ def _latest(data: Dataset, history: list[str]) -> list[str]:
     return history[-longest:] if longest else history
 
 
+def _of_drawn_users(data: Dataset) -> list[tuple[str, Cut]]:
+    at = cuts(data)
+    return [(user, at[user]) for user in data.users.loc[data.users["drawn"], "user"]]
+
+
 def training_examples(data: Dataset) -> pd.DataFrame:
     """Training examples of the drawn users: columns user, history (list of items), target (item).
 
     The target is the last item that training may read; users with only one such item are left out.
     """
-    known = _known(data)
-    rows = [(user, known[user][:-1], known[user][-1]) for user in _drawn(data) if len(known[user]) >= 2]
+    drawn = _of_drawn_users(data)
+    rows = [(user, cut.known[:-1], cut.known[-1]) for user, cut in drawn if len(cut.known) >= 2]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -87,17 +91,16 @@ def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
     and users with an empty history are left out; or "next", where it is the whole sequence, and the target is None.
     `max_history` cuts each history.
     """
-    new, at, sequences, rows = data.new_items(), cuts(data), data.sequences(), []
-    for user in _drawn(data):
-        sequence = sequences[user]
+    new, rows = data.new_items(), []
+    for user, cut in _of_drawn_users(data):
         if split == "next":
-            rows.append((user, _latest(data, sequence), None))
+            rows.append((user, _latest(data, cut.items), None))
             continue
-        place = at[user].test if split == "test" else at[user].validation
-        history = sequence[: place or 0]
+        place = cut.test if split == "test" else cut.validation
+        history = cut.items[: place or 0]
         history = _without(history, new) if split == "validation" else history
         if history:
-            rows.append((user, _latest(data, history), sequence[place]))
+            rows.append((user, _latest(data, history), cut.items[place]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -110,26 +113,21 @@ def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list
     may be learnt, whatever the target is. Else nothing from the target's first occurrence on may be learnt, and nothing
     of that user where the target is not in the sequence.
     """
-    whole, new, at, begin = data.sequences(), data.new_items(), cuts(data), data.statistics.get("periods")
-    sequences = {user: known if len(known) >= 2 else [] for user, known in _known(data).items()}
+    new, at, begin = data.new_items(), cuts(data), data.statistics.get("periods")
+    sequences = {user: cut.known if len(cut.known) >= 2 else [] for user, cut in at.items()}
     for user, history, target in evaluated[COLUMNS].itertuples(index=False):
         if target is None or user not in sequences:
             continue
-        sequence, history = whole[user], list(history)
-        before = _without(sequence[: at[user].test], new)
-        if begin:
-            validated = _without(sequence[: at[user].validation], new)
-            if history in (_latest(data, sequence[: at[user].test]), _latest(data, validated)):
-                continue  # the target came after all that is learnt
-        if sequence[: len(history)] == history:
+        (items, _, validation, test), history = at[user], list(history)
+        before = _without(items[:test], new)
+        offered = (_latest(data, items[:test]), _latest(data, _without(items[:validation], new)))
+        if begin and history in offered:
+            continue  # the target came after all that is learnt
+        if items[: len(history)] == history:
             end = len(_without(history, new))
         elif before[: len(history)] == history:
             end = len(history)
         else:
-            end = len(_without(sequence[: sequence.index(target)], new)) if target in sequence else 0
+            end = len(_without(items[: items.index(target)], new)) if target in items else 0
         sequences[user] = sequences[user][:end]
     return sequences
-
-
-def _drawn(data: Dataset) -> pd.Series:
-    return data.users.loc[data.users["drawn"], "user"]

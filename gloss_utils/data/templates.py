@@ -64,9 +64,9 @@ def fill(record: dict, template: str, names: list[str]) -> str | None:
     None where all of them are empty. Raises `Unusable` where a value is neither a text nor a number.
     """
     values = {name: _filling(record.get(name), name) for name in names}
-    empty = frozenset(column for column, value in values.items() if not value)
-    if len(empty) == len(values):
+    if not any(values.values()):
         return None
+    empty = frozenset(column for column, value in values.items() if not value)
     return whole_characters("".join(literal + values.get(column, "") for literal, column in _without(template, empty)))
 
 
