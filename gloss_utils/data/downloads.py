@@ -26,10 +26,6 @@ class _Again(Exception):
     """The transfer failed, but may work at the next attempt."""
 
 
-class _Refused(Exception):
-    """The server refused, and will again."""
-
-
 def checked(path: Path) -> Path:
     """A file that is there already. Raises `GlossError` where it was downloaded and has changed since."""
     if seal_of(path).exists() and not is_sealed(path):
@@ -73,7 +69,7 @@ def _fetch(address: str, path: Path, part: Path):
             if attempt and isinstance(error, requests.ConnectionError):
                 break  # nobody answers
             continue
-        except (_Refused, requests.RequestException, ValueError) as error:  # ValueError: no such address can be
+        except (requests.RequestException, ValueError) as error:  # no such address can be, or the server refuses
             reason = type(error).__name__ if isinstance(error, requests.RequestException) else str(error)
             break
         with write_sealed(path, {"address": address}) as whole:
@@ -105,7 +101,7 @@ def _transfer(address: str, part: Path):
         if answer.status_code >= 500 or answer.status_code == 429:
             raise _Again(f"HTTP status {answer.status_code}")
         if answer.status_code >= 400:
-            raise _Refused(f"HTTP status {answer.status_code}")
+            raise ValueError(f"HTTP status {answer.status_code}")
         going_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if answer.status_code == 206 and not going_on:
             part.unlink()
