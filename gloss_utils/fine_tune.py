@@ -142,9 +142,8 @@ def loss_curves(run: Run, result: dict):
     return run.save_figure(data_plots.loss_curves(result), "02_loss")
 
 
-def _run_first(files: list[str], overrides: list[tuple[str, str]]):
+def _run_first(files: list[str], overrides: list[tuple[str, str]], own: dict):
     # The main process alone: the stage before, and the base model that all processes load.
-    own = notebooks.resolve(P.FINE_TUNE, notebooks.given(files, overrides))
     training.per_process_batch(own["batch_size"], own["gradient_accumulation"], PROCESSES)
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and own["optimizer"] != "adamw_torch":
         raise GlossError(
@@ -157,11 +156,11 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]]):
             tiny_base(run, Dataset.load(run.folder.data))
 
 
-def _run_together(files: list[str], overrides: list[tuple[str, str]]):
+def _run_together(own: dict):
     # What notebook 2 does, in every process.
     together = training.processes()
     together.wait_for_everyone()
-    run = open_run(P.FINE_TUNE, notebooks.resolve(P.FINE_TUNE, notebooks.given(files, overrides)))
+    run = open_run(P.FINE_TUNE, own)
     if not run.folder.why_run(P.FINE_TUNE, run.own):
         together.print(f"{P.FINE_TUNE}: up to date")
         return
@@ -183,9 +182,10 @@ def main(arguments: list[str] | None = None) -> int:
     overrides = [tuple(pair) for pair in options.overrides]
     is_first = os.environ.get("RANK", "0") == "0"
     try:
+        own = notebooks.resolve(P.FINE_TUNE, notebooks.given(options.files, overrides))
         if is_first:
-            _run_first(options.files, overrides)
-        _run_together(options.files, overrides)
+            _run_first(options.files, overrides, own)
+        _run_together(own)
     except GlossError as error:
         if not is_first:
             time.sleep(5)  # the launcher ends this process where the main one has failed, and one error line is enough

@@ -36,7 +36,7 @@ def beam_search(
         return []
     tree = Tree(model, prompts, num_beams, max_new_tokens if trie is None else trie.depth)
     search = _Search(len(prompts), num_beams, None if trie else max_new_tokens, end, tree.device)
-    source = _Free(tree, num_beams) if trie is None else _InTrie(tree, num_beams, trie)
+    source = _Free(tree) if trie is None else _InTrie(tree, trie)
     while True:
         scores, tokens, parents = source.candidates(search.scores)
         picks = search.advance(scores, tokens, parents)
@@ -70,28 +70,21 @@ def sample(
     parents = torch.zeros(len(prompts), count, dtype=torch.long, device=tree.device)
     written = parents.new_zeros(len(prompts), count, 0)
     sums = torch.zeros(len(prompts), count, device=tree.device)
-    lengths, logits = parents.clone(), tree.read_prompts()
+    logits = tree.read_prompts()
     while True:
-        step = written.shape[2]
         logits = logits.expand(-1, count, -1)
-        tokens = _draw(logits, uniforms[rows, :, step], temperature, top_p)
-        going = lengths == step
-        going &= ~(written[..., -1] == end) if step else going
+        tokens = _draw(logits, uniforms[rows, :, written.shape[2]], temperature, top_p)
+        going = ~(written == end).any(2)
         sums += torch.where(going, logprobs_of(logits, tokens[..., None]).squeeze(-1), 0)
-        lengths += going
         written = torch.cat([written, tokens[..., None]], 2)
-        over = going & (tokens != end) if step + 1 < most else torch.zeros_like(going)
-        done = ~over.any(1)
+        done = (~going | (tokens == end)).all(1) | (written.shape[2] == most)
         for row in done.nonzero()[:, 0].tolist():
-            texts = [ids[:n] for ids, n in zip(written[row].tolist(), lengths[row].tolist(), strict=True)]
-            results[int(rows[row])] = by_mean(texts, sums[row].tolist())
+            results[int(rows[row])] = by_mean(until_end(written[row].tolist(), end), sums[row].tolist())
         stay = _stay(done)
         if not len(stay):
             return results
-        rows, written, sums, lengths, tokens, parents = (
-            part[stay] for part in (rows, written, sums, lengths, tokens, parents)
-        )
-        logits = tree.step(tokens, parents, stay)
+        rows, written, sums, parents = (part[stay] for part in (rows, written, sums, parents))
+        logits = tree.step(tokens[stay], parents, stay)
         parents = torch.arange(count, device=tree.device).expand(len(stay), -1)
 
 
@@ -101,6 +94,11 @@ def _draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_
     kept = reach - likely < top_p
     at = torch.searchsorted(reach, uniforms[..., None] * (likely * kept).sum(-1, keepdim=True), right=True)
     return tokens.gather(-1, torch.minimum(at, kept.sum(-1, keepdim=True) - 1)).squeeze(-1)
+
+
+def until_end(texts: list[list[int]], end: int) -> list[list[int]]:
+    """Texts (token ids) without what comes after their end token."""
+    return [text[: text.index(end) + 1] if end in text else text for text in texts]
 
 
 def by_mean(texts: list[list[int]], sums: list[float]) -> Decoded:
@@ -120,7 +118,6 @@ class _Search:
         self.done = torch.zeros(users, dtype=torch.bool, device=device)
         self.means = torch.full((users, num_beams), NO_BEAM, device=device)  # of finished texts, falling
         self.sums = torch.zeros(users, num_beams, device=device)
-        self.lengths = torch.zeros(users, num_beams, dtype=torch.long, device=device)
         self.texts = torch.zeros(users, num_beams, 0, dtype=torch.long, device=device)
         self.results: list[Decoded | None] = [None] * users
 
@@ -129,7 +126,10 @@ class _Search:
         length = self.written.shape[2] + 1
         ended = tokens == self.end if length != self.most else torch.ones_like(tokens, dtype=torch.bool)
         written = torch.cat([take(self.written, parents), tokens[..., None]], 2)
-        self._finish(scores[:, : self.num_beams], ended[:, : self.num_beams], written[:, : self.num_beams], length)
+        means, best = (scores / length).masked_fill(~ended, NO_BEAM), slice(0, self.num_beams)
+        self.means, order = torch.cat([self.means, means[:, best]], 1).topk(self.num_beams)
+        self.sums = torch.cat([self.sums, scores[:, best]], 1).gather(1, order)
+        self.texts = take(torch.cat([pad(self.texts, (0, 1)), written[:, best]], 1), order)
         self.scores, picks = scores.masked_fill(ended, NO_BEAM).topk(self.num_beams)
         self.written = take(written, picks)
         # transformers' heuristic: no running beam is better now than the worst of a full set of finished texts.
@@ -137,24 +137,15 @@ class _Search:
         self.done = hopeless | (self.scores[:, 0] == NO_BEAM)
         return picks
 
-    def _finish(self, scores: torch.Tensor, ended: torch.Tensor, written: torch.Tensor, length: int):
-        means = (scores / length).masked_fill(~ended, NO_BEAM)
-        self.means, order = torch.cat([self.means, means], 1).topk(self.num_beams)
-        self.sums = torch.cat([self.sums, scores], 1).gather(1, order)
-        self.lengths = torch.cat([self.lengths, torch.full_like(order, length)], 1).gather(1, order)
-        self.texts = take(torch.cat([pad(self.texts, (0, 1)), written], 1), order)
-
     def leave(self) -> torch.Tensor:
         """Note the results of users that are done and drop them; returns the rows that stay, in their new order."""
-        gone = self.done.nonzero()[:, 0]
-        if len(gone):
-            parts = (part[gone].tolist() for part in (self.users, self.means, self.texts, self.lengths, self.sums))
-            for user, means, texts, lengths, sums in zip(*parts, strict=True):
-                found = [i for i, mean in enumerate(means) if mean > NO_BEAM]
-                self.results[user] = Decoded([texts[i][: lengths[i]] for i in found], [sums[i] for i in found])
+        for row in self.done.nonzero()[:, 0].tolist():
+            found = self.means[row] > NO_BEAM
+            texts = until_end(self.texts[row, found].tolist(), self.end)
+            self.results[int(self.users[row])] = Decoded(texts, self.sums[row, found].tolist())
         stay = _stay(self.done)
-        if len(gone):
-            for name in ("users", "scores", "written", "done", "means", "sums", "lengths", "texts"):
+        if len(stay) < len(self.done):
+            for name in ("users", "scores", "written", "done", "means", "sums", "texts"):
                 setattr(self, name, getattr(self, name)[stay])
         return stay
 
@@ -167,26 +158,28 @@ def _stay(done: torch.Tensor) -> torch.Tensor:
     return stay
 
 
-def _fill(scores: torch.Tensor, *others: torch.Tensor, places: int):
-    """Pad candidates [U, n] to at least `places` columns with places that hold no beam."""
-    more = max(0, places - scores.shape[1])
-    return pad(scores, (0, more), value=NO_BEAM), *(pad(other, (0, more)) for other in others)
+def _best(scores: torch.Tensor, num_beams: int, *others: torch.Tensor):
+    """The best 2B of all continuations [U, beams, n], at most half of which can end: scores, parents, and what `others`
+    hold of them, each [U, at least B]; places that hold no beam fill up."""
+    best, at = scores.flatten(1).topk(min(2 * num_beams, scores[0].numel()))
+    found = at // scores.shape[2], *(other.flatten(1).gather(1, at) for other in others)
+    more = max(0, num_beams - best.shape[1])
+    return pad(best, (0, more), value=NO_BEAM), *(pad(part, (0, more)) for part in found)
 
 
 class _Free:
     """Candidates are all tokens of the vocabulary."""
 
-    def __init__(self, tree: Tree, num_beams: int):
-        self.tree, self.num_beams, self.logits = tree, num_beams, tree.read_prompts()
+    def __init__(self, tree: Tree):
+        self.tree, self.logits = tree, tree.read_prompts()
 
     def candidates(self, scores: torch.Tensor):
         """The best 2B continuations of the running beams: scores, tokens, parents, each [U, 2B]."""
-        wanted = 2 * self.num_beams  # at most half of them can end
         # The best of all are among the best of each beam: no need to normalise and sort the whole vocabulary.
-        each, tokens = self.logits.topk(min(wanted, self.logits.shape[-1]))
+        each, tokens = self.logits.topk(min(2 * self.tree.num_beams, self.logits.shape[-1]))
         each = each.float() - self.logits.float().logsumexp(-1, keepdim=True) + scores[..., None]
-        best, at = each.flatten(1).topk(min(wanted, each[0].numel()))
-        return _fill(best, tokens.flatten(1).gather(1, at), at // each.shape[2], places=self.num_beams)
+        best, parents, tokens = _best(each, self.tree.num_beams, tokens)
+        return best, tokens, parents
 
     def follow(self, tokens, parents, picks, stay, scores):
         """Run the model on the chosen tokens."""
@@ -197,23 +190,15 @@ class _Free:
 class _InTrie:
     """Candidates are the tokens that the catalogue's texts go on with."""
 
-    def __init__(self, tree: Tree, num_beams: int, trie: Trie):
-        self.tree, self.num_beams, self.trie = tree, num_beams, trie.to(tree.device)
+    def __init__(self, tree: Tree, trie: Trie):
+        self.tree, self.trie, self.logits = tree, trie.to(tree.device), tree.read_prompts()
         self.nodes = torch.full((tree.rows, 1), ROOT, dtype=torch.long, device=tree.device)
-        self.logits = tree.read_prompts()
 
     def candidates(self, scores: torch.Tensor):
         """The best 2B continuations that are in the trie: scores, tokens, parents, each [U, 2B]."""
         tokens, nodes, filled = self.trie.children(self.nodes)
         each = (logprobs_of(self.logits, tokens) + scores[..., None]).masked_fill(~filled, NO_BEAM)
-        best, at = each.flatten(1).topk(min(2 * self.num_beams, each[0].numel()))
-        best, tokens, parents, self.next = _fill(
-            best,
-            tokens.flatten(1).gather(1, at),
-            at // each.shape[2],
-            nodes.flatten(1).gather(1, at),
-            places=self.num_beams,
-        )
+        best, parents, tokens, self.next = _best(each, self.tree.num_beams, tokens, nodes)
         return best, tokens, parents
 
     def follow(self, tokens, parents, picks, stay, scores):

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NO_BEAM = float("-inf")  # the score of a place that holds no beam; what the mask adds where a query must not look
 RESERVED_STEPS = 64  # the cache starts with room for this many steps; in a deep trie it grows
@@ -23,12 +25,11 @@ def unfit(model) -> str | None:
     What the configuration does not say is tested: two beams after two short prompts, against the model without a cache.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if config.is_encoder_decoder:
-        return "it is an encoder-decoder model"
-    if getattr(model, "_is_stateful", False) or not getattr(config, "num_hidden_layers", 0):
+    if getattr(model, "_is_stateful", False):
         return "its memory is a state, not a cache of keys and values"
-    if kinds != {"full_attention"} or (not getattr(config, "layer_types", None) and _slides(config)):
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if slides else "full_attention"]
+    if set(kinds) != {"full_attention"}:
         return "not all its layers attend to everything before"
     try:
         return _probed(model, config.vocab_size)
@@ -36,24 +37,19 @@ def unfit(model) -> str | None:
         return f"it does not take this cache ({' '.join(str(error).split())[:100]})"
 
 
-def _slides(config) -> bool:
-    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-
-
 @torch.inference_mode()
 def _probed(model, vocabulary: int) -> str | None:
-    tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).tolist()
-    starts, beams = [tokens[0][:5], tokens[1][:3]], [tokens[0][8:10], tokens[1][8:10]]
-    branches = [[tokens[0][10], tokens[0][11]], [tokens[1][10], tokens[1][11]]]
-    tree, stay = Tree(model, starts, 2, 3), torch.arange(2, device=model.device)
+    tokens = torch.randint(vocabulary, (2, 12), generator=torch.Generator().manual_seed(0)).to(model.device)
+    starts, beams, branches = [tokens[0, :5], tokens[1, :3]], tokens[:, 8:10], tokens[:, 10:]
+    parents, stay = torch.tensor([[1, 0], [1, 1]], device=model.device), torch.arange(2, device=model.device)
+    tree = Tree(model, [start.tolist() for start in starts], 2, 3)
     tree.read_prompts()
-    tree.step(torch.tensor(beams, device=model.device), torch.zeros_like(tree.prompts[:, :2]), stay)
-    crossed = torch.tensor([[1, 0], [1, 1]], device=model.device)
-    found = tree.step(torch.tensor(branches, device=model.device), crossed, stay).float()
+    tree.step(beams, torch.zeros_like(beams), stay)
+    found = tree.step(branches, parents, stay).float()
     for row, start in enumerate(starts):
-        for beam, parent in enumerate(crossed[row].tolist()):
-            whole = torch.tensor([[*start, beams[row][parent], branches[row][beam]]], device=model.device)
-            expected = model(whole).logits[0, -1].float()
+        for beam, parent in enumerate(parents[row]):
+            whole = torch.cat([start, beams[row][parent, None], branches[row, beam, None]])
+            expected = model(whole[None]).logits[0, -1].float()
             if (found[row, beam] - expected).abs().max() > PROBE[model.dtype == torch.float32] * expected.std():
                 return "its answers depend on more than the positions and the mask that it is given"
     return None
@@ -67,13 +63,14 @@ class Tree:
     """
 
     def __init__(self, model, prompts: list[list[int]], num_beams: int, longest: int):
-        self.model, self.device, self.rows = model, model.device, len(prompts)
+        self.model, self.device, self.num_beams, self.rows = model, model.device, num_beams, len(prompts)
+        self.config = model.config.get_text_config()
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         self.width, self.steps = int(self.lengths.max()), 0
         ids = [torch.tensor(prompt) for prompt in prompts]
-        self.prompts = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(self.device)
-        columns = self.width + num_beams * min(longest, RESERVED_STEPS)
-        self.layers = [_Layer(columns) for _ in range(model.config.get_text_config().num_hidden_layers)]
+        self.prompts = pad_sequence(ids, batch_first=True).to(self.device)
+        reserved = self.width + num_beams * min(longest, RESERVED_STEPS)
+        self.layers = [_Layer(reserved) for _ in range(self.config.num_hidden_layers)]
         self.cache = Cache(layers=self.layers)
         at = torch.arange(self.width, device=self.device)
         seen = (at < self.lengths[:, None] - 1) | (at == self.width - 1)
@@ -116,16 +113,14 @@ class Tree:
         mask = self._whole(torch.cat([take(self.mask, beam), self._mask(among)], 2))
         positions = self.lengths[:, None] + self.steps + place
         scores = torch.empty(self.rows, most, device=self.device)
-        for rows in self._portions(most):
+        portion = max(1, TAIL_LOGITS // (most * self.config.vocab_size))
+        for row in range(0, self.rows, portion):
+            rows = slice(row, min(row + portion, self.rows))
             logits = self._run(written.gather(1, at)[rows], positions[rows], mask[rows], rows)
             scores[rows] = logprobs_of(logits, tails.flatten(1).gather(1, at)[rows, :, None]).squeeze(-1)
             for layer in self.layers:
                 layer.used -= most  # the next portion takes the same columns
         return scores.new_zeros(self.rows, count * longest).scatter(1, at, scores).view(-1, count, longest)
-
-    def _portions(self, tokens: int) -> list[slice]:
-        each = max(1, TAIL_LOGITS // (tokens * self.model.config.get_text_config().vocab_size))
-        return [slice(row, min(row + each, self.rows)) for row in range(0, self.rows, each)]
 
     def _branch(self, parents: torch.Tensor, stay: torch.Tensor):
         self.lengths, self.prompt_mask, self.rows = self.lengths[stay], self.prompt_mask[stay], len(stay)
@@ -155,27 +150,20 @@ class Tree:
             ).logits
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(DynamicLayer):
     """Keys and values of one layer, [users, heads, columns, width of a head]; `rows`: those that a pass runs on."""
 
-    def __init__(self, columns: int):
+    def __init__(self, reserved: int):
         super().__init__()
-        self.columns, self.used, self.rows = columns, 0, slice(None)
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor):
-        """Make room for the rows of the first pass."""
-        self.keys = key_states.new_empty(*key_states.shape[:2], self.columns, key_states.shape[3])
-        self.values = value_states.new_empty(*value_states.shape[:2], self.columns, value_states.shape[3])
-        self.is_initialized = True
+        self.reserved, self.used, self.rows = reserved, 0, slice(None)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append columns to the rows of this pass; returns all keys and values of these rows."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.used + key_states.shape[2]
-        if end > self.columns:
-            more = max(end - self.columns, self.columns // 2)
-            self.columns += more
+        if not self.is_initialized:  # the first pass is one of all rows
+            self.keys, self.values, self.is_initialized = key_states[:, :, :0], value_states[:, :, :0], True
+        end, columns = self.used + key_states.shape[2], self.keys.shape[2]
+        if end > columns:
+            more = max(end, columns * 3 // 2, self.reserved) - columns
             self.keys, self.values = (pad(part, (0, 0, 0, more)) for part in (self.keys, self.values))
         self.keys[self.rows, :, self.used : end] = key_states
         self.values[self.rows, :, self.used : end] = value_states
@@ -187,17 +175,9 @@ class _Layer(CacheLayerMixin):
         for part in (self.keys, self.values):
             part[to, :, : self.used] = part[rows, :, : self.used]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns after this pass, and the first of them."""
-        return self.used + query_length, 0
-
     def get_seq_length(self) -> int:
         """Columns so far."""
         return self.used
-
-    def get_max_length(self) -> int:
-        """There is no maximum."""
-        return -1
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **extras):
@@ -207,19 +187,14 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
     """
     if any(extras.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise NotImplementedError("attention with a soft cap, sinks or a position bias")
-    users, heads, length, width = query.shape
-    groups = key.shape[1]
     if attention_mask is None:
-        found = scaled_dot_product_attention(
-            query, key, value, is_causal=length > 1, scale=scaling, enable_gqa=heads > groups
-        )
-    else:
-        each = heads // groups
-        mask = attention_mask[:, :, None].expand(-1, -1, each, -1, -1).flatten(2, 3)
-        found = scaled_dot_product_attention(
-            query.reshape(users, groups, each * length, width), key, value, attn_mask=mask, scale=scaling
-        ).view(users, heads, length, width)
-    return found.transpose(1, 2).contiguous(), None
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling)
+    groups, each = key.shape[1], query.shape[1] // key.shape[1]
+    mask = attention_mask.expand(-1, each, -1, -1).flatten(1, 2)[:, None]
+    found = scaled_dot_product_attention(
+        query.unflatten(1, (groups, each)).flatten(2, 3), key, value, attn_mask=mask, scale=scaling
+    )
+    return found.unflatten(2, (each, -1)).flatten(1, 2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("gloss_tree", _attend)
@@ -240,7 +215,7 @@ def _grouped_attention(model):
 
 def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """values [U, n, ...] at places [U, m]: [U, m, ...]."""
-    return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))
+    return values.take_along_dim(places[..., None], 1)
 
 
 def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from gloss_utils.language.trie import Trie
 
 Row = tuple[list[str], list[float], list[int]]  # a prompt's texts, best first, their log-probabilities and lengths
 CATALOGUE, SAMPLE = "catalogue", "sample"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of CUDA, the CPU, cuBLAS
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class TitleTrie:
                 left_out.append(text)
         if not self.text:
             raise GlossError("the tokenizer can write no title of the catalogue; choose another base_model")
-        self.trie = Trie([list(ids) for ids in self.text])
+        self.trie = Trie(self.text)
         self.notes = []
         if left_out:
             self.notes.append(
@@ -59,9 +61,7 @@ class Writer:
     notice: why a slower way is taken for this model; None where it is not.
     """
 
-    def __init__(
-        self, model, tokenizer: PreTrainedTokenizerBase, settings: Decoding, title_trie: TitleTrie | None = None
-    ):
+    def __init__(self, model, tokenizer, settings: Decoding, title_trie: TitleTrie | None = None):
         """title_trie: what may be written; None where any text may."""
         self.model, self.tokenizer, self.settings, self.title_trie = model, tokenizer, settings, title_trie
         reason = cache_tree.unfit(model)
@@ -75,8 +75,8 @@ class Writer:
         """
         try:
             return [self._row(found) for found in self._decode(inputs, numbers)]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
                 raise
             if len(inputs) == 1:
                 raise GlossError(
@@ -104,11 +104,6 @@ class Writer:
         else:
             texts = [text.strip() for text in self.tokenizer.batch_decode(found.tokens, skip_special_tokens=True)]
         return texts, found.logprobs, [len(ids) for ids in found.tokens]
-
-
-def _out_of_memory(error: Exception) -> bool:
-    messages = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the CPU, of cuBLAS
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in messages)
 
 
 def plan_batches(lengths: list[int], new_columns: int, budget: int) -> list[list[int]]:
@@ -146,6 +141,5 @@ def _write(writer: Writer, part: tuple[list[list[int]], list[int]]) -> tuple[lis
 
 
 def _map_here(work: Callable, load: Callable, parts: dict) -> Iterator[tuple[int, object]]:
-    tool = load() if parts else None
-    for number, part in parts.items():
-        yield number, work(tool, part)
+    tool = cache(load)
+    return ((number, work(tool(), part)) for number, part in parts.items())

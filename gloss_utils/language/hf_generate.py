@@ -5,7 +5,7 @@
 
 import torch
 
-from gloss_utils.language.beam_search import Decoded, by_mean
+from gloss_utils.language.beam_search import Decoded, by_mean, until_end
 from gloss_utils.language.trie import ROOT, Trie
 
 
@@ -31,7 +31,7 @@ def beam_search(
     **options,
 ) -> list[Decoded]:
     """What `beam_search.beam_search` returns."""
-    found = generate(
+    return _decoded(
         model,
         prompts,
         end,
@@ -41,10 +41,8 @@ def beam_search(
         prefix_allowed_tokens_fn=_allowed(trie, max(map(len, prompts)), end) if trie else None,
         output_scores=num_beams > 1,
         output_logits=num_beams == 1,  # greedy search returns no sums
-        return_dict_in_generate=True,
         **options,
     )
-    return [Decoded(texts, sums) for texts, sums in _texts(found, len(prompts), end)]
 
 
 def sample(
@@ -52,7 +50,7 @@ def sample(
 ) -> list[Decoded]:
     """What `beam_search.sample` returns, but drawn by torch's generator, seeded from `uniforms`."""
     torch.manual_seed(int(uniforms[0, 0, 0] * 2**53))
-    found = generate(
+    return _decoded(
         model,
         prompts,
         end,
@@ -63,15 +61,13 @@ def sample(
         num_return_sequences=uniforms.shape[1],
         max_new_tokens=uniforms.shape[2],
         output_logits=True,
-        return_dict_in_generate=True,
     )
-    return [by_mean(texts, sums) for texts, sums in _texts(found, len(prompts), end)]
 
 
 def _allowed(trie: Trie, width: int, end: int):
     def children(node: int) -> dict[int, int]:
-        here = slice(int(trie.first[node]), int(trie.first[node] + trie.count[node]))
-        return dict(zip(trie.child_token[here].tolist(), trie.child_node[here].tolist(), strict=True))
+        tokens, nodes, _ = trie.children(trie.first.new_tensor(node))
+        return dict(zip(tokens.tolist(), nodes.tolist(), strict=True))
 
     def allowed(row: int, ids: torch.Tensor) -> list[int]:
         node = ROOT
@@ -84,18 +80,15 @@ def _allowed(trie: Trie, width: int, end: int):
     return allowed
 
 
-def _texts(found, prompts: int, end: int) -> list[tuple[list[list[int]], list[float]]]:
-    if "sequences_scores" in found:
-        new = found.sequences[:, -found.beam_indices.shape[1] :]
-    else:
-        new = found.sequences[:, -len(found.logits) :]
-    ended = new == end
-    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, new.shape[1])
+def _decoded(model, prompts: list[list[int]], end: int, **options) -> list[Decoded]:
+    found = generate(model, prompts, end, return_dict_in_generate=True, **options)
+    new = found.sequences[:, max(map(len, prompts)) :]
+    texts = until_end(new.tolist(), end)
+    lengths = torch.tensor([len(text) for text in texts], device=new.device)
     if "sequences_scores" in found:  # with length penalty 1, the mean log-probability of the tokens
         sums = found.sequences_scores.double() * lengths
     else:
         logprobs = torch.stack(found.logits, 1).double().log_softmax(-1).gather(2, new[..., None]).squeeze(-1)
         sums = (logprobs * (torch.arange(new.shape[1], device=new.device) < lengths[:, None])).sum(1)
-    texts = [row[:length] for row, length in zip(new.tolist(), lengths.tolist(), strict=True)]
-    each = len(texts) // prompts
-    return [(texts[at : at + each], sums[at : at + each].tolist()) for at in range(0, len(texts), each)]
+    each = len(texts) // len(prompts)
+    return [by_mean(texts[at : at + each], sums[at : at + each].tolist()) for at in range(0, len(texts), each)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gloss_utils.base.files import digest
 from gloss_utils.base.seals import is_sealed, write_sealed
 from gloss_utils.data import prompts
 from gloss_utils.language import training
@@ -64,10 +65,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int) -> Ll
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
-            intermediate_size=_multiple(width * 8 / 3, 64),
+            intermediate_size=round(width / 24) * 64,  # 8/3 of the width, in 4-bit blocks of 64 weights
             num_hidden_layers=layers,
             num_attention_heads=max(1, width // 64),
-            num_key_value_heads=max(1, width // 64),
             max_position_embeddings=2048,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -75,11 +75,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast, layers: int, width: int) -> Ll
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-
-
-def _multiple(size: float, of: int) -> int:
-    # 4-bit layers are quantised in blocks of 64 weights.
-    return round(size / of) * of
 
 
 def related_lists(titles: list[str], count: int, seed: int) -> tuple[list[list[str]], list[str]]:
@@ -114,7 +109,7 @@ def train_base(folder: Path, titles: list[str], settings: TinyModel, checkpoints
 
     checkpoints: a folder for the states of a training that may be cut off; it is deleted at the end.
     """
-    made_from = asdict(settings) | {"titles": titles}
+    made_from = asdict(settings) | {"titles": digest(titles)}
     if is_sealed(folder, made_from):
         return
     training.seed_everything(settings.seed)

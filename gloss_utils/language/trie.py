@@ -1,6 +1,7 @@
 """The token trie of a catalogue, held in arrays: what may follow a text that is being written."""
 
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ class Trie:
     passes through n, else 0; they are the last `tail[n]` tokens of that text, which end in `flat` before `stop[n]`.
     """
 
-    def __init__(self, sequences: list[list[int]]):
+    def __init__(self, sequences: Iterable[Sequence[int]]):
         """sequences: at least one text's tokens, the end token last; equal ones count once."""
         ordered = sorted(set(map(tuple, sequences)))
         shared = [_shared(one, two) for one, two in pairwise(ordered)]
@@ -33,7 +34,7 @@ class Trie:
         for first, count, common in zip(offset.tolist(), made.tolist(), before.tolist(), strict=True):
             parents[first - 1] = path[common]
             path[common + 1 :] = range(first, first + count)
-        flat = np.fromiter((token for sequence in ordered for token in sequence), np.int64, int(lengths.sum()))
+        flat = np.fromiter(chain.from_iterable(ordered), np.int64, int(lengths.sum()))
         tokens = flat[(stops - lengths)[text] + depth - 1]
         alone = depth > after[text]
         by_parent = np.argsort(parents, kind="stable")

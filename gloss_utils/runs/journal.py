@@ -20,18 +20,19 @@ class Journal:
     def __init__(self, path: Path, plan: str, sizes: list[int]):
         """plan: a digest of all that the batches depend on; sizes: prompts in each batch."""
         self.path, self.done, self.notes = path, {}, []
+        header = json.dumps({"plan": plan}).encode()
         if not path.exists():
             with write_whole(path) as part:
-                part.write_text(json.dumps({"plan": plan}) + "\n", encoding="utf-8")
+                part.write_bytes(header + b"\n")
             return
         first, *lines = path.read_bytes().split(b"\n")
-        if _value(first) != {"plan": plan}:
+        if first != header:
             raise GlossError(f"{path} is the journal of another plan, or damaged; delete it to generate anew")
         kept = [first]
         for line in filter(None, lines):
-            batch = _value(line)
-            if _is_batch(batch, sizes):
-                self.done[batch["batch"]] = batch["rows"]
+            batch = _read(line, sizes)
+            if batch:
+                self.done[batch[0]] = batch[1]
                 kept.append(line)
             else:
                 self.notes.append(f"a line of {path.name} is half-written or damaged; its batch is generated again")
@@ -54,16 +55,12 @@ class Journal:
         self.done[batch] = rows
 
 
-def _value(line: bytes):
+def _read(line: bytes, sizes: list[int]) -> tuple[int, list] | None:
+    """A line's batch and its rows; None where it is damaged, or the plan has no such batch."""
     try:
-        return json.loads(line)
-    except ValueError:
+        batch = json.loads(line)
+        number, rows = batch["batch"], batch["rows"]
+        sound = batch["sha256"] == digest(rows) and number in range(len(sizes)) and len(rows) == sizes[number]
+    except (ValueError, LookupError, TypeError):
         return None
-
-
-def _is_batch(value, sizes: list[int]) -> bool:
-    if not isinstance(value, dict) or set(value) != {"batch", "sha256", "rows"}:
-        return False
-    number, rows = value["batch"], value["rows"]
-    known = isinstance(number, int) and 0 <= number < len(sizes) and isinstance(rows, list)
-    return known and len(rows) == sizes[number] and value["sha256"] == digest(rows)
+    return (number, rows) if sound else None
