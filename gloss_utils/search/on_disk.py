@@ -142,8 +142,13 @@ class OnDisk:
     """
 
     def __init__(self, folder: Path, rerank: bool):
-        self.rerank = rerank
-        self.approximate = _read(folder / "index.faiss")
+        self.rerank, file = rerank, str(folder / "index.faiss")
+        self.approximate = faiss.read_index(file, faiss.IO_FLAG_MMAP)
+        if isinstance(self.approximate, faiss.IndexIVF):
+            self.approximate.nprobe = min(NPROBE, self.approximate.nlist)
+        else:  # a graph, which another flag memory-maps
+            self.approximate = faiss.read_index(file, faiss.IO_FLAG_MMAP_IFC)
+            self.approximate.hnsw.efSearch = EF_SEARCH
         self.file = np.load(folder / "vectors.npy", mmap_mode="r")
         self.file._mmap.madvise(mmap.MADV_RANDOM)  # a page is read for one vector
         self.ntotal, self.d = self.file.shape
@@ -162,29 +167,10 @@ class OnDisk:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         scores, places = self.approximate.search(queries, k)
         if self.rerank:
-            scores = inner_products(queries, self.file, places)
+            arrays = map(faiss.swig_ptr, (scores, queries, self.file, places))
+            faiss.fvec_inner_products_by_idx(*arrays, self.d, *places.shape)
         scores[places < 0] = -np.inf
         return scores, places
-
-
-def _read(path: Path) -> faiss.Index:
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    if isinstance(index, faiss.IndexIVF):
-        index.nprobe = min(NPROBE, index.nlist)
-        return index
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # memory-maps graphs, as the other flag does lists
-    index.hnsw.efSearch = EF_SEARCH
-    return index
-
-
-def inner_products(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Each query's inner products with the vectors at its places, float32 [queries, places per query]."""
-    found = np.full(places.shape, -np.inf, dtype=np.float32)
-    pointer = faiss.swig_ptr
-    faiss.fvec_inner_products_by_idx(
-        pointer(found), pointer(queries), pointer(vectors), pointer(places), vectors.shape[1], *places.shape
-    )
-    return found
 
 
 def exact(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
