@@ -5,8 +5,6 @@ attention, one table of embeddings for reading and for scoring. The loss is over
 original draws one negative; the published numbers, which used the original's, are lower.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -19,6 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gloss_utils.base.files import digest
 from gloss_utils.base.seals import is_sealed, write_sealed
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
@@ -97,8 +96,7 @@ def train(
     """
     texts = [ids for ids in encode(sequences, items) if len(ids) > 1]
     held_out = encode(validation, items)
-    digest = hashlib.sha256(json.dumps([texts, held_out]).encode()).hexdigest()
-    made_from = asdict(settings) | {"items": len(items), "texts": digest}
+    made_from = asdict(settings) | {"items": len(items), "texts": digest([texts, held_out])}
     if is_sealed(folder, made_from):
         return SASRec.from_pretrained(folder, use_safetensors=True).eval()
     training.seed_everything(settings.seed)

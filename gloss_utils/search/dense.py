@@ -163,7 +163,8 @@ def build_dense(
         return index
     with write_whole(folder) as part:
         part.mkdir()
-        vectors = on_disk.write(part, texts, encode, kind)
+        vectors = on_disk.write_vectors(part / "vectors.npy", texts, Places.write(part, texts), encode)
+        faiss.write_index(on_disk.build(kind, vectors), str(part / "index.faiss"))
         about |= {"encoder": encoder_name, "chance": on_disk.mean_similarity(vectors), "rerank": rerank}
         write_json(part / ABOUT, about)
     return DenseIndex.load(folder)

@@ -51,13 +51,6 @@ def memory() -> int:
     return total if text == "max" else min(int(text), total)
 
 
-def write(folder: Path, texts: list[str], encode: Encode, kind: str) -> np.ndarray:
-    """Write all files that `Places` and `OnDisk` read; returns the vectors, memory-mapped."""
-    vectors = write_vectors(folder / "vectors.npy", texts, Places.write(folder, texts), encode)
-    faiss.write_index(build(kind, vectors), str(folder / "index.faiss"))
-    return vectors
-
-
 class Places:
     """Each text's first place in the catalogue, in an SQLite file."""
 
@@ -84,16 +77,15 @@ class Places:
 
 def write_vectors(path: Path, texts: list[str], places: Places, encode: Encode) -> np.ndarray:
     """Encode all texts, equal ones once, into an .npy file: float32 [texts, dimensions], memory-mapped."""
-    vectors = None
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
         here, first = np.arange(start, start + len(batch)), np.array([places.get(text, -1) for text in batch])
         own = first == here
-        new = encode([text for text, is_own in zip(batch, own, strict=True) if is_own]) if own.any() else None
-        if vectors is None:
-            shape = (len(texts), new.shape[1])
-            vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        if new is not None:
+        if own.any():
+            new = encode([text for text, is_own in zip(batch, own, strict=True) if is_own])
+            if start == 0:
+                shape = (len(texts), new.shape[1])
+                vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
             vectors[here[own]] = new
         vectors[here[~own]] = vectors[first[~own]]
     vectors.flush()
