@@ -69,15 +69,12 @@ class Evidence:
     settings: HybridSettings
 
     def __post_init__(self):
-        self.users, self.items, sequences = (
-            pd.Index(list(self.histories)),
-            pd.Index(self.items),
-            self.training_sequences,
-        )
-        self.counts = cooccurrence.counts(sequences.values(), self.items)
+        self.users, self.items = pd.Index(list(self.histories)), pd.Index(self.items)
+        sequences = self.training_sequences.values()
+        self.counts = cooccurrence.counts(sequences, self.items)
         self.popular = np.argsort(-self.counts, kind="stable")
         counting = self.settings.model_dump(include={"window", "decay", "backward", "damping", "neighbours"})
-        self.following = cooccurrence.following(sequences.values(), self.items, **counting)
+        self.following = cooccurrence.following(sequences, self.items, **counting)
         self.recent = cooccurrence.recent(self.histories.values(), self.items, self.settings.recency)
 
     def rankings(
@@ -98,8 +95,8 @@ class Evidence:
             for name, weights in weightings.items():
                 score = np.round(features @ [weights.get(feature, 0.0) for feature in FEATURES], DECIMALS)
                 order = np.lexsort((items, -self.counts[items], -score, users))
-                frame = pd.DataFrame({"user": self.users[users], "item": self.items[items], "score": score})
-                best[name].append(frame.iloc[order].groupby("user", sort=False).head(depth))
+                rows = some[["user", "item"]].assign(score=score).iloc[order].groupby("user").head(depth)
+                best[name].append(rows.assign(user=self.users[rows["user"]], item=self.items[rows["item"]]))
         return {name: as_ranking(pd.concat(frames), self.histories, depth) for name, frames in best.items()}
 
     def candidates(
@@ -111,24 +108,24 @@ class Evidence:
         popular; where these are fewer than `depth`, as many popular ones more, if the catalogue has them.
         exclude_seen: leave out what the user has.
         """
-        votes, items = {feature: self._votes(feature, rows) for feature, rows in found.items()}, len(self.items)
+        votes = {feature: self._votes(feature, rows) for feature, rows in found.items()}
+        items = len(self.items)
         for start in range(0, len(self.users), USERS_AT_A_TIME):
             rows = slice(start, start + USERS_AT_A_TIME)
-            known, recent = {feature: matrix[rows] for feature, matrix in votes.items()}, self.recent[rows]
+            voted, recent = {feature: matrix[rows] for feature, matrix in votes.items()}, self.recent[rows]
             follows, users = recent @ self.following, recent.shape[0]
-            proposed = [
-                _keys(matrix) for matrix in (*known.values(), cooccurrence.strongest(follows, self.settings.neighbours))
-            ]
+            near = cooccurrence.strongest(follows, self.settings.neighbours)
             popular = np.arange(users)[:, None] * items + self.popular[:depth]
             seen = _keys(recent)[: None if exclude_seen else 0]
-            keys = np.setdiff1d(np.concatenate([*proposed, popular.ravel()]), seen)
+            keys = [*map(_keys, voted.values()), _keys(near), popular.ravel()]
+            keys = np.setdiff1d(np.concatenate(keys), seen)
             have, had = (np.bincount(some // items, minlength=users) for some in (keys, seen))
             # Each looks as far as they may need to: as far as the longest history takes much memory for all.
             short = np.flatnonzero(have < depth)
             more = [user * items + self.popular[: depth + have[user] + had[user]] for user in short]
             user, item = np.divmod(np.setdiff1d(np.concatenate([keys, *more]), seen), items)
             features = dict.fromkeys(FEATURES, 0.0) | {"popularity": np.log1p(self.counts[item])}
-            for feature, matrix in (known | {"cooccurrence": follows}).items():
+            for feature, matrix in (voted | {"cooccurrence": follows}).items():
                 features[feature] = np.sqrt(np.asarray(matrix[user, item]).ravel())
             yield pd.DataFrame({"user": start + user, "item": item} | features)
 
