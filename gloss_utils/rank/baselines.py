@@ -7,30 +7,20 @@ import pandas as pd
 from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.candidates import Histories, Index, as_ranking, last_item_texts, nearest_items
 from gloss_utils.rank.evidence import hybrid
+from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.weights import HybridSettings
 
 LAST_ITEM = ("lis-bm25", "lis-dense", "lis-bm25-unseen", "lis-dense-unseen")
 
 
-def rank_all(
-    histories: Histories,
-    training_sequences: Histories,
-    titles: Mapping[str, str],
-    indexes: Mapping[str, Index],
-    settings: HybridSettings,
-    depth: int,
-) -> dict[str, pd.DataFrame]:
-    """All rankings for the users of the histories, by method.
-
-    training_sequences: see `splits.training_sequences`. titles: each item's, in the catalogue's order. indexes: "dense"
-    and "bm25". settings: how `item_knn` counts.
-    """
-    items = list(titles)
-    rankings = {"popularity": popularity(histories, training_sequences, items, depth)}
+def rank_all(ranker: Ranker) -> dict[str, pd.DataFrame]:
+    """The rankings of these rivals, by method, for the users of a ranker."""
+    histories, known, items, depth = ranker.histories, ranker.training_sequences, ranker.items, ranker.depth
+    rankings = {"popularity": popularity(histories, known, items, depth)}
     for method in LAST_ITEM:
-        index = indexes[method.split("-")[1]]
-        rankings[method] = last_item_search(histories, index, titles, depth, unseen=method.endswith("unseen"))
-    return rankings | {"item-knn": item_knn(histories, training_sequences, items, settings, depth)}
+        index, unseen = ranker.indexes[method.split("-")[1]], method.endswith("unseen")
+        rankings[method] = last_item_search(histories, index, ranker.titles, depth, unseen)
+    return rankings | {"item-knn": item_knn(histories, known, items, ranker.settings, depth)}
 
 
 def popularity(
