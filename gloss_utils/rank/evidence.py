@@ -123,7 +123,9 @@ class Evidence:
             # Each looks as far as they may need to: as far as the longest history takes much memory for all.
             short = np.flatnonzero(have < depth)
             more = [user * items + self.popular[: depth + have[user] + had[user]] for user in short]
-            user, item = np.divmod(np.setdiff1d(np.concatenate([keys, *more]), seen), items)
+            if more:
+                keys = np.setdiff1d(np.concatenate([keys, *more]), seen)
+            user, item = np.divmod(keys, items)
             features = dict.fromkeys(FEATURES, 0.0) | {"popularity": np.log1p(self.counts[item])}
             for feature, matrix in (voted | {"cooccurrence": follows}).items():
                 features[feature] = np.sqrt(np.asarray(matrix[user, item]).ravel())

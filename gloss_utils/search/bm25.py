@@ -45,14 +45,14 @@ class BM25Index:
         A text that shares no word with the catalogue scores 0 everywhere: the first items come back.
         """
         some, places = distinct(texts)
-        items, best = self.bm25.scores["num_docs"], []
+        items = self.bm25.scores["num_docs"]
         k = min(k, items)
-        for tokens in _tokenize(some):
+        ids, scores = np.empty((len(some), k), dtype=np.int64), np.empty((len(some), k))
+        for row, tokens in enumerate(_tokenize(some)):
             known = [token for token in tokens if token in self.bm25.vocab_dict]
             found = rounded(self.bm25.get_scores(known)) if known else np.zeros(items)
             near = np.flatnonzero(found >= np.partition(found, items - k)[items - k])
-            best.append(top_k(near[None], found[None, near], k))
-        ids, scores = map(np.concatenate, zip(*best, strict=True))
+            ids[row : row + 1], scores[row : row + 1] = top_k(near[None], found[None, near], k)
         return ids[places], scores[places]
 
 
