@@ -77,7 +77,7 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
 def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch, capsys):
     folder, _ = copied_run
     texts = folder.queries.read_bytes()
-    monkeypatch.setattr("gloss_utils.language.generation.queries", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
     values = yaml.safe_load(folder.parameters.read_text())
     values = {name: values[name] for name in P.MODELS[P.RETRIEVE].model_fields}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
