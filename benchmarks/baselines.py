@@ -17,7 +17,7 @@ from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset, build
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.rank import HybridSettings, as_run, baselines, sasrec
+from gloss_utils.rank import HybridSettings, Ranker, as_run, baselines, sasrec
 from gloss_utils.report import metrics
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
@@ -44,14 +44,14 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
     examples, begun = splits.evaluation_examples(data, "test"), time.time()
     settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
     known = splits.training_sequences(data, examples)
-    histories = dict(zip(examples["user"], examples["history"], strict=True))
-    rankings = baselines.rank_all(histories, known, titles, indexes, settings, DEPTH)
+    ranker = Ranker(examples, titles, indexes, known, settings, depth=DEPTH)
+    rankings = baselines.rank_all(ranker)
     seconds = {"all but SASRec": time.time() - begun}
     if epochs:
         sequences, validation = list(known.values()), sasrec.validation_sequences(data, examples, "test")
         how = sasrec.Settings(epochs, WIDTH, SEED)
         model = sasrec.train(sequences, validation, list(titles), how, folder / "model", folder / "checkpoints")
-        rankings["sasrec"] = sasrec.rank(model, histories, sequences, list(titles), DEPTH)
+        rankings["sasrec"] = sasrec.rank(model, ranker.histories, sequences, list(titles), DEPTH)
         seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
     frames = [
         metrics.per_user_metrics(as_run(ranked), metrics.targets_of(examples))

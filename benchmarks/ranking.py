@@ -34,10 +34,10 @@ from gloss_utils.base.files import fingerprint, write_whole
 from gloss_utils.data import queries, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import Evidence, HybridSettings, Ranker, as_run
-from gloss_utils.rank.evidence import Candidates, without_part
+from gloss_utils.rank import HybridSettings, Ranker, as_run, hybrid
+from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED
-from gloss_utils.rank.weights import FEATURES, PARTS
+from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
 from gloss_utils.report import significance
 from gloss_utils.report.metrics import means, per_user_metrics, rounded, targets_of
 from gloss_utils.runs import results
@@ -80,7 +80,7 @@ class Texts:
     name: str
     dataset: str
     ranker: Ranker
-    candidates: Candidates
+    candidates: pd.DataFrame
     target: np.ndarray  # place in the catalogue, [users]
 
 
@@ -109,8 +109,7 @@ def _training_world(data: Dataset):
 
 
 def _predicts(settings: HybridSettings, histories: dict, known: dict, targets: dict, items: pd.Series) -> float:
-    evidence = Evidence({}, histories, known, items, settings)
-    ranked = evidence.rankings({"": {"cooccurrence": 1.0}}, True, 5)[""]
+    ranked = hybrid({}, histories, known, items, settings, 5, weights={"cooccurrence": 1.0})
     return per_user_metrics(as_run(ranked), targets)["ndcg@5"].mean()
 
 
@@ -119,16 +118,15 @@ def gather(dataset: str, file: str, data: Dataset, indexes: dict, settings: Hybr
     read = queries.read(file, 5, 0)
     known = splits.training_sequences(data, read)
     ranker = Ranker(read, data.titles(), indexes, known, settings, depth=DEPTH, seed=SEED)
-    parts = list(ranker.evidence.candidates(True, DEPTH))
-    candidates = Candidates(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("user", "item", "features")))
+    found = {feature: ranker.candidates(feature) for feature in VOTES}
+    candidates = pd.concat(ranker.evidence.candidates(found, DEPTH), ignore_index=True)
     return Texts(file, dataset, ranker, candidates, pd.Index(data.items["item"]).get_indexer(read["target"]))
 
 
 def fit(texts: list[Texts], users: list[np.ndarray], features: list[str]) -> dict[str, float]:
     """Weights (none below 0) of some features by conditional logit on some users of each file: bool, [users]."""
-    on = [FEATURES.index(feature) for feature in features]
     datasets = [text.dataset for text in texts]
-    sets = [_choices(text, some, on) for text, some in zip(texts, users, strict=True)]
+    sets = [_choices(text, some, features) for text, some in zip(texts, users, strict=True)]
     spread = np.mean([x.std(axis=0) for x, *_ in sets], axis=0)
     spread[spread == 0] = 1
 
@@ -144,17 +142,17 @@ def fit(texts: list[Texts], users: list[np.ndarray], features: list[str]) -> dic
             slope -= share * (x[chosen].sum(axis=0) - np.exp(score) / np.repeat(sums, sizes) @ x) / spread
         return total, slope
 
-    found = minimize(loss, np.zeros(len(on)), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(on))
+    found = minimize(loss, np.zeros(len(features)), jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(features))
     return dict(zip(features, (found.x / spread).tolist(), strict=True))
 
 
-def _choices(text: Texts, users: np.ndarray, on: list[int]):
+def _choices(text: Texts, users: np.ndarray, features: list[str]):
     """Of users whose target is among their candidates: these' features, where each user's begin, the targets' rows."""
-    some = text.candidates
-    hit = some.item == text.target[some.user]
-    kept = (users & np.isin(np.arange(len(users)), some.user[hit]))[some.user]
-    user = some.user[kept]
-    return some.features[kept][:, on], np.flatnonzero(np.diff(user, prepend=-1)), np.flatnonzero(hit[kept])
+    user, item, values = (text.candidates[column].to_numpy() for column in ("user", "item", features))
+    hit = item == text.target[user]
+    kept = (users & np.isin(np.arange(len(users)), user[hit]))[user]
+    user = user[kept]
+    return values[kept], np.flatnonzero(np.diff(user, prepend=-1)), np.flatnonzero(hit[kept])
 
 
 def by_ranker(text: Texts, weights: dict[str, float]) -> np.ndarray:

@@ -97,11 +97,11 @@ def ranking(users: int, items: int) -> dict:
     interactions = sum(map(len, sequences.values()))
     catalogue = pd.Series([f"i{place}" for place in range(items)])
     with Step() as counting:
-        evidence = Evidence({}, sequences, sequences, catalogue, settings)
+        evidence = Evidence(sequences, sequences, catalogue, settings)
     matrix = evidence.following
     evidence.users, evidence.recent = evidence.users[:4096], evidence.recent[:4096]
     with Step() as rating:
-        evidence.rankings({"": settings.weights}, True, 10)
+        evidence.rankings({}, {"": settings.weights}, 10)
     held = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
     return {
         "interactions": interactions,

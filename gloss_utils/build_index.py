@@ -62,16 +62,15 @@ def encode_with_workers(run: Run, texts: list[str]) -> np.ndarray:
 
 def what_was_built(run: Run, indexes: Indexes) -> Styler:
     """The kind of dense index, why it was chosen, and its size."""
-    files = {path.name: path.stat().st_size for path in run.folder.dense_index.iterdir()}
     about, items = indexes.dense.about, len(indexes.dense)
-    vectors = f"{files['vectors.npy'] / items:,.0f}" if "vectors.npy" in files else "in the index"
+    bytes_per_item = {path.name: f"{path.stat().st_size / items:,.0f}" for path in run.folder.dense_index.iterdir()}
     rows = {
         "kind": about["kind"],
         "why": about["why"],
         "similarities": "exact" if about.get("rerank", True) else "inner products with compressed vectors",
         "items": f"{items:,}",
-        "index, bytes per item": f"{files['index.faiss'] / items:,.0f}",
-        "vectors on disk, bytes per item": vectors,
+        "index, bytes per item": bytes_per_item["index.faiss"],
+        "vectors on disk, bytes per item": bytes_per_item.get("vectors.npy", "in the index"),
     }
     return tables.in_full(pd.DataFrame({"value": rows}))
 

@@ -61,8 +61,7 @@ def prepare(run: Run) -> dict:
 
 def _rank_rivals(run: Run, data: Dataset, ranker: Ranker) -> list[str]:
     """Write the rankings of all rivals; returns their names."""
-    known = ranker.histories, ranker.training_sequences, ranker.titles, ranker.indexes, ranker.settings
-    rivals = rank_all(*known, run["ranking_depth"])
+    rivals = rank_all(ranker)
     if run["sasrec_epochs"]:
         rivals["sasrec"] = _by_sasrec(run, data, ranker)
     for method, ranked in rivals.items():

@@ -14,7 +14,6 @@ from benchmarks import catalogue_decoding, data, generation, retrieval, scaling,
 from benchmarks import index as index_benchmark
 from benchmarks import ranking as rank_benchmark
 from gloss_utils.language import models
-from gloss_utils.rank.evidence import Candidates
 from gloss_utils.rank.weights import FEATURES
 from gloss_utils.search import DenseIndex
 
@@ -117,7 +116,8 @@ def choices(users: list[str], name: str = "file") -> rank_benchmark.Texts:
     features = rng.random((len(users) * 4, len(FEATURES)))
     features[:, 0] += np.repeat(target, 4) == np.tile(range(4), len(users))
     features[:, -1] = 0
-    candidates = Candidates(np.repeat(np.arange(len(users)), 4), np.tile(range(4), len(users)), features)
+    candidates = pd.DataFrame(features, columns=FEATURES)
+    candidates = candidates.assign(user=np.repeat(np.arange(len(users)), 4), item=np.tile(range(4), len(users)))
     queries = pd.DataFrame({"user": users})
     return rank_benchmark.Texts(name, "beauty", SimpleNamespace(queries=queries), candidates, target)
 

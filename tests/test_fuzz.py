@@ -212,6 +212,6 @@ def test_queries(tmp_path, text):
     queries.write(tmp_path / "again", frame)
     assert queries.read(tmp_path / "again", 3, 0).values.tolist() == frame.values.tolist()
     ranked = pd.DataFrame([(user, 1, "a", 0.5) for user in frame["user"]], columns=["user", "rank", "item", "score"])
-    results = retrieve.Retrieved(CATALOGUE, frame, ranked, [])
+    results = retrieve.Retrieved(CATALOGUE, frame, ranked)
     for user in frame["user"]:
         retrieve.show(results, user).data.encode()

@@ -36,10 +36,10 @@ def examples(run, users: int = 20) -> pd.DataFrame:
     return splits.evaluation_examples(Dataset.load(run.folder.data), "test").head(users)
 
 
-def generated(run, notes=None, users: int = 20) -> list[generation.Row]:
+def generated(run, users: int = 20) -> list[generation.Row]:
     """What the model writes for some users; the journal stays."""
     histories, data = examples(run, users)["history"], Dataset.load(run.folder.data)
-    rows, _ = retrieve._written(run, data, histories, {}, [] if notes is None else notes)
+    rows, _ = retrieve._written(run, data, histories, {})
     return [tuple(row) for row in rows]
 
 
@@ -96,7 +96,7 @@ def kill_in_batch(monkeypatch, number: int):
 
 
 @pytest.mark.parametrize("decoding", ["free", "sample"])
-def test_killed_and_resumed_gives_the_same_bytes(run, monkeypatch, decoding):
+def test_killed_and_resumed_gives_the_same_bytes(run, monkeypatch, decoding, capsys):
     expected = generated(run(decoding=decoding))
     delete_journals(run())
     with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -105,11 +105,12 @@ def test_killed_and_resumed_gives_the_same_bytes(run, monkeypatch, decoding):
     (journal,) = run().folder.root.glob("*.journal")
     with open(journal, "ab") as out:
         out.write(b'{"batch": 2, "rows": [[["Tit')  # the line that was being written
-    notes, calls = [], kill_in_batch(monkeypatch, -1)
-    resumed = generated(run(decoding=decoding), notes)
+    calls = kill_in_batch(monkeypatch, -1)
+    resumed = generated(run(decoding=decoding))
     assert resumed == expected  # each float, too
-    assert any("half-written" in note for note in notes)
-    assert any("2 of " in note and "batches are those of a run that was cut off" in note for note in notes)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "half-written" in first
+    assert "2 of " in second and "batches are those of a run that was cut off" in second
     assert len(calls) == len(read_lines(journal)) - 1 - 2
 
 
@@ -117,21 +118,21 @@ def read_lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_journal_goes_when_the_texts_are_sealed(run, monkeypatch):
+def test_the_journal_goes_when_the_texts_are_sealed(run, monkeypatch, capsys):
     work, before = run(generation_batch_tokens=10**6), run().folder.queries.read_bytes()
     data, write = Dataset.load(work.folder.data), retrieve.query_files.write
     seal_of(work.folder.queries).unlink()
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(retrieve.query_files, "write", lambda *_: (_ for _ in ()).throw(Killed))
-        retrieve._generated(work, data, [])
+        retrieve._generated(work, data)
     assert len(list(work.folder.root.glob("*.journal"))) == 1
     monkeypatch.setattr(retrieve.query_files, "write", write)
     monkeypatch.setattr(language, "load_finetuned", lambda *_: pytest.fail("a model is loaded"))  # the journal is whole
-    retrieve._generated(work, data, [])
+    retrieve._generated(work, data)
     assert is_sealed(work.folder.queries) and not list(work.folder.root.glob("*.journal"))
-    notes = []
-    retrieve._generated(work, data, notes)
-    assert "nothing that they depend on has changed" in notes[0]
+    capsys.readouterr()
+    retrieve._generated(work, data)
+    assert "nothing that they depend on has changed" in capsys.readouterr().out
     assert [json.loads(line)["generated_sequences"] for line in work.folder.queries.read_bytes().splitlines()] == [
         json.loads(line)["generated_sequences"] for line in before.splitlines()
     ]
@@ -190,14 +191,15 @@ def test_a_prompt_that_does_not_fit_in_memory(run, monkeypatch):
         generated(run())
 
 
-def test_models_that_do_not_fit_fall_back_with_a_notice(run, monkeypatch):
-    expected, notes = texts(run()), []
+def test_models_that_do_not_fit_fall_back_with_a_notice(run, monkeypatch, capsys):
+    expected = texts(run())
     delete_journals(run())
     monkeypatch.setattr(cache_tree, "unfit", lambda model: "its window slides")
     calls, search = [], hf_generate.beam_search
     monkeypatch.setattr(hf_generate, "beam_search", lambda *given: (calls.append(1), search(*given))[1])
-    assert texts(run(), notes=notes) == expected and calls
-    assert "Generation falls back to transformers' generate, which is slower: its window slides." in notes
+    assert texts(run()) == expected and calls
+    notice = "Generation falls back to transformers' generate, which is slower: its window slides.\n"
+    assert capsys.readouterr().out == notice
 
 
 def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
@@ -243,7 +245,7 @@ def test_titles_that_the_tokenizer_cannot_write_or_tell_apart():
 
 def test_an_empty_history_is_a_prompt_without_titles(run):
     work = run()
-    [(texts, _, _)], _ = retrieve._written(work, Dataset.load(work.folder.data), pd.Series([[]]), {}, [])
+    [(texts, _, _)], _ = retrieve._written(work, Dataset.load(work.folder.data), pd.Series([[]]), {})
     assert len(texts) == 3
 
 

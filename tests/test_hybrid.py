@@ -158,7 +158,7 @@ def test_a_long_history_gives_others_no_more_candidates():
 
     def candidates(users: list[str]) -> dict[str, set[int]]:
         some = {user: histories[user] for user in users}
-        (found,) = Evidence({}, some, {}, items, FROZEN).candidates(True, 5)
+        (found,) = Evidence(some, {}, items, FROZEN).candidates({}, 5)
         return {user: set(found.item[found.user == place]) for place, user in enumerate(users)}
 
     together = candidates(list(histories))
@@ -169,7 +169,7 @@ def test_a_long_history_gives_others_no_more_candidates():
 def test_several_weightings_at_once_are_each_of_them_alone(crowd):
     found, histories, sequences, items = crowd
     weightings = {part: evidence.without_part(part, FROZEN.weights) for part in PARTS}
-    together = Evidence(found, histories, sequences, items, FROZEN).rankings(weightings, True, 5)
+    together = Evidence(histories, sequences, items, FROZEN).rankings(found, weightings, 5)
     assert len(weightings) == 4
     for part, weights in weightings.items():
         assert set(PARTS[part]) | set(weights) == set(FROZEN.weights)
@@ -185,13 +185,13 @@ def test_fused_counts_the_votes_alone(crowd):
     pd.testing.assert_frame_equal(fused(some, histories, sequences, items, FROZEN), expected)
 
 
-def test_other_votes_take_the_place_of_the_first(crowd):
+def test_the_same_evidence_ranks_with_other_votes(crowd):
     found, histories, sequences, items = crowd
     fewer = {feature: rows[rows["query"] == 1] for feature, rows in found.items() if feature.startswith("texts")}
-    whole = Evidence(found, histories, sequences, items, FROZEN)
-    replaced = whole.with_votes(fewer).rankings({"": FROZEN.weights}, True, 5)[""]
+    known = Evidence(histories, sequences, items, FROZEN)
+    replaced = known.rankings(found | fewer, {"": FROZEN.weights}, 5)[""]
     pd.testing.assert_frame_equal(replaced, hybrid(found | fewer, histories, sequences, items, FROZEN, 5))
-    again = whole.rankings({"": FROZEN.weights}, True, 5)[""]
+    again = known.rankings(found, {"": FROZEN.weights}, 5)[""]
     pd.testing.assert_frame_equal(again, hybrid(found, histories, sequences, items, FROZEN, 5))
     assert not again.equals(replaced)
 
@@ -343,10 +343,8 @@ def test_rankings_do_not_change_with_the_targets(crowd):
 
 
 def of_histories_alone(data, rows: pd.DataFrame, split: str) -> Evidence:
-    """The evidence where no search finds anything."""
-    silent = ranker((data, {}), rows, split)
-    silent._found = {feature: pd.DataFrame(columns=["user", "query", "item", "score", "strength"]) for feature in VOTES}
-    return silent.evidence
+    """The evidence of users for whom nothing is searched."""
+    return ranker((data, {}), rows, split).evidence
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])

@@ -173,6 +173,7 @@ def test_bm25_unknown_words_do_not_matter_and_repeated_ones_count(words):
 def test_bm25_many_ties_and_k_larger_than_the_catalogue(words):
     assert words.search(["blue"], 99)[0].tolist() == [[1, 2, 0, 3, 4]]
     same = BM25Index.build(["Title: soap"] * 500 + ["Title: brush"])
+    assert words.search([], 2)[0].shape == (0, 2)
     assert same.search(["soap"], 7)[0].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
     assert same.search(["brush"], 3)[0].tolist() == [[500, 0, 1]]
 

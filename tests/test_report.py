@@ -166,7 +166,7 @@ def test_a_users_story_escapes_what_is_not_ours():
     user = f"{hostile}user"
     queries = pd.DataFrame([(user, ["a", f"{hostile}item"], "a", [f"{hostile}text"], [-1.0], [2])], columns=COLUMNS)
     ranked = pd.DataFrame([(user, 1, "a", 0.5), (user, 2, "b", 0.4)], columns=["user", "rank", "item", "score"])
-    page = BeautifulSoup(retrieve.show(retrieve.Retrieved(data, queries, ranked, [])).data, "html.parser")
+    page = BeautifulSoup(retrieve.show(retrieve.Retrieved(data, queries, ranked)).data, "html.parser")
     assert not page.find("script") and page.h3.text == f"User {user}"
     lines = [line.text for line in page.find_all("li")]
     assert lines[:2] == [f"{hostile} &amp; title", f"{hostile}item (not in the catalogue)"]

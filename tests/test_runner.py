@@ -68,13 +68,13 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
     folder, _ = small_run
     found = queries.read(folder.queries, 3, 0)
     ranked = read_trec(folder.ranking("gloss")).set_axis(["user", "item", "score"], axis=1)
-    results = retrieve.Retrieved(Dataset.load(folder.data), found, ranked, [])
+    results = retrieve.Retrieved(Dataset.load(folder.data), found, ranked)
     for user in found["user"].iloc[[0, 5]]:
         assert retrieve.browse(results, user).children[0].value == user
     assert retrieve.browse(results).children[0].value == stories.telling_user(found, ranked)
 
 
-def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch):
+def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch, capsys):
     folder, _ = copied_run
     texts = folder.queries.read_bytes()
     monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
@@ -82,8 +82,8 @@ def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypat
     values = {name: values[name] for name in P.MODELS[P.RETRIEVE].model_fields}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
     run = open_run(P.RETRIEVE, values)
-    results = retrieve.prepare(run)
-    assert "nothing that they depend on has changed" in results.notes[0] and folder.queries.read_bytes() == texts
+    retrieve.prepare(run)
+    assert "nothing that they depend on has changed" in capsys.readouterr().out and folder.queries.read_bytes() == texts
     run.finish()
     assert not (folder.notebooks / "04_retrieve.html").exists()  # it would show other results
     assert "recall@5" not in notebooks.summary(folder)  # the metrics are of the ranking before

@@ -34,7 +34,7 @@ SEVERAL = {"engine": "ray", "workers": 2, "generation_batch_tokens": 4000}  # ba
 def generated(run: Run) -> list[tuple]:
     """What is written for all users, generated anew."""
     data = Dataset.load(run.folder.data)
-    rows, journal = retrieve._written(run, data, splits.evaluation_examples(data, "test")["history"], {}, [])
+    rows, journal = retrieve._written(run, data, splits.evaluation_examples(data, "test")["history"], {})
     journal.unlink()  # else the next call would find this one's batches
     return rows
 

@@ -2,38 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
-from gloss_utils.rank import candidates, cooccurrence
-from gloss_utils.rank.candidates import Histories, Index
+from gloss_utils.rank import cooccurrence
+from gloss_utils.rank.candidates import Histories, Index, as_ranking, last_item_texts, nearest_items
 from gloss_utils.rank.evidence import hybrid
+from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.weights import HybridSettings
 
 LAST_ITEM = ("lis-bm25", "lis-dense", "lis-bm25-unseen", "lis-dense-unseen")
-METHODS = ("popularity", *LAST_ITEM, "item-knn")
 
 
-def rank_all(
-    histories: Histories,
-    training_sequences: Histories,
-    titles: Mapping[str, str],
-    indexes: Mapping[str, Index],
-    settings: HybridSettings,
-    depth: int,
-) -> dict[str, pd.DataFrame]:
-    """All rankings for the users of the histories, by method.
-
-    training_sequences: see `splits.training_sequences`. titles: each item's, in the catalogue's order. indexes: "dense"
-    and "bm25". settings: how `item_knn` counts.
-    """
-    items = pd.Index(list(titles))
-    rankings = {"popularity": popularity(histories, training_sequences, items, depth)}
+def rank_all(ranker: Ranker) -> dict[str, pd.DataFrame]:
+    """The rankings of these rivals, by method, for the users of a ranker."""
+    histories, known, items, depth = ranker.histories, ranker.training_sequences, ranker.items, ranker.depth
+    rankings = {"popularity": popularity(histories, known, items, depth)}
     for method in LAST_ITEM:
-        index, unseen = indexes[method.split("-")[1]], method.endswith("unseen")
-        rankings[method] = last_item_search(histories, index, titles, depth, unseen)
-    rankings["item-knn"] = item_knn(histories, training_sequences, items, settings, depth)
-    return rankings
+        index, unseen = ranker.indexes[method.split("-")[1]], method.endswith("unseen")
+        rankings[method] = last_item_search(histories, index, ranker.titles, depth, unseen)
+    return rankings | {"item-knn": item_knn(histories, known, items, ranker.settings, depth)}
 
 
 def popularity(
@@ -43,11 +30,9 @@ def popularity(
 
     Equally popular items keep the catalogue's order, in which `items` are; those that do not occur are not ranked.
     """
-    counts = cooccurrence.counts(training_sequences.values(), items)
-    order = np.argsort(-counts, kind="stable")[: min(depth, int((counts > 0).sum()))]
-    top = pd.DataFrame({"item": pd.Index(items)[order], "score": counts[order].astype(float)})
-    ranked = pd.DataFrame({"user": list(histories)}).merge(top.assign(rank=range(1, len(top) + 1)), how="cross")
-    return ranked[candidates.RANKING_COLUMNS]
+    counts = pd.Series(cooccurrence.counts(training_sequences.values(), items), pd.Index(items, name="item"), float)
+    top = counts[counts > 0].sort_values(ascending=False, kind="stable").rename("score").reset_index()
+    return as_ranking(pd.DataFrame({"user": list(histories)}).merge(top[:depth], how="cross"), histories, depth)
 
 
 def last_item_search(
@@ -58,18 +43,13 @@ def last_item_search(
     The item itself is not removed, unless `unseen`, which leaves out all the user has. titles: each item's, in the
     catalogue's order.
     """
-    queries, items = candidates.last_item_texts(histories, titles), pd.Index(list(titles))
+    queries, items = last_item_texts(histories, titles), list(titles)
     if not unseen or queries.empty:
-        return candidates.as_ranking(candidates.nearest_items(queries, index, items, depth), depth)
-    # Look as deep as a history is long, users of like length together, so that one long history costs only itself.
-    length = queries["user"].map(lambda user: int(np.ceil(np.log2(len(set(histories[user])) + 1))))
-    parts = [
-        candidates.without_seen(candidates.nearest_items(some, index, items, depth + 2**power), histories)
-        for power, some in queries.groupby(length)
-    ]
-    order = {user: place for place, user in enumerate(histories)}
-    found = pd.concat(parts)
-    return candidates.as_ranking(found.sort_values("user", key=lambda users: users.map(order), kind="stable"), depth)
+        return as_ranking(nearest_items(queries, index, items, depth), histories, depth)
+    # Look past a history, users with histories of like length together, so that a long one costs only itself.
+    deep = queries["user"].map(lambda user: depth + 2 ** len(set(histories[user])).bit_length())
+    found = [nearest_items(some, index, items, k) for k, some in queries.groupby(deep)]
+    return as_ranking(pd.concat(found), histories, depth, exclude_seen=True)
 
 
 def item_knn(

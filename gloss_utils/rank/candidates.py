@@ -1,7 +1,7 @@
 """Candidates: the items that texts lead to. A frame with columns user, query (the text's number, from 1), item, score,
 strength (the score as a share of a perfect match's: 1 for a perfect match, 0 or less for none)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,18 +34,11 @@ def nearest_items(queries: pd.DataFrame, index: Index, items: Sequence[str], k: 
     texts = _numbered(queries)
     texts = texts[texts["texts"].fillna("").str.strip().astype(bool)]
     if texts.empty:
-        return pd.DataFrame({column: [] for column in COLUMNS})
+        return pd.DataFrame(columns=COLUMNS)
     places, scores = index.search(texts["texts"].tolist(), k)
-    width = places.shape[1]
-    return pd.DataFrame(
-        {
-            "user": np.repeat(texts["user"].to_numpy(), width),
-            "query": np.repeat(texts["query"].to_numpy(), width),
-            "item": pd.Index(items).to_numpy()[places.ravel()],
-            "score": scores.ravel(),
-            "strength": index.strength(scores).ravel(),
-        }
-    )
+    found = texts.loc[texts.index.repeat(places.shape[1]), ["user", "query"]].reset_index(drop=True)
+    item, strength = pd.Index(items).to_numpy()[places.ravel()], index.strength(scores).ravel()
+    return found.assign(item=item, score=scores.ravel(), strength=strength)
 
 
 def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
@@ -57,6 +50,11 @@ def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str]) -> p
     return _numbered(queries).merge(known, on="texts").assign(score=1.0, strength=1.0)[COLUMNS]
 
 
+def _numbered(queries: pd.DataFrame) -> pd.DataFrame:
+    texts = queries[["user", "texts"]].explode("texts", ignore_index=True)
+    return texts.assign(query=texts.groupby("user", sort=False).cumcount() + 1)
+
+
 def last_item_texts(histories: Histories, titles: Mapping[str, str]) -> pd.DataFrame:
     """The text of the last item that has a title, as the only query of each user who has one: user, texts."""
     known = ((user, [item for item in history if item in titles]) for user, history in histories.items())
@@ -64,20 +62,16 @@ def last_item_texts(histories: Histories, titles: Mapping[str, str]) -> pd.DataF
     return pd.DataFrame(rows, columns=["user", "texts"])
 
 
-def without_seen(candidates: pd.DataFrame, histories: Mapping[str, Collection[str]]) -> pd.DataFrame:
-    """The candidates that are not in their user's history."""
-    seen = {user: set(history) for user, history in histories.items()}
-    new = [item not in seen[user] for user, item in zip(candidates["user"], candidates["item"], strict=True)]
-    return candidates[np.array(new, dtype=bool)]
+def as_ranking(candidates: pd.DataFrame, histories: Histories, depth: int, exclude_seen: bool = False) -> pd.DataFrame:
+    """The first `depth` candidates of each user as a ranking, in the order given; users in that of the histories.
 
-
-def as_ranking(candidates: pd.DataFrame, depth: int) -> pd.DataFrame:
-    """The first `depth` candidates of each user as a ranking, in the order given."""
+    exclude_seen: leave out what is in the user's history.
+    """
+    if exclude_seen:
+        seen = {user: set(history) for user, history in histories.items()}
+        pairs = zip(candidates["user"], candidates["item"], strict=True)
+        candidates = candidates[np.array([item not in seen[user] for user, item in pairs], dtype=bool)]
+    place = {user: place for place, user in enumerate(histories)}
+    candidates = candidates.sort_values("user", key=lambda users: users.map(place), kind="stable")
     rank = candidates.groupby("user", sort=False).cumcount() + 1
     return candidates.assign(rank=rank)[rank <= depth][RANKING_COLUMNS].reset_index(drop=True)
-
-
-def _numbered(queries: pd.DataFrame) -> pd.DataFrame:
-    texts = queries[["user", "texts"]].explode("texts", ignore_index=True)
-    texts["query"] = texts.groupby("user", sort=False).cumcount() + 1
-    return texts

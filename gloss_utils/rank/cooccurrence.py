@@ -14,7 +14,7 @@ PAIRS_AT_A_TIME = 2**26  # a few gigabytes
 def encode(histories: Histories, items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """All histories one after the other: whose each interaction is (the history's place), and the item's place in
     `items`. Items that are not among them are left out."""
-    lengths = np.fromiter((len(history) for history in histories), np.int64)
+    lengths = np.fromiter(map(len, histories), np.int64)
     flat = np.array([item for history in histories for item in history], dtype=object)
     places = pd.Index(items).get_indexer(flat)
     owners = np.repeat(np.arange(len(lengths)), lengths)
@@ -46,31 +46,28 @@ def following(
     owners, places = encode(histories, items)
     occur = np.bincount(places, minlength=len(items))
     block = np.cumsum(occur) * 2 * window // PAIRS_AT_A_TIME
-    starts = np.flatnonzero(np.diff(block, prepend=-1))
     parts = []
-    for first, end in pairwise([*starts, len(items)]):
-        matrix = _following(owners, places, first, end, len(items), window, decay, backward)
+    for first, end in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)), len(items)]):
+        rows, columns, values = [], [], []
+        for row, column, value in _pairs(owners, places, window, decay, backward):
+            kept = (row >= first) & (row < end)
+            rows.append(row[kept] - first)
+            columns.append(column[kept])
+            values.append(np.full(len(rows[-1]), value))
+        entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+        matrix = sparse.csr_matrix(entries, (end - first, len(items)))
         matrix = sparse.csr_matrix(sparse.diags_array(np.maximum(occur[first:end], 1.0) ** -damping) @ matrix)
         parts.append(matrix if neighbours is None else strongest(matrix, neighbours))
     return sparse.csr_matrix(sparse.vstack(parts))
 
 
-def _following(owners, places, first: int, end: int, items: int, window: int, decay: float, backward: float):
-    """The counts of the rows from `first` to before `end`."""
-    rows, columns, values = [], [], []
-    inside = (places >= first) & (places < end)
+def _pairs(owners: np.ndarray, places: np.ndarray, window: int, decay: float, backward: float):
+    """Yields the items of rows and of columns, and what each such pair counts."""
     for apart in range(1, window + 1):
-        same = owners[apart:] == owners[:-apart]
-        for row, column, weight in (
-            (slice(None, -apart), slice(apart, None), 1.0),
-            (slice(apart, None), slice(None, -apart), backward),
-        ):
-            kept = same & inside[row]
-            rows.append(places[row][kept] - first)
-            columns.append(places[column][kept])
-            values.append(np.full(len(rows[-1]), weight * decay ** (apart - 1)))
-    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-    return sparse.csr_matrix(entries, (end - first, items))
+        same = np.flatnonzero(owners[apart:] == owners[:-apart])
+        earlier, later = places[same], places[same + apart]
+        yield earlier, later, decay ** (apart - 1)
+        yield later, earlier, backward * decay ** (apart - 1)
 
 
 def recent(histories: Histories, items: Sequence[str], recency: float) -> sparse.csr_matrix:

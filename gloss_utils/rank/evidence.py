@@ -12,7 +12,6 @@ Votes and co-occurrence count by their square roots: the second voter adds less 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ import pandas as pd
 from scipy import sparse
 
 from gloss_utils.rank import cooccurrence
-from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories
+from gloss_utils.rank.candidates import Histories, as_ranking
 from gloss_utils.rank.weights import FEATURES, PARTS, HybridSettings
 
 USERS_AT_A_TIME = 2048
@@ -44,8 +43,8 @@ def hybrid(
     `splits.training_sequences`). items: ids in the catalogue's order. depth: items per ranking, or as many as there
     are. exclude_seen: leave out what the user has. weights: of features; by default those of the settings.
     """
-    evidence = Evidence(found, histories, training_sequences, items, settings)
-    return evidence.rankings({"": settings.weights if weights is None else weights}, exclude_seen, depth)[""]
+    weightings = {"": settings.weights if weights is None else weights}
+    return Evidence(histories, training_sequences, items, settings).rankings(found, weightings, depth, exclude_seen)[""]
 
 
 def fused(found: Mapping[str, pd.DataFrame], *known, **options) -> pd.DataFrame:
@@ -60,37 +59,77 @@ def without_part(part: str, weights: Mapping[str, float]) -> dict[str, float]:
 
 
 @dataclass
-class Candidates:
-    """Items that something speaks for, of some users: aligned arrays, sorted by user, then item.
-
-    user, item: places in the users and in the catalogue. features: [rows, len(FEATURES)].
-    """
-
-    user: np.ndarray
-    item: np.ndarray
-    features: np.ndarray
-
-
-@dataclass
 class Evidence:
-    """All that is known of some users and items (see `hybrid`). It is gathered once; `rankings` weighs it in any number
-    of ways."""
+    """What histories and training sequences say of users and items (see `hybrid`). It is counted once; `rankings` adds
+    any votes to it and weighs it in any number of ways."""
 
-    found: Mapping[str, pd.DataFrame]
     histories: Histories
     training_sequences: Histories
     items: Sequence[str]
     settings: HybridSettings
 
     def __post_init__(self):
-        self.users, self.items, settings = pd.Index(list(self.histories)), pd.Index(self.items), self.settings
-        self.votes = {feature: self._votes(feature, rows) for feature, rows in self.found.items()}
-        sequences = list(self.training_sequences.values())
+        self.users, self.items = pd.Index(list(self.histories)), pd.Index(self.items)
+        sequences = self.training_sequences.values()
         self.counts = cooccurrence.counts(sequences, self.items)
-        self.popular = np.lexsort((np.arange(len(self.items)), -self.counts))
-        counting = {name: getattr(settings, name) for name in ("window", "decay", "backward", "damping", "neighbours")}
+        self.popular = np.argsort(-self.counts, kind="stable")
+        counting = self.settings.model_dump(include={"window", "decay", "backward", "damping", "neighbours"})
         self.following = cooccurrence.following(sequences, self.items, **counting)
-        self.recent = cooccurrence.recent(list(self.histories.values()), self.items, settings.recency)
+        self.recent = cooccurrence.recent(self.histories.values(), self.items, self.settings.recency)
+
+    def rankings(
+        self,
+        found: Mapping[str, pd.DataFrame],
+        weightings: Mapping[str, Mapping[str, float]],
+        depth: int = 10,
+        exclude_seen: bool = True,
+    ) -> dict[str, pd.DataFrame]:
+        """Rank every user's candidates by the weighted sum of their features, rounded to 5 decimals, by each weighting.
+
+        A feature without weight counts nothing. Of equal scores the item that occurs more often in training sequences
+        comes first, then the catalogue's order. A ranking has `depth` items, or as many as may be ranked.
+        """
+        best = {name: [] for name in weightings}
+        for some in self.candidates(found, depth, exclude_seen):
+            users, items, features = (some[column].to_numpy() for column in ("user", "item", list(FEATURES)))
+            for name, weights in weightings.items():
+                score = np.round(features @ [weights.get(feature, 0.0) for feature in FEATURES], DECIMALS)
+                order = np.lexsort((items, -self.counts[items], -score, users))
+                rows = some[["user", "item"]].assign(score=score).iloc[order].groupby("user").head(depth)
+                best[name].append(rows.assign(user=self.users[rows["user"]], item=self.items[rows["item"]]))
+        return {name: as_ranking(pd.concat(frames), self.histories, depth) for name, frames in best.items()}
+
+    def candidates(
+        self, found: Mapping[str, pd.DataFrame], depth: int, exclude_seen: bool = True
+    ) -> Iterator[pd.DataFrame]:
+        """The candidates of all users, some users at a time: columns user and item (places), and `FEATURES`.
+
+        They are the items with a vote, the `neighbours` that co-occur most with the history, and the `depth` most
+        popular; where these are fewer than `depth`, as many popular ones more, if the catalogue has them.
+        exclude_seen: leave out what the user has.
+        """
+        votes = {feature: self._votes(feature, rows) for feature, rows in found.items()}
+        items = len(self.items)
+        for start in range(0, len(self.users), USERS_AT_A_TIME):
+            rows = slice(start, start + USERS_AT_A_TIME)
+            voted, recent = {feature: matrix[rows] for feature, matrix in votes.items()}, self.recent[rows]
+            follows, users = recent @ self.following, recent.shape[0]
+            near = cooccurrence.strongest(follows, self.settings.neighbours)
+            popular = np.arange(users)[:, None] * items + self.popular[:depth]
+            seen = _keys(recent)[: None if exclude_seen else 0]
+            keys = [*map(_keys, voted.values()), _keys(near), popular.ravel()]
+            keys = np.setdiff1d(np.concatenate(keys), seen)
+            have, had = (np.bincount(some // items, minlength=users) for some in (keys, seen))
+            # Each looks as far as they may need to: as far as the longest history takes much memory for all.
+            short = np.flatnonzero(have < depth)
+            more = [user * items + self.popular[: depth + have[user] + had[user]] for user in short]
+            if more:
+                keys = np.setdiff1d(np.concatenate([keys, *more]), seen)
+            user, item = np.divmod(keys, items)
+            features = dict.fromkeys(FEATURES, 0.0) | {"popularity": np.log1p(self.counts[item])}
+            for feature, matrix in (voted | {"cooccurrence": follows}).items():
+                features[feature] = np.sqrt(np.asarray(matrix[user, item]).ravel())
+            yield pd.DataFrame({"user": start + user, "item": item} | features)
 
     def _votes(self, feature: str, found: pd.DataFrame) -> sparse.csr_matrix:
         """What texts say, [users, items]: a user's b-th text gives an item 1/b · exp((strength - 1) / temperature).
@@ -103,74 +142,8 @@ class Evidence:
         places = self.users.get_indexer(some["user"]), self.items.get_indexer(some["item"])
         return sparse.csr_matrix((values, places), (len(self.users), len(self.items)))
 
-    def with_votes(self, found: Mapping[str, pd.DataFrame]) -> "Evidence":
-        """The same, with other candidates in the place of what was found for these features."""
-        other = copy(self)
-        other.votes = self.votes | {feature: self._votes(feature, rows) for feature, rows in found.items()}
-        return other
-
-    def rankings(
-        self, weightings: Mapping[str, Mapping[str, float]], exclude_seen: bool, depth: int
-    ) -> dict[str, pd.DataFrame]:
-        """Rank every user's candidates by the weighted sum of their features, rounded to 5 decimals, by each weighting.
-
-        A feature without weight counts nothing. Of equal scores the item that occurs more often in training sequences
-        comes first, then the catalogue's order. A ranking has `depth` items, or as many as may be ranked.
-        """
-        parts = {name: [] for name in weightings}
-        for some in self.candidates(exclude_seen, depth):
-            for name, weights in weightings.items():
-                score = np.round(some.features @ [weights.get(feature, 0.0) for feature in FEATURES], DECIMALS)
-                order = np.lexsort((some.item, -self.counts[some.item], -score, some.user))
-                user = some.user[order]
-                rank = np.arange(len(user)) - np.searchsorted(user, user) + 1
-                kept = rank <= depth
-                best = order[kept]
-                columns = self.users[some.user[best]], rank[kept], self.items[some.item[best]], score[best]
-                parts[name].append(pd.DataFrame(dict(zip(RANKING_COLUMNS, columns, strict=True))))
-        return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
-
-    def candidates(self, exclude_seen: bool, depth: int) -> Iterator[Candidates]:
-        """The candidates of all users, some users at a time.
-
-        They are the items with a vote, the `neighbours` that co-occur most with the history, and the `depth` most
-        popular; where these are fewer than `depth`, as many popular ones more, if the catalogue has them.
-        exclude_seen: leave out what the user has.
-        """
-        for start in range(0, len(self.users), USERS_AT_A_TIME):
-            rows = slice(start, start + USERS_AT_A_TIME)
-            known = {feature: matrix[rows] for feature, matrix in self.votes.items()}
-            recent = self.recent[rows]
-            follows = recent @ self.following
-            seen = _keys(recent)[: None if exclude_seen else 0]
-            proposed = [*known.values(), cooccurrence.strongest(follows, self.settings.neighbours)]
-            keys = self._filled([_keys(matrix) for matrix in proposed], seen, recent.shape[0], depth)
-            yield self._with_features(start, known | {"cooccurrence": follows}, keys)
-
-    def _filled(self, proposed: list[np.ndarray], seen: np.ndarray, users: int, depth: int) -> np.ndarray:
-        items, everyone = len(self.items), np.arange(users)
-        popular = (everyone[:, None] * items + self.popular[:depth]).ravel()
-        keys = np.setdiff1d(np.concatenate([*proposed, popular]), seen)
-        have = np.bincount(keys // items, minlength=users)
-        short = everyone[have < depth]
-        if len(short):
-            # Each looks as far as they may need to: as far as the longest history takes much memory for all.
-            far = np.minimum(depth + have[short] + np.bincount(seen // items, minlength=users)[short], items)
-            rank = np.arange(far.sum()) - np.repeat(np.cumsum(far) - far, far)
-            keys = np.setdiff1d(np.concatenate([keys, np.repeat(short, far) * items + self.popular[rank]]), seen)
-        return keys
-
-    def _with_features(self, start: int, known: dict[str, sparse.csr_matrix], keys: np.ndarray) -> Candidates:
-        user, item = np.divmod(keys, len(self.items))
-        features = np.zeros((len(keys), len(FEATURES)))
-        for feature, matrix in known.items():
-            features[:, FEATURES.index(feature)] = np.sqrt(matrix[user, item])
-        features[:, FEATURES.index("popularity")] = np.log1p(self.counts[item])
-        return Candidates(start + user, item, features)
-
 
 def _keys(matrix: sparse.csr_matrix) -> np.ndarray:
     """user × items + item of every entry."""
-    matrix.sort_indices()
-    users = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    return users * matrix.shape[1] + matrix.indices
+    entries = matrix.tocoo()
+    return entries.row.astype(np.int64) * matrix.shape[1] + entries.col

@@ -4,7 +4,7 @@ import hashlib
 
 import pandas as pd
 
-from gloss_utils.rank.candidates import Histories, as_ranking, without_seen
+from gloss_utils.rank.candidates import Histories, as_ranking
 
 TOP_K = 1  # items of each text that are candidates
 
@@ -20,15 +20,10 @@ def paper_rule(
     exclude_seen: leave out what the user already has (the paper does not).
     """
     last = candidates.drop_duplicates(["user", "item"], keep="last")
-    if exclude_seen:
-        last = without_seen(last, histories)
-    order = {user: place for place, user in enumerate(histories)}
-    last = last.assign(
-        place=last["user"].map(order),
-        tie=[_hash(seed, user, item) for user, item in zip(last["user"], last["item"], strict=True)],
-    )
-    return as_ranking(last.sort_values(["place", "score", "tie"], ascending=[True, False, True]), depth)
+    tie = [_hash(seed, user, item) for user, item in zip(last["user"], last["item"], strict=True)]
+    ordered = last.assign(tie=tie).sort_values(["score", "tie"], ascending=[False, True])
+    return as_ranking(ordered, histories, depth, exclude_seen)
 
 
-def _hash(seed: int, user: str, item: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{user}\0{item}".encode(), digest_size=8).digest())
+def _hash(seed: int, user: str, item: str) -> str:
+    return hashlib.blake2b(f"{seed}\0{user}\0{item}".encode(), digest_size=8).hexdigest()

@@ -1,5 +1,6 @@
 """One door to the paper's rule, `fused` and `hybrid`, for the users of some queries: it searches, and ranks."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,23 +42,23 @@ class Ranker:
 
     def __post_init__(self):
         self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))
-        self.items = pd.Index(list(self.titles))
+        self.items = list(self.titles)
+        self.votes = (f"texts_{self.retriever}",) if self.rule == FUSED else VOTES
         self._found: dict[str, pd.DataFrame] = {}
 
-    def rank(self, texts: int | None = None) -> pd.DataFrame:
-        """By the rule, from each user's first so many `texts` (null: all)."""
+    def rank(self, texts: float = math.inf) -> pd.DataFrame:
+        """By the rule, from each user's first so many `texts`."""
         if self.rule == PAPER:
             return self.paper(self.retriever, texts, self.top_k or TOP_K, bool(self.exclude_seen))
         weights = dict.fromkeys(self.votes, 1.0) if self.rule == FUSED else self.settings.weights
         return self.weighted({"": weights}, texts)[""]
 
     def paper(
-        self, retriever: str, texts: int | None = None, top_k: int = TOP_K, exclude_seen: bool = False
+        self, retriever: str, texts: float = math.inf, top_k: int = TOP_K, exclude_seen: bool = False
     ) -> pd.DataFrame:
         """By the paper's rule, whatever the rule."""
         found = self.paper_candidates(retriever, top_k)
-        found = found if texts is None else found[found["query"] <= texts]
-        return paper_rule(found, self.histories, self.seed, self.depth, exclude_seen)
+        return paper_rule(found[found["query"] <= texts], self.histories, self.seed, self.depth, exclude_seen)
 
     def paper_candidates(self, retriever: str, top_k: int = TOP_K) -> pd.DataFrame:
         """The candidates of the paper's rule: the `top_k` items of every text."""
@@ -66,18 +67,11 @@ class Ranker:
         found = self.candidates(f"texts_{retriever}")
         return found[found.groupby(["user", "query"], sort=False).cumcount() < top_k]
 
-    def weighted(self, weightings: Mapping[str, Mapping], texts: int | None = None) -> dict[str, pd.DataFrame]:
+    def weighted(self, weightings: Mapping[str, Mapping], texts: float = math.inf) -> dict[str, pd.DataFrame]:
         """By the sum of all evidence (see `evidence`), one ranking per weighting."""
-        evidence = self.evidence
-        if texts is not None:
-            found = {feature: self.candidates(feature) for feature in self.votes if feature.startswith("texts")}
-            evidence = evidence.with_votes({name: rows[rows["query"] <= texts] for name, rows in found.items()})
-        return evidence.rankings(weightings, self.exclude_seen is not False, self.depth)
-
-    @property
-    def votes(self) -> tuple[str, ...]:
-        """The features that are votes under the rule: of `fused`, the texts' alone, by one retriever."""
-        return (f"texts_{self.retriever}",) if self.rule == FUSED else VOTES
+        found = {feature: self.candidates(feature) for feature in self.votes}
+        found = {feature: rows[rows["query"] <= texts] for feature, rows in found.items()}
+        return self.evidence.rankings(found, weightings, self.depth, self.exclude_seen is not False)
 
     def candidates(self, feature: str) -> pd.DataFrame:
         """The candidates whose votes a feature is: of the generated texts, or of the last item's own text."""
@@ -90,6 +84,5 @@ class Ranker:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What votes and training sequences say."""
-        found = {feature: self.candidates(feature) for feature in self.votes}
-        return Evidence(found, self.histories, self.training_sequences, self.items, self.settings)
+        """What histories and training sequences say."""
+        return Evidence(self.histories, self.training_sequences, self.items, self.settings)

@@ -5,8 +5,6 @@ attention, one table of embeddings for reading and for scoring. The loss is over
 original draws one negative; the published numbers, which used the original's, are lower.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -19,12 +17,13 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gloss_utils.base.files import digest
 from gloss_utils.base.seals import is_sealed, write_sealed
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import training
 from gloss_utils.rank import cooccurrence
-from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories
+from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories, as_ranking
 
 PAD = 0  # item number i is token i + 1
 LENGTH = 50  # the last so many items of a history are read
@@ -97,8 +96,7 @@ def train(
     """
     texts = [ids for ids in encode(sequences, items) if len(ids) > 1]
     held_out = encode(validation, items)
-    digest = hashlib.sha256(json.dumps([texts, held_out]).encode()).hexdigest()
-    made_from = asdict(settings) | {"items": len(items), "texts": digest}
+    made_from = asdict(settings) | {"items": len(items), "texts": digest([texts, held_out])}
     if is_sealed(folder, made_from):
         return SASRec.from_pretrained(folder, use_safetensors=True).eval()
     training.seed_everything(settings.seed)
@@ -139,26 +137,20 @@ def rank(
 
     A user whose history holds nothing of the catalogue `items` is not ranked for.
     """
-    ids, users, of_users = pd.Index(items), list(histories), list(histories.values())
+    ids, inputs = pd.Index(items), dict(zip(histories, encode(histories.values(), items), strict=True))
     unknown = torch.from_numpy(cooccurrence.counts(list(sequences), ids) == 0)
-    inputs = encode(of_users, ids)
-    places = sorted((place for place in range(len(users)) if inputs[place]), key=lambda place: len(inputs[place]))
-    best = {}
-    for start in tqdm(range(0, len(places), USERS_AT_A_TIME), desc="SASRec ranks", unit="batch", mininterval=2):
-        some = places[start : start + USERS_AT_A_TIME]
-        rows = [torch.tensor(inputs[place]) for place in some]
+    users, found = pd.Index(sorted(filter(inputs.get, inputs), key=lambda user: len(inputs[user]))), []
+    for start in tqdm(range(0, len(users), USERS_AT_A_TIME), desc="SASRec ranks", unit="batch", mininterval=2):
+        some = users[start : start + USERS_AT_A_TIME]
+        rows = [torch.tensor(inputs[user]) for user in some]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(model.device)
         hidden = model.transformer(tokens, attention_mask=(tokens != PAD).long()).last_hidden_state
         last = hidden[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in rows])]
         scores = model.lm_head(last)[:, 1:].float().cpu().masked_fill(unknown, -torch.inf)
-        owners, seen = cooccurrence.encode([of_users[place] for place in some], ids)
+        owners, seen = cooccurrence.encode([histories[user] for user in some], ids)
         scores[owners, seen] = -torch.inf
-        found = scores.topk(min(depth, len(ids)))
-        best |= dict(zip(some, zip(found.indices.tolist(), found.values.tolist(), strict=True), strict=True))
-    rows = [
-        (users[place], rank, ids[item], score)
-        for place in sorted(best)
-        for rank, (item, score) in enumerate(zip(*best[place], strict=True), 1)
-        if score > -torch.inf
-    ]
-    return pd.DataFrame(rows, columns=RANKING_COLUMNS)
+        best, places = (values.numpy() for values in scores.topk(min(depth, len(ids))))
+        user = some.repeat(best.shape[1])
+        found.append(pd.DataFrame({"user": user, "item": ids[places.ravel()], "score": best.ravel()}))
+    found = pd.concat(found) if found else pd.DataFrame(columns=RANKING_COLUMNS)
+    return as_ranking(found[found["score"] > -np.inf], histories, depth)

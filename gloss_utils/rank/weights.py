@@ -1,10 +1,10 @@
 """What `hybrid` counts, and how much: its parts and features, and the file that weighs them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gloss_utils.base.errors import GlossError
 
@@ -42,15 +42,10 @@ class HybridSettings(BaseModel):
     backward: Number
     damping: Number
     recency: Number
-    weights: dict[str, Number]
-    fitted_on: dict[str, str]
-
-    @field_validator("weights")
-    @classmethod
-    def _all_features(cls, weights: dict[str, float]) -> dict[str, float]:
-        if set(weights) != set(FEATURES):
-            raise ValueError
-        return weights
+    weights: dict[Literal[FEATURES], Number] = Field(
+        min_length=len(FEATURES), description=f"weights for {', '.join(FEATURES)}, each a number from 0 up"
+    )
+    fitted_on: dict[str, str] = Field(description="sha256: name")
 
     @classmethod
     def read(cls, path: str | Path) -> "HybridSettings":
@@ -62,19 +57,10 @@ class HybridSettings(BaseModel):
         except (yaml.YAMLError, UnicodeDecodeError):
             wrong = "is not YAML"
         except ValidationError as error:
-            wrong = _wrong(error)
+            first = error.errors()[0]
+            place, fields = first["loc"], cls.model_fields
+            wrong = f"has to hold {', '.join(fields)}, and nothing else"
+            if place and place[0] in fields and first["type"] != "missing":
+                allowed = fields[place[0]].description
+                wrong = f"has {'.'.join(map(str, place))}: {first['input']!r}; allowed is {allowed}"
         raise GlossError(f"parameter ranking_weights: {path} {wrong}; give a file like params/ranking/weights.yaml")
-
-
-def _wrong(error: ValidationError) -> str:
-    """What is wrong first, in one line."""
-    first = error.errors()[0]
-    place, fields = first["loc"], HybridSettings.model_fields
-    if not place or place[0] not in fields or first["type"] == "missing":
-        return f"has to hold {', '.join(fields)}, and nothing else"
-    if place[0] == "fitted_on":
-        return "has to hold fitted_on as sha256: name"
-    if place == ("weights",) or place[-1] == "[key]":
-        return f"has to hold weights for {', '.join(FEATURES)}, and nothing else"
-    allowed = "a number from 0 up" if place[0] == "weights" else fields[place[0]].description
-    return f"has {place[-1]}: {first['input']!r}; allowed is {allowed}"

@@ -6,7 +6,7 @@ import bm25s
 import numpy as np
 
 from gloss_utils.base.files import write_whole
-from gloss_utils.search.order import Found, rounded, search_once, top_k
+from gloss_utils.search.order import Found, distinct, rounded, top_k
 
 
 class BM25Index:
@@ -44,17 +44,16 @@ class BM25Index:
 
         A text that shares no word with the catalogue scores 0 everywhere: the first items come back.
         """
-        return search_once(texts, lambda distinct: self._search(distinct, min(k, self.bm25.scores["num_docs"])))
-
-    def _search(self, texts: list[str], k: int) -> Found:
+        some, places = distinct(texts)
         items = self.bm25.scores["num_docs"]
-        ids, scores = np.empty((len(texts), k), dtype=np.int64), np.empty((len(texts), k))
-        for row, tokens in enumerate(_tokenize(texts)):
+        k = min(k, items)
+        ids, scores = np.empty((len(some), k), dtype=np.int64), np.empty((len(some), k))
+        for row, tokens in enumerate(_tokenize(some)):
             known = [token for token in tokens if token in self.bm25.vocab_dict]
             found = rounded(self.bm25.get_scores(known)) if known else np.zeros(items)
             near = np.flatnonzero(found >= np.partition(found, items - k)[items - k])
             ids[row : row + 1], scores[row : row + 1] = top_k(near[None], found[None, near], k)
-        return ids, scores
+        return ids[places], scores[places]
 
 
 def _tokenize(texts: list[str]) -> list[list[str]]:

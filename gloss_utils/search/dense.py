@@ -12,7 +12,7 @@ from gloss_utils.base.files import read_json, write_json, write_whole
 from gloss_utils.search import on_disk
 from gloss_utils.search.encoder import Encode, Encoder
 from gloss_utils.search.on_disk import FLAT, OnDisk, Places
-from gloss_utils.search.order import Found, rounded, search_once, top_k
+from gloss_utils.search.order import Found, distinct, rounded, top_k
 
 ABOUT = "encoder.json"
 AUTO = "auto"
@@ -33,16 +33,12 @@ class DenseIndex:
     ):
         """about: kind, why it was chosen, and for kinds on disk `rerank` and `chance` (see `strength`)."""
         self.texts, self.faiss, self.encoder, self.about = texts, vectors, encoder, about or {"kind": FLAT}
+        self.on_disk = isinstance(vectors, OnDisk)
         self.places = texts if self.on_disk else {text: place for place, text in reversed(list(enumerate(texts)))}
         self.added: DenseIndex | None = None
 
     def __len__(self) -> int:
         return self.faiss.ntotal + len(self.added or ())
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether texts and vectors are on disk, and the index approximate."""
-        return isinstance(self.faiss, OnDisk)
 
     @classmethod
     def from_vectors(cls, texts: list[str], vectors: np.ndarray, encoder: Encoder, about: dict | None = None):
@@ -54,8 +50,8 @@ class DenseIndex:
     @classmethod
     def build(cls, texts: list[str], encoder_name: str) -> "DenseIndex":
         """A flat index of the catalogue's texts; equal texts are encoded once."""
-        encoder = Encoder(encoder_name)
-        return cls.from_vectors(texts, _encode_once(texts, encoder), encoder)
+        encoder, (some, places) = Encoder(encoder_name), distinct(texts)
+        return cls.from_vectors(texts, encoder(some)[places], encoder)
 
     def save(self, folder: Path):
         """Write a flat index as a folder, whole or not at all."""
@@ -113,7 +109,9 @@ class DenseIndex:
 
     def search(self, texts: list[str], k: int) -> Found:
         """The k nearest items of each text: places in the catalogue and similarities, [texts, min(k, items)]."""
-        return search_once(texts, lambda distinct: self.nearest(self.encode(distinct), k))
+        some, places = distinct(texts)
+        ids, scores = self.nearest(self.encode(some), k)
+        return ids[places], scores[places]
 
     def nearest(self, vectors: np.ndarray, k: int) -> Found:
         """The same for vectors, float32 [vectors, dimensions]."""
@@ -154,22 +152,19 @@ def build_dense(
     kind: flat, hnsw, ivfpq, or auto: by the number of items and the machine's memory. rerank: with hnsw and ivfpq, get
     exact similarities from the vectors on disk. encode: what encodes the texts, by default the encoder in this process.
     """
-    encoder, about = Encoder(encoder_name), {"kind": kind, "why": "the parameter index asks for it"}
+    encoder, why = Encoder(encoder_name), "the parameter index asks for it"
     if kind == AUTO:
-        dimensions = encoder.model.get_embedding_dimension()
-        about = dict(zip(about, on_disk.choose(len(texts), dimensions, on_disk.memory()), strict=True))
-    if about["kind"] == FLAT:
-        index = DenseIndex.from_vectors(texts, _encode_once(texts, encode or encoder), encoder, about)
+        kind, why = on_disk.choose(len(texts), encoder.model.get_embedding_dimension(), on_disk.memory())
+    about, encode = {"kind": kind, "why": why}, encode or encoder
+    if kind == FLAT:
+        some, places = distinct(texts)
+        index = DenseIndex.from_vectors(texts, encode(some)[places], encoder, about)
         index.save(folder)
         return index
     with write_whole(folder) as part:
         part.mkdir()
-        vectors = on_disk.write(part, texts, encode or encoder, about["kind"])
-        about |= {"rerank": rerank}
-        write_json(part / ABOUT, {"encoder": encoder_name, "chance": on_disk.mean_similarity(vectors)} | about)
+        vectors = on_disk.write_vectors(part / "vectors.npy", texts, Places.write(part, texts), encode)
+        faiss.write_index(on_disk.build(kind, vectors), str(part / "index.faiss"))
+        about |= {"encoder": encoder_name, "chance": on_disk.mean_similarity(vectors), "rerank": rerank}
+        write_json(part / ABOUT, about)
     return DenseIndex.load(folder)
-
-
-def _encode_once(texts: list[str], encode: Encode) -> np.ndarray:
-    distinct, inverse = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-    return encode(list(distinct))[inverse]

@@ -51,13 +51,6 @@ def memory() -> int:
     return total if text == "max" else min(int(text), total)
 
 
-def write(folder: Path, texts: list[str], encode: Encode, kind: str) -> np.ndarray:
-    """Write all files that `Places` and `OnDisk` read; returns the vectors, memory-mapped."""
-    vectors = write_vectors(folder / "vectors.npy", texts, Places.write(folder, texts), encode)
-    faiss.write_index(build(kind, vectors), str(folder / "index.faiss"))
-    return vectors
-
-
 class Places:
     """Each text's first place in the catalogue, in an SQLite file."""
 
@@ -84,16 +77,15 @@ class Places:
 
 def write_vectors(path: Path, texts: list[str], places: Places, encode: Encode) -> np.ndarray:
     """Encode all texts, equal ones once, into an .npy file: float32 [texts, dimensions], memory-mapped."""
-    vectors = None
     for start in range(0, len(texts), BATCH):
         batch = texts[start : start + BATCH]
         here, first = np.arange(start, start + len(batch)), np.array([places.get(text, -1) for text in batch])
         own = first == here
-        new = encode([text for text, is_own in zip(batch, own, strict=True) if is_own]) if own.any() else None
-        if vectors is None:
-            shape = (len(texts), new.shape[1])
-            vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        if new is not None:
+        if own.any():
+            new = encode([text for text, is_own in zip(batch, own, strict=True) if is_own])
+            if start == 0:
+                shape = (len(texts), new.shape[1])
+                vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
             vectors[here[own]] = new
         vectors[here[~own]] = vectors[first[~own]]
     vectors.flush()
@@ -142,8 +134,13 @@ class OnDisk:
     """
 
     def __init__(self, folder: Path, rerank: bool):
-        self.rerank = rerank
-        self.approximate = _read(folder / "index.faiss")
+        self.rerank, file = rerank, str(folder / "index.faiss")
+        self.approximate = faiss.read_index(file, faiss.IO_FLAG_MMAP)
+        if isinstance(self.approximate, faiss.IndexIVF):
+            self.approximate.nprobe = min(NPROBE, self.approximate.nlist)
+        else:  # a graph, which another flag memory-maps
+            self.approximate = faiss.read_index(file, faiss.IO_FLAG_MMAP_IFC)
+            self.approximate.hnsw.efSearch = EF_SEARCH
         self.file = np.load(folder / "vectors.npy", mmap_mode="r")
         self.file._mmap.madvise(mmap.MADV_RANDOM)  # a page is read for one vector
         self.ntotal, self.d = self.file.shape
@@ -162,29 +159,10 @@ class OnDisk:
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         scores, places = self.approximate.search(queries, k)
         if self.rerank:
-            scores = inner_products(queries, self.file, places)
+            arrays = map(faiss.swig_ptr, (scores, queries, self.file, places))
+            faiss.fvec_inner_products_by_idx(*arrays, self.d, *places.shape)
         scores[places < 0] = -np.inf
         return scores, places
-
-
-def _read(path: Path) -> faiss.Index:
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    if isinstance(index, faiss.IndexIVF):
-        index.nprobe = min(NPROBE, index.nlist)
-        return index
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # memory-maps graphs, as the other flag does lists
-    index.hnsw.efSearch = EF_SEARCH
-    return index
-
-
-def inner_products(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Each query's inner products with the vectors at its places, float32 [queries, places per query]."""
-    found = np.full(places.shape, -np.inf, dtype=np.float32)
-    pointer = faiss.swig_ptr
-    faiss.fvec_inner_products_by_idx(
-        pointer(found), pointer(queries), pointer(vectors), pointer(places), vectors.shape[1], *places.shape
-    )
-    return found
 
 
 def exact(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,5 @@
 """The order of what is found: similarities are rounded, and ties are in the catalogue's order (METHOD, 5)."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 DECIMALS = 5
@@ -19,8 +17,7 @@ def top_k(ids: np.ndarray, scores: np.ndarray, k: int) -> Found:
     return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
 
 
-def search_once(texts: list[str], search: Callable[[list[str]], Found]) -> Found:
-    """What `search` finds for each text; equal texts are searched once."""
-    distinct, inverse = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-    ids, scores = search(list(distinct))
-    return ids[inverse], scores[inverse]
+def distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct texts, and where among them each text is."""
+    found, places = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+    return list(found), places
