@@ -28,7 +28,7 @@ run: $(READY)
 	$(PY) -m gloss_utils run $(PARAMS:%=params/%.yaml)
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(PY) -m pytest -m slow

@@ -21,8 +21,8 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models
 from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
 from gloss_utils.rank import items_of_exact_titles, nearest_items
-from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import STAGES
 from gloss_utils.runs.run import Run
 from gloss_utils.search import DenseIndex
 
@@ -118,10 +118,10 @@ def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
 
 
 def _run(folder: RunFolder) -> Run:
-    parameters, stages = {}, folder.stages()
-    for stage in P.STAGES:
-        parameters |= stages[stage]["parameters"] if stage in stages else P.defaults(stage)
-    return Run(folder, "benchmark", {}, parameters)
+    values, stages = {}, folder.stages()
+    for stage in STAGES:
+        values |= stages[stage]["parameters"] if stage in stages else parameters.defaults(stage)
+    return Run(folder, "benchmark", {}, values)
 
 
 if __name__ == "__main__":

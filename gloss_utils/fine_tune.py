@@ -31,8 +31,8 @@ from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import qlora, tiny, training
 from gloss_utils.report import data_plots
-from gloss_utils.runs import notebooks
-from gloss_utils.runs import parameters as P
+from gloss_utils.runs import notebooks, parameters
+from gloss_utils.runs.parameters import FINE_TUNE
 from gloss_utils.runs.run import Run, open_run
 
 # Settings that change how fast or where training runs, not what it is to compute.
@@ -41,7 +41,7 @@ NOT_IN_THE_RESULT = ("gradient_checkpointing", "logs", "report_to")
 
 def start(notebook: dict) -> Run:
     """Start the stage from its notebook's `globals()`."""
-    return open_run(P.FINE_TUNE, notebook)
+    return open_run(FINE_TUNE, notebook)
 
 
 def prepare(run: Run) -> dict | None:
@@ -151,7 +151,7 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]], own: dict):
         )
     with training.as_single_process():
         notebooks.run(files, overrides, last="01")
-        run = open_run(P.FINE_TUNE, own)
+        run = open_run(FINE_TUNE, own)
         if run.base_model == run.folder.base and not run["queries_file"]:
             tiny_base(run, Dataset.load(run.folder.data))
 
@@ -160,9 +160,9 @@ def _run_together(own: dict):
     # What notebook 2 does, in every process.
     together = training.processes()
     together.wait_for_everyone()
-    run = open_run(P.FINE_TUNE, own)
-    if not run.folder.why_run(P.FINE_TUNE, run.own):
-        together.print(f"{P.FINE_TUNE}: up to date")
+    run = open_run(FINE_TUNE, own)
+    if not run.folder.why_run(FINE_TUNE, run.own):
+        together.print(f"{FINE_TUNE}: up to date")
         return
     result = prepare(run)
     if together.is_main_process:
@@ -177,12 +177,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="accelerate launch -m gloss_utils.fine_tune",
         description="Run stage 2 in several processes, and stage 1 before it where it is not up to date.",
     )
-    P.add_parameters(parser)
+    parameters.add_parameters(parser)
     options = parser.parse_args(arguments)
     overrides = [tuple(pair) for pair in options.overrides]
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        own = notebooks.resolve(P.FINE_TUNE, notebooks.given(options.files, overrides))
+        own = notebooks.resolve(FINE_TUNE, notebooks.given(options.files, overrides))
         if is_first:
             _run_first(options.files, overrides, own)
         _run_together(own)

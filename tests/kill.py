@@ -21,8 +21,8 @@ import psutil
 import yaml
 
 from gloss_utils.base.files import fingerprint, write_json
-from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import EVALUATE, ROOT, STAGES
 from tests.conftest import write_parameters
 
 LONGER = {"epochs": 3, "sasrec_epochs": 3, "tiny_steps": 30}  # so that a kill may find checkpoints
@@ -36,13 +36,13 @@ def command(file: Path, *more: str) -> list[str]:
 def start(file: Path, *more: str) -> subprocess.Popen:
     """A run in a process of its own, its output one pipe."""
     return subprocess.Popen(
-        command(file, *more), cwd=P.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command(file, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
     )
 
 
 def environment() -> dict[str, str]:
     """What a run's process finds in its environment (`tests.conftest` sets the number of threads)."""
-    return os.environ | {"PYTHONPATH": str(P.ROOT), "PYTHONUNBUFFERED": "1"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 def until_line(process: subprocess.Popen, text: str):
@@ -72,7 +72,7 @@ def kill(process: subprocess.Popen):
 
 def finished(file: Path, *more: str):
     """Run to the end, which must be good."""
-    done = subprocess.run(command(file, *more), cwd=P.ROOT, capture_output=True, text=True, env=environment())
+    done = subprocess.run(command(file, *more), cwd=ROOT, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
 
 
@@ -86,7 +86,7 @@ def copied(folder: RunFolder, file: Path, root: Path, without: tuple[str, ...]) 
         for name in stages.pop(stage)["outputs"]:
             path = copy.root / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if P.EVALUATE in without:
+    if EVALUATE in without:
         shutil.rmtree(copy.sasrec)
     write_json(copy.manifest, stages)
     return copy, write_parameters(root / "p.yaml", **yaml.safe_load(file.read_text()) | {"run_dir": str(copy.root)})
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", metavar="NN", help="kill in this stage only")
     options = parser.parse_args(arguments)
-    chosen = [stage for stage in P.STAGES if not options.stage or stage.startswith(options.stage)]
+    chosen = [stage for stage in STAGES if not options.stage or stage.startswith(options.stage)]
     rng, failures = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("| kill | stage | seconds into it | of | same bytes |\n| --- | --- | --- | --- | --- |", flush=True)
         for time_number in range(options.times):
             stage = chosen[time_number % len(chosen)]
-            without = P.STAGES[P.STAGES.index(stage) :]
+            without = STAGES[STAGES.index(stage) :]
             folder, own, moment = kill_in(stage, rng.random(), whole, file, root / "killed", without)
             finished(own)
             names = ["metrics.json", *(f"rankings/{path.name}" for path in sorted(whole.rankings.iterdir()))]

@@ -15,8 +15,8 @@ from gloss_utils.__main__ import main
 from gloss_utils.base import hub
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import fingerprint, write_whole
-from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE
 
 
 def error_of(capfd, *arguments) -> str:
@@ -203,7 +203,7 @@ def test_run_folder_of_other_raw_files_or_dataset(copied_run, tmp_path, capfd):
     folder, file = copied_run
     data = tmp_path / "data"
     data.mkdir()
-    inputs = folder.stages()[P.EXPLORE]["inputs"]
+    inputs = folder.stages()[EXPLORE]["inputs"]
     for path in inputs:
         shutil.copy(path, data)
     reviews = data / "reviews_Demo_5.json.gz"
@@ -254,4 +254,4 @@ def test_full_disk_in_a_run(full_disk, small_run, capfd):
     folder = RunFolder(full_disk / "run")
     for path in folder.root.rglob("*.json"):
         json.loads(path.read_text())
-    assert P.FINE_TUNE not in folder.stages()
+    assert FINE_TUNE not in folder.stages()

@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 
-from gloss_utils.runs import parameters as P
+from gloss_utils.runs.parameters import ROOT, STAGES
 from tests.conftest import SMALL
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -42,8 +42,8 @@ def lab(tmp_path):
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
     values = SMALL | {"run_dir": str(tmp_path / "run"), "data_dir": str(tmp_path / "data")}
-    for stage in P.STAGES[:4]:
-        book = json.loads((P.ROOT / f"notebooks/{stage}.ipynb").read_text())
+    for stage in STAGES[:4]:
+        book = json.loads((ROOT / f"notebooks/{stage}.ipynb").read_text())
         cell = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", []))
         cell["source"] = [_set(line, values) for line in cell["source"]]
         (notebooks / f"{stage}.ipynb").write_text(json.dumps(book))
@@ -123,7 +123,7 @@ def step_through(browser, lab, stage: str, pictures) -> list[dict]:
 
 
 def test_notebooks_run_cell_by_cell_and_the_widget_shows_another_user(lab, browser, tmp_path):
-    for stage in P.STAGES[:4]:
+    for stage in STAGES[:4]:
         pictures = tmp_path / "pictures" / stage
         pictures.mkdir(parents=True)
         cells = step_through(browser, lab, stage, pictures)

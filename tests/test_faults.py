@@ -22,23 +22,23 @@ from gloss_utils.base.files import fingerprint, read_json, write_json, write_who
 from gloss_utils.base.seals import seal_of
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models, training
-from gloss_utils.runs import notebooks
-from gloss_utils.runs import parameters as P
+from gloss_utils.runs import notebooks, parameters
 from gloss_utils.runs.folder import identity, needs
 from gloss_utils.runs.journal import Journal
+from gloss_utils.runs.parameters import EVALUATE, INDEX, RETRIEVE, SEGMENTS, STAGES
 from gloss_utils.runs.run import open_run
 from gloss_utils.search import load_encoder
 
 NOBODY = 65534
 
 
-@pytest.mark.parametrize("stage", P.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_flipped_byte_is_named_and_its_stage_is_run_again(copied_run, monkeypatch, capsys, stage):
     """For every file and folder in the manifest."""
     folder, file = copied_run
     again = []
     monkeypatch.setattr(notebooks, "execute", lambda stage, *_: again.append(stage))
-    later = next((other for other in P.STAGES if stage in needs(other, {})), None)
+    later = next((other for other in STAGES if stage in needs(other, {})), None)
     for name in folder.stages()[stage]["outputs"]:
         flip(folder.root / name)
         assert folder.damaged(folder.stages()[stage]) == name
@@ -72,7 +72,7 @@ def test_a_manifest_names_nothing_outside_its_folder(copied_run):
     folder, _ = copied_run
     stages = folder.stages()
     for name in ("../precious", "/tmp/precious"):
-        stages[P.INDEX]["outputs"][name] = "0"
+        stages[INDEX]["outputs"][name] = "0"
         write_json(folder.manifest, stages)
         with one_line_error("manifest.json is damaged; delete it and run again"):
             folder.stages()
@@ -278,15 +278,15 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left(tmp_path):
 def test_a_model_from_outside_that_was_changed_is_named_by_the_stages_that_load_it(copied_run, encoder):
     folder, _ = copied_run
     stages = folder.stages()
-    stages[P.INDEX]["inputs"] = {str(encoder): fingerprint(encoder)}
-    for later in (P.RETRIEVE, P.EVALUATE, P.SEGMENTS):  # as if the run had been made with it
-        stages[later]["builds_on"][P.INDEX] = identity(stages[P.INDEX])
-        for other in (P.RETRIEVE, P.EVALUATE):
+    stages[INDEX]["inputs"] = {str(encoder): fingerprint(encoder)}
+    for later in (RETRIEVE, EVALUATE, SEGMENTS):  # as if the run had been made with it
+        stages[later]["builds_on"][INDEX] = identity(stages[INDEX])
+        for other in (RETRIEVE, EVALUATE):
             if other in stages[later]["builds_on"]:
                 stages[later]["builds_on"][other] = identity(stages[other])
     write_json(folder.manifest, stages)
-    values = P.defaults(P.EVALUATE) | {"run_dir": str(folder.root)}
-    open_run(P.EVALUATE, values).lock.release()
+    values = parameters.defaults(EVALUATE) | {"run_dir": str(folder.root)}
+    open_run(EVALUATE, values).lock.release()
     flip(encoder / "config.json")
-    with one_line_error(str(encoder), f"not as {P.INDEX} read it", f"run notebooks/{P.INDEX}.ipynb again"):
-        open_run(P.EVALUATE, values)
+    with one_line_error(str(encoder), f"not as {INDEX} read it", f"run notebooks/{INDEX}.ipynb again"):
+        open_run(EVALUATE, values)

@@ -13,9 +13,9 @@ from helpers import dense, one_line_error
 from gloss_utils import build_index
 from gloss_utils.data.prompts import item_text
 from gloss_utils.report import data_plots
-from gloss_utils.runs import parameters as P
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import INDEX
 from gloss_utils.runs.run import Run
 from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex, encoder
 from gloss_utils.search.dense import MARGIN
@@ -86,7 +86,7 @@ def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypat
 
     monkeypatch.setattr(workers, "map_parts", backwards, raising=False)
     monkeypatch.setattr(build_index, "TEXTS_PER_PART", 2)
-    run = Run(RunFolder(tmp_path), P.INDEX, {}, {"encoder": "an encoder", "workers": 2})
+    run = Run(RunFolder(tmp_path), INDEX, {}, {"encoder": "an encoder", "workers": 2})
     assert build_index.encode_with_workers(run, ["a", "bb", "ccc", "dddd", "eeeee"])[:, 0].tolist() == [1, 2, 3, 4, 5]
 
 

@@ -12,15 +12,20 @@ import pytest
 from kill import copied, differing, environment, family, finished, kill_in, start, until_line
 
 from gloss_utils.__main__ import main
-from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.lock import take
+from gloss_utils.runs.parameters import FINE_TUNE, INDEX, RETRIEVE, STAGES
 from gloss_utils.runs.run import open_run
 
 NOT_THE_SAME = {"model/training.json", "model/adapter"}  # hold tokens per second, the base model's place
 
 
-@pytest.mark.parametrize("stage", P.STAGES)
+# The two stages that take hours; the others are as slow here and lose less.
+QUICK = (FINE_TUNE, RETRIEVE)
+STAGES = [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_was_killed_leaves_the_same_bytes(small_run, tmp_path, stage):
     """What the later stages make is decided by what this one leaves, so they need not run."""
     folder, file = small_run
@@ -28,15 +33,15 @@ def test_a_run_that_was_killed_leaves_the_same_bytes(small_run, tmp_path, stage)
     copy, own, _ = kill_in(stage, share, folder, file, tmp_path, (stage,))
     finished(own, "--until", stage[:2])
     outputs = [name for name in folder.stages()[stage]["outputs"] if name not in NOT_THE_SAME]
-    outputs += ["model/adapter/adapter_model.safetensors"] if stage == P.FINE_TUNE else []
+    outputs += ["model/adapter/adapter_model.safetensors"] if stage == FINE_TUNE else []
     assert set(copy.stages()[stage]["outputs"]) == set(folder.stages()[stage]["outputs"])
     assert differing(folder, copy, outputs) == []
     assert not [path for path in copy.root.rglob(".*") if path.name.endswith((".partial", ".old"))]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_a_run_in_one_line_and_it_goes_on(small_run, tmp_path, number):
-    _, own = copied(*small_run, tmp_path, (P.FINE_TUNE,))
+    _, own = copied(*small_run, tmp_path, (FINE_TUNE,))
     process = start(own)
     until_line(process, "Executing:  10%")  # a kernel is at work
     processes, begun = family(process), time.monotonic()
@@ -51,7 +56,7 @@ def test_a_signal_ends_a_run_in_one_line_and_it_goes_on(small_run, tmp_path, num
 
 
 def test_kernels_end_when_their_runner_is_killed(small_run, tmp_path):
-    _, own = copied(*small_run, tmp_path, (P.FINE_TUNE,))
+    _, own = copied(*small_run, tmp_path, (FINE_TUNE,))
     process = start(own)
     until_line(process, "Executing:  10%")
     _, *kernels = family(process)
@@ -87,17 +92,17 @@ def test_the_second_run_in_a_folder_is_told_who_holds_it(copied_run, capfd, monk
     said = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"error: {folder.root} is in use by process {other.pid} on " in said and " since 20" in said
     with pytest.raises(Exception, match=f"is in use by process {other.pid} on"):
-        open_alone(P.INDEX, folder)
+        open_alone(INDEX, folder)
     assert folder.manifest.read_bytes() == before
     other.kill()  # its lock dies with it
     other.wait()
-    open_alone(P.INDEX, folder)
+    open_alone(INDEX, folder)
 
 
 def test_a_kernel_that_runs_its_first_cell_again_does_not_lock_itself_out(copied_run):
     folder, _ = copied_run
-    first = open_alone(P.INDEX, folder)
-    second = open_alone(P.INDEX, folder)
+    first = open_alone(INDEX, folder)
+    second = open_alone(INDEX, folder)
     assert first.lock is second.lock
     del first
     check = [
@@ -117,11 +122,11 @@ def test_leftovers_of_killed_processes_are_removed_and_a_folder_that_was_being_r
     (folder.root / f"notebooks/.x.{os.getppid()}.partial").write_text("the runner is writing it")
     folder.dense_index.rename(folder.root / "index/.dense.99999.old")
     (folder.root / "index/.bm25.99999.old").mkdir()
-    open_alone(P.RETRIEVE, folder).lock.release()
+    open_alone(RETRIEVE, folder).lock.release()
     left = {path.name for path in folder.root.rglob(".*")}
     locks = {".stage.lock", ".stage.lock.holder", ".run.lock", ".run.lock.holder"}
     assert left == locks | {f".x.{os.getppid()}.partial"}
-    assert folder.damaged(folder.stages()[P.INDEX]) is None
+    assert folder.damaged(folder.stages()[INDEX]) is None
 
 
 def test_a_lock_waits_for_one_that_is_let_go(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 from helpers import dataset, dense, one_line_error
 
 from gloss_utils import build_index
-from gloss_utils.runs import parameters as P
+from gloss_utils.runs import parameters
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import INDEX
 from gloss_utils.runs.run import Run
 from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, build_dense, on_disk
 from gloss_utils.search.on_disk import FLAT, HNSW, IVFPQ, Places
@@ -189,9 +190,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 
 def test_a_wrong_kind_is_refused():
     with one_line_error("index", "'lsh'", "'auto', 'flat', 'hnsw' or 'ivfpq'"):
-        P.check({"index": "lsh"})
+        parameters.check({"index": "lsh"})
     with one_line_error("rerank_from_disk", "'perhaps'"):
-        P.check({"rerank_from_disk": "perhaps"})
+        parameters.check({"rerank_from_disk": "perhaps"})
 
 
 def test_few_items_can_be_indexed(tmp_path):
@@ -211,7 +212,7 @@ def test_stage_3_builds_what_is_asked_for_and_says_so(tmp_path, asked, taken):
     data, folder = dataset({"u": "abc", "v": "bcd"}), RunFolder(tmp_path)
     data.save(folder.data)
     values = {"index": asked, "rerank_from_disk": True, "encoder": DEFAULT_ENCODER, "engine": "local"}
-    run = Run(folder, P.INDEX, {}, values)
+    run = Run(folder, INDEX, {}, values)
     indexes = build_index.prepare(run)
     found = indexes.dense
     assert found.search(["Title: title c"], 1)[0].tolist() == [[2]]

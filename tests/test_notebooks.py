@@ -13,14 +13,28 @@ from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils.base.files import read_json
 from gloss_utils.runs import notebooks
-from gloss_utils.runs import parameters as P
+from gloss_utils.runs.parameters import (
+    EVALUATE,
+    EXPLORE,
+    FINE_TUNE,
+    MODELS,
+    RETRIEVE,
+    ROOT,
+    STAGES,
+    AllParameters,
+    assigned,
+    check,
+    defaults,
+    read_file,
+)
+from gloss_utils.runs.parameters import cell as cell_of
 
 
 def notebook(stage: str):
-    return nbformat.read(P.ROOT / f"notebooks/{stage}.ipynb", as_version=4)
+    return nbformat.read(ROOT / f"notebooks/{stage}.ipynb", as_version=4)
 
 
-@pytest.mark.parametrize("stage", P.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_notebook_is_clean_and_thin(stage):
     cells = notebook(stage).cells
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith(f"# {int(stage[:2])} · ")
@@ -31,29 +45,29 @@ def test_notebook_is_clean_and_thin(stage):
             assert "def " not in cell.source and len(cell.source.splitlines()) <= 30
 
 
-@pytest.mark.parametrize("stage", P.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_parameters_cell_is_written_from_the_models(stage):
     cell = next(cell for cell in notebook(stage).cells if "parameters" in cell.metadata.get("tags", []))
-    assert cell.source == P.cell(stage), "run `python -m gloss_utils cells`"
-    assert P.check(P.assigned(cell.source)) == P.defaults(stage)
+    assert cell.source == cell_of(stage), "run `python -m gloss_utils cells`"
+    assert check(assigned(cell.source)) == defaults(stage)
 
 
 def test_a_parameter_of_two_stages_is_the_same_in_both():
-    fields = [(name, repr(field)) for model in P.MODELS.values() for name, field in model.model_fields.items()]
-    assert len({name for name, _ in fields}) == len(set(fields)) == len(P.AllParameters.model_fields)
+    fields = [(name, repr(field)) for model in MODELS.values() for name, field in model.model_fields.items()]
+    assert len({name for name, _ in fields}) == len(set(fields)) == len(AllParameters.model_fields)
 
 
 def test_every_parameter_file_is_valid():
-    for file in (P.ROOT / "params").glob("*.yaml"):
-        assert P.check(P.read_file(file))
-        for stage in P.STAGES:
+    for file in (ROOT / "params").glob("*.yaml"):
+        assert check(read_file(file))
+        for stage in STAGES:
             notebooks.resolve(stage, notebooks.given([str(file)], []))
 
 
 def test_llama_files_hold_the_published_settings():
     bases = {"1b": "meta-llama/Llama-3.2-1B", "3b": "meta-llama/Llama-3.2-3B", "8b": "meta-llama/Llama-3.1-8B"}
     for size, base in bases.items():
-        values = P.read_file(P.ROOT / f"params/llama-{size}.yaml")
+        values = read_file(ROOT / f"params/llama-{size}.yaml")
         expected = {
             "base_model": base,
             "lora_rank": 16,
@@ -89,7 +103,7 @@ def test_plain_papermill_with_several_files(copied_run, tmp_path):
     second.write_text(f"queries_file: {queries}\nnum_beams: 2\n")
     command = [
         Path(sys.executable).with_name("papermill"),
-        P.ROOT / "notebooks/04_retrieve.ipynb",
+        ROOT / "notebooks/04_retrieve.ipynb",
         tmp_path / "out.ipynb",
         "-f",
         file,
@@ -104,9 +118,9 @@ def test_plain_papermill_with_several_files(copied_run, tmp_path):
     ]
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    entry = folder.stages()[P.RETRIEVE]
+    entry = folder.stages()[RETRIEVE]
     assert (entry["parameters"]["retriever"], entry["parameters"]["num_beams"]) == ("bm25", 2)
-    assert str(queries) in entry["inputs"] and P.FINE_TUNE not in entry["builds_on"]
+    assert str(queries) in entry["inputs"] and FINE_TUNE not in entry["builds_on"]
     replayed = [json.loads(line) for line in folder.queries.read_text().splitlines()]
     assert [r["generated_sequences"] for r in replayed] == [r["generated_sequences"][:2] for r in released]
     assert replayed[0]["logprobs"] == [None, None]
@@ -114,7 +128,7 @@ def test_plain_papermill_with_several_files(copied_run, tmp_path):
 
 def execute(stage: str, tmp_path, **parameters):
     papermill.execute_notebook(
-        P.ROOT / f"notebooks/{stage}.ipynb", tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
+        ROOT / f"notebooks/{stage}.ipynb", tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
     )
     return nbformat.read(tmp_path / "out.ipynb", as_version=4)
 
@@ -128,20 +142,20 @@ def failure(stage: str, tmp_path, **parameters) -> str:
 
 
 def test_a_notebook_alone_says_which_to_run_first(tmp_path):
-    assert failure(P.RETRIEVE, tmp_path, run_dir=str(tmp_path / "none")).endswith(
+    assert failure(RETRIEVE, tmp_path, run_dir=str(tmp_path / "none")).endswith(
         "holds no finished 01_explore_data; run notebooks/01_explore_data.ipynb first"
     )
     assert not (tmp_path / "none").exists()
 
 
 def test_an_unknown_parameter_under_papermill(tmp_path):
-    assert failure(P.EXPLORE, tmp_path, nonsense=3).startswith("unknown parameter 'nonsense' (value 3)")
+    assert failure(EXPLORE, tmp_path, nonsense=3).startswith("unknown parameter 'nonsense' (value 3)")
 
 
 def test_a_run_folder_of_another_dataset(small_run, tmp_path):
     folder, _ = small_run
     assert "was made from dataset 'demo', not 'toys'" in failure(
-        P.EVALUATE, tmp_path, run_dir=str(folder.root), dataset="toys"
+        EVALUATE, tmp_path, run_dir=str(folder.root), dataset="toys"
     )
 
 
@@ -163,9 +177,9 @@ def test_split_next_recommends_without_targets(copied_run):
 def test_replaying_a_file_trains_nothing_and_gives_the_same(copied_run, small_run, tmp_path):
     folder, file = copied_run
     queries = shutil.copy(folder.queries, tmp_path)
-    trained = folder.stages()[P.FINE_TUNE]
+    trained = folder.stages()[FINE_TUNE]
     notebooks.run([str(file)], [("queries_file", str(queries))], last="05")
-    assert folder.stages()[P.FINE_TUNE] == trained  # kept for the next run that generates
+    assert folder.stages()[FINE_TUNE] == trained  # kept for the next run that generates
     assert read_json(folder.metrics) == read_json(small_run[0].metrics)
     for path in small_run[0].rankings.iterdir():  # the same seed, the same bytes
         assert (folder.rankings / path.name).read_bytes() == path.read_bytes()
@@ -178,5 +192,5 @@ def test_replaying_a_file_in_a_new_folder_has_nothing_to_train(small_run, tmp_pa
         [("queries_file", str(folder.queries)), ("run_dir", str(tmp_path / "replay"))],
         last="02",
     )
-    assert run.stages()[P.FINE_TUNE]["outputs"] == {} and not run.adapter.exists()
+    assert run.stages()[FINE_TUNE]["outputs"] == {} and not run.adapter.exists()
     assert "Nothing to do: the queries are read from" in (run.notebooks / "02_fine_tune.html").read_text()

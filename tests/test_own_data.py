@@ -11,7 +11,7 @@ from helpers import write_lines
 from gloss_utils.base.files import read_json
 from gloss_utils.data import demo
 from gloss_utils.runs import notebooks
-from gloss_utils.runs import parameters as P
+from gloss_utils.runs.parameters import ROOT
 
 
 @pytest.fixture
@@ -33,13 +33,13 @@ def own(tmp_path) -> list[tuple[str, str]]:
         "item_id_column": "asin",
         "item_text": "{title} ({routine})",
         "run_dir": str(tmp_path / "run"),
-        "ranking_weights": str(P.ROOT / "params/ranking/weights.yaml"),
+        "ranking_weights": str(ROOT / "params/ranking/weights.yaml"),
     }
     return [(name, str(value)) for name, value in values.items()]
 
 
 def test_notebook_1_reads_own_tables(own):
-    folder = notebooks.run([str(P.ROOT / "params/my_data.yaml")], [*own, ("holdout", "time")], last="01")
+    folder = notebooks.run([str(ROOT / "params/my_data.yaml")], [*own, ("holdout", "time")], last="01")
     items, statistics = pd.read_parquet(folder.items), read_json(folder.statistics)
     assert len(items) == 300 and items["title"].str.contains(" (hair", regex=False).any()
     assert statistics["rejected"]["items"] == {} and sum(statistics["rejected"]["interactions"].values()) == 2
@@ -49,9 +49,10 @@ def test_notebook_1_reads_own_tables(own):
     assert "it has 1 columns, not 3" in page and statistics["periods"] is not None
 
 
+@pytest.mark.slow
 def test_from_two_csv_files_to_recommendations(own):
     values = [*own, ("split", "next"), ("max_users", "12"), ("tiny_steps", "4")]
-    folder = notebooks.run([str(P.ROOT / "params/my_data.yaml")], values, last="04")
+    folder = notebooks.run([str(ROOT / "params/my_data.yaml")], values, last="04")
     offered, titles = pd.read_parquet(folder.recommendations), pd.read_parquet(folder.items).set_index("item")["title"]
     assert list(offered.columns) == ["user", "rank", "item", "title", "score"] and offered["user"].nunique() == 12
     assert offered["title"].tolist() == titles[offered["item"]].tolist()
@@ -61,7 +62,7 @@ def test_from_two_csv_files_to_recommendations(own):
 @pytest.mark.slow
 @pytest.mark.parametrize("holdout", ["leave_one_out", "time"])
 def test_how_good_recommendations_from_two_csv_files_are(own, holdout):
-    files, values = [str(P.ROOT / "params/my_data.yaml")], [*own, ("holdout", holdout), ("holdout_share", "0.3")]
+    files, values = [str(ROOT / "params/my_data.yaml")], [*own, ("holdout", holdout), ("holdout_share", "0.3")]
     folder = notebooks.run(files, values)
     rows = {row["method"]: row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
     assert {"gloss", "gloss-paper", "popularity", "item-knn"} <= set(rows) and rows["gloss"]["users"] >= 5

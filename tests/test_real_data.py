@@ -12,7 +12,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import as_run, last_item_search
 from gloss_utils.report import per_user_metrics
 from gloss_utils.runs import notebooks
-from gloss_utils.runs import parameters as P
+from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search.bm25 import BM25Index
 
 REPLAYS = ("beauty-llama-1b", "beauty-llama-3b", "toys-llama-1b")
@@ -44,7 +44,7 @@ def test_last_item_search_on_test(published, name):
 def test_replay_of_released_generations(published, tmp_path, name):
     """The paper's own generations under its ranking rule, through all six notebooks, under both retrievers."""
     folder = notebooks.run(
-        [str(P.ROOT / f"params/{name.split('-')[0]}.yaml")],
+        [str(ROOT / f"params/{name.split('-')[0]}.yaml")],
         [
             ("data_dir", str(SHARED / "data/amazon2014")),
             ("queries_file", str(SHARED / f"data/generations/{name}.validation.json.gz")),

@@ -13,9 +13,9 @@ from gloss_utils.__main__ import main
 from gloss_utils.base.files import write_json
 from gloss_utils.data.queries import COLUMNS
 from gloss_utils.report import html, tables
-from gloss_utils.runs import parameters as P
 from gloss_utils.runs import results
 from gloss_utils.runs.folder import RunFolder, identity
+from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, INDEX, RETRIEVE, STAGES
 from tests.helpers import dataset, one_line_error
 
 PIXEL = base64.b64encode(b"not really a picture").decode()
@@ -65,7 +65,7 @@ def fetched(page: str) -> list[str]:
 
 
 def test_a_page_fetches_nothing_and_runs_nothing():
-    page = html.page(made(P.EXPLORE), "<b>&</b>")
+    page = html.page(made(EXPLORE), "<b>&</b>")
     assert not fetched(page)
     assert f"data:image/png;base64,{PIXEL}" in page and "draw" in page
     assert BeautifulSoup(page, "html.parser").title.text == "<b>&</b>"
@@ -73,7 +73,7 @@ def test_a_page_fetches_nothing_and_runs_nothing():
 
 def test_a_report_joins_what_is_finished_and_says_what_is_not(tmp_path, capsys):
     folder = RunFolder(tmp_path / "<i>run")
-    finish(folder, *P.STAGES[:2], base_model="<b>tiny" + "y" * 60, data_dir="/somewhere/else/data")
+    finish(folder, *STAGES[:2], base_model="<b>tiny" + "y" * 60, data_dir="/somewhere/else/data")
     assert main(["report", str(folder.root)]) == 0
     page = folder.report.read_text("utf-8")
     soup = BeautifulSoup(page, "html.parser")
@@ -102,16 +102,16 @@ def test_a_report_joins_what_is_finished_and_says_what_is_not(tmp_path, capsys):
 
 def test_stages_that_are_not_what_they_were_are_left_out(tmp_path):
     folder = RunFolder(tmp_path)
-    finish(folder, *P.STAGES[:4])
+    finish(folder, *STAGES[:4])
     entries = folder.stages()
-    entries[P.EXPLORE]["parameters"] = {"seed": 1}
-    entries[P.RETRIEVE]["outputs"] = {"<script>x": "cafe"}
+    entries[EXPLORE]["parameters"] = {"seed": 1}
+    entries[RETRIEVE]["outputs"] = {"<script>x": "cafe"}
     write_json(folder.manifest, entries)
-    (folder.notebooks / f"{P.INDEX}.ipynb").unlink()
+    (folder.notebooks / f"{INDEX}.ipynb").unlink()
     left_out = results.write_report(folder)
-    assert left_out[P.FINE_TUNE] == "is older than 01_explore_data, on which it builds"
-    assert "by hand" in left_out[P.INDEX] and left_out[P.RETRIEVE] == "left <script>x otherwise than it is now"
-    assert P.EXPLORE not in left_out
+    assert left_out[FINE_TUNE] == "is older than 01_explore_data, on which it builds"
+    assert "by hand" in left_out[INDEX] and left_out[RETRIEVE] == "left <script>x otherwise than it is now"
+    assert EXPLORE not in left_out
     soup = BeautifulSoup(folder.report.read_text("utf-8"), "html.parser")
     assert not soup.find("script") and "04_retrieve, which left <script>x otherwise" in soup.text
 
@@ -121,11 +121,11 @@ def test_what_is_no_run_gives_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "none is not the folder of a run" in error and not (tmp_path / "none").exists()
     folder = RunFolder(tmp_path)
-    finish(folder, P.EXPLORE)
-    (folder.notebooks / f"{P.EXPLORE}.ipynb").write_text("{ cut")
+    finish(folder, EXPLORE)
+    (folder.notebooks / f"{EXPLORE}.ipynb").write_text("{ cut")
     with one_line_error("01_explore_data.ipynb is damaged", "--from 01"):
         results.write_report(folder)
-    (folder.notebooks / f"{P.EXPLORE}.ipynb").unlink()
+    (folder.notebooks / f"{EXPLORE}.ipynb").unlink()
     with one_line_error("nothing to report", "01_explore_data was stepped through by hand"):
         results.write_report(folder)
     assert not folder.report.exists()
@@ -133,7 +133,7 @@ def test_what_is_no_run_gives_one_line(tmp_path, capsys):
 
 def test_a_failed_report_leaves_the_last_one(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
-    finish(folder, P.EXPLORE)
+    finish(folder, EXPLORE)
     results.write_report(folder)
     before = folder.report.read_bytes()
     monkeypatch.setattr(html, "joined_page", lambda *_, **__: pytest.fail("stopped"))
@@ -147,7 +147,7 @@ def test_report_of_a_whole_run(copied_run):
     assert results.write_report(folder) == {}
     soup = BeautifulSoup(page := folder.report.read_text("utf-8"), "html.parser")
     assert not fetched(page)
-    assert all(not fetched((folder.notebooks / f"{stage}.html").read_text()) for stage in P.STAGES)
+    assert all(not fetched((folder.notebooks / f"{stage}.html").read_text()) for stage in STAGES)
     assert soup.table.find("th", string="gloss-paper") and "Dataset demo, split test" in soup.text
     assert len(soup.find_all("img")) == 9  # every figure of the run
     assert len([link for link in soup.nav.find_all("a") if re.match(r"\d · ", link.text)]) == 6

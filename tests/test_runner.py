@@ -18,8 +18,8 @@ from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import segments, stories, tables
 from gloss_utils.report.metrics import METRICS
 from gloss_utils.runs import notebooks
-from gloss_utils.runs import parameters as P
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, MODELS, RETRIEVE, ROOT, SEGMENTS, STAGES, AllParameters
 from gloss_utils.runs.run import Run, open_run
 
 
@@ -51,17 +51,17 @@ def open_alone(stage: str, folder: RunFolder, **values) -> Run:
 
 def test_a_stage_does_not_build_on_one_that_is_outdated(copied_run):
     folder, _ = copied_run
-    assert open_alone(P.RETRIEVE, folder)["seed"] == 3407
-    finish_again(folder, P.EXPLORE, seed=1)
+    assert open_alone(RETRIEVE, folder)["seed"] == 3407
+    finish_again(folder, EXPLORE, seed=1)
     with pytest.raises(GlossError, match="01_explore_data was run again after 02_fine_tune; run notebooks/02_fine"):
-        open_alone(P.RETRIEVE, folder)
+        open_alone(RETRIEVE, folder)
 
 
 def test_generating_needs_a_model_that_was_trained(copied_run):
     folder, _ = copied_run
-    finish_again(folder, P.FINE_TUNE, queries_file="queries.jsonl")
+    finish_again(folder, FINE_TUNE, queries_file="queries.jsonl")
     with pytest.raises(GlossError, match="02_fine_tune trained nothing, because queries_file was given"):
-        open_alone(P.RETRIEVE, folder)
+        open_alone(RETRIEVE, folder)
 
 
 def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
@@ -79,34 +79,34 @@ def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypat
     texts = folder.queries.read_bytes()
     monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
     values = yaml.safe_load(folder.parameters.read_text())
-    values = {name: values[name] for name in P.MODELS[P.RETRIEVE].model_fields}
+    values = {name: values[name] for name in MODELS[RETRIEVE].model_fields}
     values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
-    run = open_run(P.RETRIEVE, values)
+    run = open_run(RETRIEVE, values)
     retrieve.prepare(run)
     assert "nothing that they depend on has changed" in capsys.readouterr().out and folder.queries.read_bytes() == texts
     run.finish()
     assert not (folder.notebooks / "04_retrieve.html").exists()  # it would show other results
     assert "recall@5" not in notebooks.summary(folder)  # the metrics are of the ranking before
     with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(P.RETRIEVE, values | {"num_beams": 2}))
-    folder.break_seals(P.RETRIEVE)  # as --force does
+        retrieve.prepare(open_run(RETRIEVE, values | {"num_beams": 2}))
+    folder.break_seals(RETRIEVE)  # as --force does
     with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(P.RETRIEVE, values))
+        retrieve.prepare(open_run(RETRIEVE, values))
 
 
 def test_a_missing_figure_does_not_train_again(copied_run, monkeypatch):
     folder, _ = copied_run
     (folder.figures / "02_loss.png").unlink()
-    run = open_alone(P.FINE_TUNE, folder, **folder.stages()[P.FINE_TUNE]["parameters"])
+    run = open_alone(FINE_TUNE, folder, **folder.stages()[FINE_TUNE]["parameters"])
     weights = fingerprint(folder.adapter)
     monkeypatch.setattr(fine_tune, "_train", lambda *args: pytest.fail("trained again"))
     fine_tune.loss_curves(run, fine_tune.prepare(run))
     run.finish()
     assert fingerprint(folder.adapter) == weights and (folder.figures / "02_loss.png").exists()
-    assert folder.outdated(P.RETRIEVE) is None  # nothing that it builds on has changed
-    folder.break_seals(P.FINE_TUNE)
+    assert folder.outdated(RETRIEVE) is None  # nothing that it builds on has changed
+    folder.break_seals(FINE_TUNE)
     with pytest.raises(pytest.fail.Exception):
-        fine_tune.prepare(open_alone(P.FINE_TUNE, folder, **folder.stages()[P.FINE_TUNE]["parameters"]))
+        fine_tune.prepare(open_alone(FINE_TUNE, folder, **folder.stages()[FINE_TUNE]["parameters"]))
 
 
 def test_a_folder_that_was_moved_trains_and_generates_nothing(copied_run, monkeypatch, tmp_path):
@@ -114,7 +114,7 @@ def test_a_folder_that_was_moved_trains_and_generates_nothing(copied_run, monkey
     moved = RunFolder(folder.root.rename(tmp_path / "moved"))
     monkeypatch.setattr(fine_tune, "_train", lambda *args: pytest.fail("trained again"))
     monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
-    for stage, door in ((P.FINE_TUNE, fine_tune), (P.RETRIEVE, retrieve)):
+    for stage, door in ((FINE_TUNE, fine_tune), (RETRIEVE, retrieve)):
         door.prepare(open_alone(stage, moved, **moved.stages()[stage]["parameters"]))
 
 
@@ -156,7 +156,7 @@ def test_run_folder_holds_what_it_should(small_run):
         )
         for kind in ("png", "pdf")
     } == names
-    for stage in P.STAGES:
+    for stage in STAGES:
         assert (folder.notebooks / f"{stage}.ipynb").exists() and (folder.notebooks / f"{stage}.html").exists()
     assert not list(folder.root.rglob("*partial*"))
 
@@ -164,14 +164,14 @@ def test_run_folder_holds_what_it_should(small_run):
 def test_manifest_and_resolved_parameters(small_run):
     folder, file = small_run
     manifest = folder.stages()
-    assert list(manifest) == list(P.STAGES)
+    assert list(manifest) == list(STAGES)
     for entry in manifest.values():
         assert entry["outputs"] and entry["seconds"] > 0 and entry["versions"]["torch"]
-    assert len(manifest[P.EXPLORE]["inputs"]) == 2
+    assert len(manifest[EXPLORE]["inputs"]) == 2
     resolved = yaml.safe_load(folder.parameters.read_text())
     given = yaml.safe_load(file.read_text())
     assert {name: resolved[name] for name in given} == given
-    assert set(resolved) == set(P.AllParameters.model_fields)
+    assert set(resolved) == set(AllParameters.model_fields)
 
 
 def test_metrics_file(small_run):
@@ -250,7 +250,7 @@ def test_goes_on_from_the_stage_that_failed(copied_run, capfd):
     assert main(["run", str(file), "-p", "show_user", "nobody", "--until", "04"]) == 1
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: 04_retrieve: parameter show_user is 'nobody'")
-    assert folder.stages()[P.EXPLORE] == before[P.EXPLORE]
+    assert folder.stages()[EXPLORE] == before[EXPLORE]
     assert (folder.notebooks / "04_retrieve.failed.ipynb").exists()
     assert main(["run", str(file), "--until", "05"]) == 0
     printed = capfd.readouterr().out
@@ -262,9 +262,9 @@ def test_a_failing_cell_is_shown(copied_run, monkeypatch, capfd, tmp_path):
     _, file = copied_run
     books = tmp_path / "notebooks"
     books.mkdir()
-    for stage in P.STAGES:
+    for stage in STAGES:
         book = json.loads((notebooks.NOTEBOOKS / f"{stage}.ipynb").read_text())
-        if stage == P.SEGMENTS:
+        if stage == SEGMENTS:
             book["cells"][2]["source"] = "1 / 0"
         (books / f"{stage}.ipynb").write_text(json.dumps(book))
     monkeypatch.setattr(notebooks, "NOTEBOOKS", books)
@@ -278,12 +278,12 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, executed
     (tmp_path / "parts").mkdir()
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks/01_explore_data.ipynb").write_text("mine")
-    root = {"other files": tmp_path, "repository": P.ROOT, "above it": P.ROOT / "tests/../.."}[kind]
+    root = {"other files": tmp_path, "repository": ROOT, "above it": ROOT / "tests/../.."}[kind]
     before = sorted(path.name for path in root.iterdir())
     with one_line_error("run_dir", "choose a", "this repository" if kind != "other files" else "not empty"):
-        notebooks.run([str(P.ROOT / "params/demo.yaml")], [("run_dir", str(root))])
+        notebooks.run([str(ROOT / "params/demo.yaml")], [("run_dir", str(root))])
     with one_line_error("run_dir", "choose a"):
-        open_alone(P.EXPLORE, RunFolder(root))
+        open_alone(EXPLORE, RunFolder(root))
     assert not executed and sorted(path.name for path in root.iterdir()) == before
     assert (tmp_path / "notebooks/01_explore_data.ipynb").read_text() == "mine"
 
@@ -292,7 +292,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, executed
 def test_a_run_that_was_cut_off_early_is_taken_up(tmp_path, mark):
     (tmp_path / mark).write_text("{}")
     (tmp_path / "figures").mkdir()
-    assert open_alone(P.EXPLORE, RunFolder(tmp_path)).folder.root == tmp_path
+    assert open_alone(EXPLORE, RunFolder(tmp_path)).folder.root == tmp_path
 
 
 def test_queries_that_stop_a_run_before_any_work_can_be_looked_at(tmp_path, executed):
@@ -302,19 +302,19 @@ def test_queries_that_stop_a_run_before_any_work_can_be_looked_at(tmp_path, exec
     for _ in range(2):  # what it leaves is the folder of a run
         with one_line_error("1 of 2 records", "line 2: reviewer_id is not an id", f"are in {folder.rejected_queries}"):
             told = [("queries_file", str(file)), ("run_dir", str(folder.root))]
-            notebooks.run([str(P.ROOT / "params/demo.yaml")], told)
+            notebooks.run([str(ROOT / "params/demo.yaml")], told)
     assert read_json(folder.rejected_queries)["place"] == "line 2" and not executed
 
 
 def test_run_dir_by_default_is_named_after_the_files(tmp_path):
-    params = P.ROOT / "params"
+    params = ROOT / "params"
     toys, llama, demo = (str(params / f"{name}.yaml") for name in ("toys", "llama-1b", "demo"))
-    assert notebooks.given([toys, llama], [])["run_dir"] == str(P.ROOT / "runs/toys-llama-1b")
-    assert notebooks.given([demo], [])["run_dir"] == str(P.ROOT / "runs/demo")
+    assert notebooks.given([toys, llama], [])["run_dir"] == str(ROOT / "runs/toys-llama-1b")
+    assert notebooks.given([demo], [])["run_dir"] == str(ROOT / "runs/demo")
     own = tmp_path / "own.yaml"
     own.write_text("run_dir: runs/mine\n")
-    assert notebooks.given([toys, str(own)], [])["run_dir"] == str(P.ROOT / "runs/mine")
-    assert notebooks.given([str(own), llama], [])["run_dir"] == str(P.ROOT / "runs/mine")
+    assert notebooks.given([toys, str(own)], [])["run_dir"] == str(ROOT / "runs/mine")
+    assert notebooks.given([str(own), llama], [])["run_dir"] == str(ROOT / "runs/mine")
 
 
 def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
@@ -324,4 +324,4 @@ def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
     values = notebooks.given(["a.yaml", "b.yaml"], [("num_beams", "4"), ("run_dir", "x"), ("learning_rate", "1e-4")])
     assert (values["num_beams"], values["seed"], values["learning_rate"]) == (4, 2, 1e-4)
     assert values["run_dir"] == str(tmp_path / "x")  # on the command line, from the caller's folder
-    assert values["data_dir"] == str(P.ROOT / "here")  # in a file, from the repository's root
+    assert values["data_dir"] == str(ROOT / "here")  # in a file, from the repository's root

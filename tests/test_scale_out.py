@@ -14,8 +14,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.runs import parameters as P
-from gloss_utils.runs import workers
+from gloss_utils.runs import parameters, workers
 from gloss_utils.runs.run import Run
 from gloss_utils.search import encode_texts, load_encoder
 
@@ -69,6 +68,7 @@ def mapped(work, parts: dict, load=lambda: "tool", count: int = 2) -> dict:
     return dict(workers.map_parts(work, load, parts, count))
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_this_process(small_run, session):
     texts = [item_text(title) for title in Dataset.load(small_run[0].data).items["title"]]
     name = run_of(small_run)["encoder"]
@@ -100,6 +100,7 @@ def test_answers_are_exact_and_each_part_is_done_once(session, tmp_path):
         mapped(lambda tool, part: 1 / part, {0: 0}, count=1)
 
 
+@pytest.mark.slow
 def test_a_part_that_kills_its_workers_is_given_up(session, tmp_path):
     def work(tool, part):
         with open(tmp_path / "tries", "a") as tries:
@@ -112,10 +113,10 @@ def test_a_part_that_kills_its_workers_is_given_up(session, tmp_path):
 
 
 def test_ray_is_missing(monkeypatch):
-    monkeypatch.setattr(P.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(parameters.importlib.util, "find_spec", lambda name: None)
     with one_line_error("parameter engine is 'ray'", "not installed", "pip install"):
-        P.check_files({"engine": "ray"})
-    P.check_files({"engine": "local"})
+        parameters.check_files({"engine": "ray"})
+    parameters.check_files({"engine": "local"})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
