@@ -21,6 +21,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models
 from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
 from gloss_utils.rank import items_of_exact_titles, nearest_items
+from gloss_utils.runs import parameters
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import STAGES
 from gloss_utils.runs.run import Run
