@@ -22,7 +22,7 @@ from benchmarks.baselines import load
 from gloss_utils import fine_tune
 from gloss_utils.data import splits
 from gloss_utils.language import models, qlora, tiny, training
-from gloss_utils.runs import notebooks
+from gloss_utils.runs import given
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import FINE_TUNE, ROOT
 from gloss_utils.runs.run import Run
@@ -79,10 +79,10 @@ class Contest:
 
 def _run(base_model: str, folder: Path) -> Run:
     files = ["demo.yaml"] if base_model == models.TINY else ["demo.yaml", "llama-1b.yaml"]
-    values = notebooks.given([str(ROOT / "params" / file) for file in files], [])
+    values = given.read([str(ROOT / "params" / file) for file in files], [])
     # The paper's batches; no warm-up, so that a short training changes the weights.
     values |= {"batch_size": 4, "gradient_accumulation": 4, "warmup_steps": 0, "epochs": 1}
-    return Run(RunFolder(folder), "benchmark", {}, notebooks.resolve(FINE_TUNE, values) | {"seed": SEED})
+    return Run(RunFolder(folder), "benchmark", {}, given.resolve(FINE_TUNE, values) | {"seed": SEED})
 
 
 def _base(run: Run, base_model: str, titles: list[str]) -> str | Path:

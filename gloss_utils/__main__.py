@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from gloss_utils.base.errors import GlossError, Interrupted
-from gloss_utils.runs.parameters import add_parameters
+from gloss_utils.runs.given import add_parameters
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130  # the exit status, as shells have it
@@ -92,7 +92,8 @@ def _results(options) -> list[str]:
 
 
 def _cells(options) -> list[str]:
-    from gloss_utils.runs.parameters import NOTEBOOKS, write_cells
+    from gloss_utils.runs.given import write_cells
+    from gloss_utils.runs.parameters import NOTEBOOKS
 
     write_cells()
     return [f"written into the first cells of {NOTEBOOKS}"]

@@ -31,7 +31,7 @@ from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import qlora, tiny, training
 from gloss_utils.report import data_plots
-from gloss_utils.runs import notebooks, parameters
+from gloss_utils.runs import given, notebooks
 from gloss_utils.runs.parameters import FINE_TUNE
 from gloss_utils.runs.run import Run, open_run
 
@@ -177,12 +177,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="accelerate launch -m gloss_utils.fine_tune",
         description="Run stage 2 in several processes, and stage 1 before it where it is not up to date.",
     )
-    parameters.add_parameters(parser)
+    given.add_parameters(parser)
     options = parser.parse_args(arguments)
     overrides = [tuple(pair) for pair in options.overrides]
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        own = notebooks.resolve(FINE_TUNE, notebooks.given(options.files, overrides))
+        own = given.resolve(FINE_TUNE, given.read(options.files, overrides))
         if is_first:
             _run_first(options.files, overrides, own)
         _run_together(own)

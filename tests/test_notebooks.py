@@ -13,6 +13,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils.base.files import read_json
 from gloss_utils.runs import notebooks
+from gloss_utils.runs.given import assigned, read, read_file, resolve
+from gloss_utils.runs.given import cell as cell_of
 from gloss_utils.runs.parameters import (
     EVALUATE,
     EXPLORE,
@@ -22,12 +24,9 @@ from gloss_utils.runs.parameters import (
     ROOT,
     STAGES,
     AllParameters,
-    assigned,
     check,
     defaults,
-    read_file,
 )
-from gloss_utils.runs.parameters import cell as cell_of
 
 
 def notebook(stage: str):
@@ -61,7 +60,7 @@ def test_every_parameter_file_is_valid():
     for file in (ROOT / "params").glob("*.yaml"):
         assert check(read_file(file))
         for stage in STAGES:
-            notebooks.resolve(stage, notebooks.given([str(file)], []))
+            resolve(stage, read([str(file)], []))
 
 
 def test_llama_files_hold_the_published_settings():

@@ -17,7 +17,7 @@ from gloss_utils.rank import read_trec
 from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import segments, stories, tables
 from gloss_utils.report.metrics import METRICS
-from gloss_utils.runs import notebooks
+from gloss_utils.runs import given, notebooks
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, MODELS, RETRIEVE, ROOT, SEGMENTS, STAGES, AllParameters
 from gloss_utils.runs.run import Run, open_run
@@ -309,19 +309,19 @@ def test_queries_that_stop_a_run_before_any_work_can_be_looked_at(tmp_path, exec
 def test_run_dir_by_default_is_named_after_the_files(tmp_path):
     params = ROOT / "params"
     toys, llama, demo = (str(params / f"{name}.yaml") for name in ("toys", "llama-1b", "demo"))
-    assert notebooks.given([toys, llama], [])["run_dir"] == str(ROOT / "runs/toys-llama-1b")
-    assert notebooks.given([demo], [])["run_dir"] == str(ROOT / "runs/demo")
+    assert given.read([toys, llama], [])["run_dir"] == str(ROOT / "runs/toys-llama-1b")
+    assert given.read([demo], [])["run_dir"] == str(ROOT / "runs/demo")
     own = tmp_path / "own.yaml"
     own.write_text("run_dir: runs/mine\n")
-    assert notebooks.given([toys, str(own)], [])["run_dir"] == str(ROOT / "runs/mine")
-    assert notebooks.given([str(own), llama], [])["run_dir"] == str(ROOT / "runs/mine")
+    assert given.read([toys, str(own)], [])["run_dir"] == str(ROOT / "runs/mine")
+    assert given.read([str(own), llama], [])["run_dir"] == str(ROOT / "runs/mine")
 
 
 def test_later_files_and_the_command_line_win(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text("num_beams: 2\nseed: 1\ndata_dir: here\n")
     (tmp_path / "b.yaml").write_text("seed: 2\n")
-    values = notebooks.given(["a.yaml", "b.yaml"], [("num_beams", "4"), ("run_dir", "x"), ("learning_rate", "1e-4")])
+    values = given.read(["a.yaml", "b.yaml"], [("num_beams", "4"), ("run_dir", "x"), ("learning_rate", "1e-4")])
     assert (values["num_beams"], values["seed"], values["learning_rate"]) == (4, 2, 1e-4)
     assert values["run_dir"] == str(tmp_path / "x")  # on the command line, from the caller's folder
     assert values["data_dir"] == str(ROOT / "here")  # in a file, from the repository's root

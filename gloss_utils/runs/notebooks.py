@@ -18,39 +18,18 @@ from gloss_utils.data.rejects import Rejects
 from gloss_utils.report.html import page
 from gloss_utils.runs import results
 from gloss_utils.runs.folder import RunFolder, needs
+from gloss_utils.runs.given import given_to, read, resolve
 from gloss_utils.runs.lock import for_runner
 from gloss_utils.runs.parameters import (
     EVALUATE,
     EXPLORE,
-    MODELS,
     NOTEBOOKS,
     RETRIEVE,
     ROOT,
     STAGES,
     check,
     check_files,
-    defaults,
-    from_command_line,
-    read_file,
 )
-
-
-def given(files: list[str], overrides: list[tuple[str, str]]) -> dict:
-    """The parameters of files, later over earlier, and `-p` over all; by default `run_dir` is named after the files."""
-    values = {"run_dir": str(ROOT / "runs" / "-".join(Path(file).stem for file in files))}
-    for file in files:
-        values |= read_file(file)
-    values |= {name: from_command_line(name, text) for name, text in overrides}
-    return check(values)
-
-
-def resolve(stage: str, values: dict) -> dict:
-    """A stage's own parameters: those given, and the defaults of the others."""
-    return check(defaults(stage) | _of(stage, values))
-
-
-def _of(stage: str, values: dict) -> dict:
-    return {name: values[name] for name in MODELS[stage].model_fields if name in values}
 
 
 def run(
@@ -64,7 +43,7 @@ def run(
 
     Raises `GlossError` before any work where a parameter is wrong, and where a notebook fails, with its error.
     """
-    values = given(files, overrides)
+    values = read(files, overrides)
     resolved = {stage: resolve(stage, values) for stage in STAGES}
     check({name: value for own in resolved.values() for name, value in own.items()})
     for own in resolved.values():
@@ -96,7 +75,7 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
                 folder.break_seals(stage)
             elif stage in folder.stages():
                 print(f"{stage}: {why}")
-            execute(stage, _of(stage, values), folder)
+            execute(stage, given_to(stage, values), folder)
 
 
 def draw(runs: list[str], to: str) -> Path:

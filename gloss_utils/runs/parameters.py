@@ -4,22 +4,15 @@ This is the only place where a default stands. `python -m gloss_utils cells` wri
 here, and a test fails where a cell differs. Files of parameters and `-p NAME VALUE` are checked by the same models.
 """
 
-import argparse
-import ast
 import difflib
 import importlib.util
-import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import nbformat
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import write_whole
 from gloss_utils.data.sources import DATASETS, is_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,84 +266,3 @@ def check_files(values: dict):
             "parameter engine is 'ray', but ray is not installed; "
             'pip install "gloss-utils[ray]", or set engine to local'
         )
-
-
-def read_file(path: str | Path, below: tuple[Path, ...] = ()) -> dict:
-    """Read a flat YAML file of parameters; `extends: FILE`, from its own folder, names a file whose values it changes.
-
-    Raises `GlossError` where a file is missing, is not flat YAML, or extends itself.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GlossError(f"parameter file {path} cannot be read ({error.strerror}); give a file of params/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise GlossError(f"parameter file {path} is not YAML: {reason}") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise GlossError(f"parameter file {path} holds a {type(values).__name__}; write one `name: value` a line")
-    if path in below:
-        raise GlossError(f"parameter file {path} extends itself; name another file in extends")
-    extended = values.pop("extends", None)
-    return values if extended is None else read_file(path.parent / str(extended), (*below, path)) | values
-
-
-def from_command_line(name: str, text: str):
-    """Read a `-p NAME VALUE` pair: the value as YAML, a relative path from the caller's folder."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    is_model = name in ("base_model", "encoder") and Path(text).is_dir()
-    if value is not None and (name in PATHS or is_model):
-        return os.path.abspath(Path(text).expanduser())
-    return value
-
-
-def add_parameters(parser: argparse.ArgumentParser):
-    """Let a command line take files of parameters, and single parameters over them: `FILE... [-p NAME VALUE]...`."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="files of parameters; later ones over earlier ones")
-    parser.add_argument(
-        "-p",
-        dest="overrides",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter, over the files'; the value is read as YAML",
-    )
-
-
-def assigned(source: str) -> dict:
-    """The `name = literal` assignments of a notebook's cell of parameters."""
-    found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign):
-            try:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-            except ValueError:
-                raise GlossError(f"parameter {node.targets[0].id} is {ast.unparse(node.value)}; give a value") from None
-    return found
-
-
-def cell(stage: str) -> str:
-    """The first code cell of a stage's notebook: each parameter with its default and its meaning."""
-    model, lines = MODELS[stage], []
-    own = [name for name in model.__annotations__ if name != "run_dir"]  # before those that it shares with other stages
-    for name in dict.fromkeys(("run_dir", *own, *model.model_fields)):
-        field = model.model_fields[name]
-        default = json.dumps(field.default) if isinstance(field.default, (str, list)) else repr(field.default)
-        lines.append(f"{name} = {default}" + (f"  # {field.description}" if field.description else ""))
-    return "\n".join(lines)
-
-
-def write_cells():
-    """Write the parameters into the notebooks' first code cells."""
-    for stage in STAGES:
-        path = NOTEBOOKS / f"{stage}.ipynb"
-        notebook = nbformat.read(path, as_version=4)
-        next(each for each in notebook.cells if "parameters" in each.metadata.get("tags", [])).source = cell(stage)
-        with write_whole(path) as part:
-            nbformat.write(notebook, part)

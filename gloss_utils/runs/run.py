@@ -13,8 +13,9 @@ from filelock import FileLock
 
 from gloss_utils.base.files import fingerprint, sweep, write_json, write_whole
 from gloss_utils.runs.folder import RunFolder, identity, needs
+from gloss_utils.runs.given import assigned
 from gloss_utils.runs.lock import take_stage
-from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, assigned, check, check_files, defaults
+from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, check, check_files, defaults
 
 VERSIONS_OF = (
     "torch",
