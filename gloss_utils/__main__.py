@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# What the verbs need is loaded when they run: a wrong command line is told at once.
+# What the verbs need is loaded when they run: a wrong command line is reported at once.
 
 
 def _run(options) -> list[str]:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import SEGMENTS
 
 os.environ["OMP_NUM_THREADS"] = "1"  # in every run alike: the bytes of sums depend on how many threads share them
 
@@ -38,9 +40,15 @@ def write_parameters(path: Path, **values) -> Path:
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> tuple[RunFolder, Path]:
     """A finished run of the small demo, and its parameter file. Tests that change it take `copied_run`."""
-    root = tmp_path_factory.mktemp("small")
-    file = write_parameters(root / "small.yaml", run_dir=str(root / "run"), data_dir=str(root / "data"))
-    return notebooks.run([str(file)], []), file
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "small"  # all workers share one
+    root.mkdir(exist_ok=True)
+    file, folder = root / "small.yaml", RunFolder(root / "run")
+    with FileLock(root / "lock"):
+        if SEGMENTS not in folder.stages():
+            write_parameters(file, run_dir=str(folder.root), data_dir=str(root / "data"))
+            notebooks.run([str(file)], [])
+    return folder, file
 
 
 @pytest.fixture

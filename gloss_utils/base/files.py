@@ -30,7 +30,7 @@ def write_whole(path: str | Path):
             sync(temporary)
             _replace(temporary, path)
     finally:
-        with suppress(OSError):  # what went wrong is told already
+        with suppress(OSError):  # the error that led here is reported
             _remove(temporary)
 
 
@@ -50,8 +50,8 @@ def full_disk_in_one_line(path: Path):
         if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
             raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         # Libraries wrap the operating system's error each in their own way, and some drop it.
-        told = any(words in str(error) for words in ("No space left", "quota exceeded"))
-        if told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(path):
+        says_full = any(words in str(error) for words in ("No space left", "quota exceeded"))
+        if says_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(path):
             raise GlossError(
                 f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
             ) from error

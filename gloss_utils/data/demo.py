@@ -2,7 +2,7 @@
 
 It shows that the code works, and says nothing about how good recommendations are. Its users follow routines: after the
 shampoo of one brand they mostly take a certain conditioner of another brand. So the next item can be learnt from
-histories, but cannot be told from the words of the last title. Like real data, it has a few faults.
+histories, but cannot be read from the words of the last title. Like real data, it has a few faults.
 """
 
 import gzip

@@ -85,7 +85,7 @@ def draw(runs: list[str], to: str) -> Path:
     """
     folder = Path(to).absolute()
     tables = [str(Path(run).absolute()) for run in runs]
-    results.read_all([Path(table) for table in tables], folder / "results")  # what is wrong is told before any work
+    results.read_all([Path(table) for table in tables], folder / "results")  # errors come before any work
     execute("07_paper_figures", {"runs": tables, "figures_dir": str(folder)}, RunFolder(ROOT / "runs/figures"))
     return folder
 
