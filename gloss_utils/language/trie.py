@@ -29,7 +29,7 @@ class Trie:
         offset = 1 + made.cumsum() - made
         text = np.repeat(np.arange(len(ordered)), made)
         depth = np.arange(made.sum()) - np.repeat(offset - 1, made) + np.repeat(before, made) + 1
-        parents = np.arange(made.sum())  # within a text, the node before; its first node is a child of an earlier text's
+        parents = np.arange(made.sum())  # within a text, the node before; a first node has one of an earlier text
         path = [ROOT]
         for first, count, common in zip(offset.tolist(), made.tolist(), before.tolist(), strict=True):
             parents[first - 1] = path[common]
