@@ -49,7 +49,6 @@ def test_notebook_1_reads_own_tables(own):
     assert "it has 1 columns, not 3" in page and statistics["periods"] is not None
 
 
-@pytest.mark.slow
 def test_from_two_csv_files_to_recommendations(own):
     values = [*own, ("split", "next"), ("max_users", "12"), ("tiny_steps", "4")]
     folder = notebooks.run([str(ROOT / "params/my_data.yaml")], values, last="04")

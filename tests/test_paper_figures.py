@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from benchmarks import results_page
 from gloss_utils import paper_figures
 from gloss_utils.__main__ import main
-from gloss_utils.report import plots, published, result_plots, tables
+from gloss_utils.report import data_plots, plots, published, result_plots, tables
 from gloss_utils.runs import notebooks, results
 from gloss_utils.runs.parameters import ROOT
 
@@ -262,6 +262,15 @@ def test_the_table_of_methods_as_csv_and_latex(replay, measured, tmp_path):
     assert len(pd.read_csv(tmp_path / "methods.csv")) == 12
     latex = (tmp_path / "methods.tex").read_text()
     assert "\\toprule" in latex and "a\\_b \\& c" in latex
+
+
+@pytest.mark.parametrize(
+    ("history", "lines"),
+    [([], 0), ([{"step": 10, "loss": 2.0}], 1), ([{"step": 3, "eval_loss": 1.9}], 1)],
+)
+def test_the_loss_of_a_training_that_logged_little(history, lines):
+    figure = data_plots.loss_curves({"history": history})
+    assert len(figure.axes[0].lines) == lines
 
 
 def test_a_figure_has_the_same_bytes_each_time(replay, tmp_path):

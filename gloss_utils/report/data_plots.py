@@ -34,10 +34,12 @@ def dataset_overview(data: Dataset) -> plt.Figure:
 
 def loss_curves(training: dict) -> plt.Figure:
     """Training and validation loss by step. training: holds `history`, a list of dicts with step, loss, eval_loss."""
-    named = pd.DataFrame(training["history"]).rename(columns={"loss": "training", "eval_loss": "validation users"})
-    known = named.melt("step", [name for name in ("training", "validation users") if name in named]).dropna()
+    history = pd.DataFrame(training["history"], columns=["step", "loss", "eval_loss"]).astype(float)
+    lines = ["training", "validation users"]  # a short training may have logged neither
+    known = history.set_axis(["step", *lines], axis=1).melt("step").dropna()
     plot = so.Plot(known, x="step", y="value", color="variable", marker="variable").add(plots.LINES[0])
-    plot = plot.scale(color=plots.SHADES[2:0:-1], marker=["", "o"]).label(x="optimiser step", y="loss per token (nats)")
+    colours, markers = dict(zip(lines, plots.SHADES[2:0:-1], strict=True)), dict(zip(lines, ("", "o"), strict=True))
+    plot = plot.scale(color=colours, marker=markers).label(x="optimiser step", y="loss per token (nats)")
     return plots.draw(plot, (plots.COLUMN, 2.2), ncols=2)
 
 
