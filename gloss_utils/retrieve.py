@@ -61,7 +61,8 @@ def prepare(run: Run) -> Retrieved:
         print(f"{unknown} targets are not in the catalogue; each counts as a miss")
     found = ranker(run, queries, data)
     rankings = {"gloss": found.rank(), "gloss-paper": found.paper(run["retriever"])}
-    query_files.write(folder.queries, queries)
+    if run["queries_file"]:  # generated ones are written, and sealed, as soon as they are there
+        query_files.write(folder.queries, queries)
     if name := in_sample(folder, run.inputs, found):
         print(
             f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of gloss flatter "
