@@ -1,5 +1,8 @@
-"""The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`, and what
-is made from finished runs: `figures [RUN...]`, `report RUN`, `results RUN COMMAND`."""
+"""The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`.
+
+What a run has: `status FILE...`, `verify RUN`. What is made from it: `figures [RUN...]`, `report RUN`, `results RUN
+COMMAND`.
+"""
 
 import argparse
 import logging
@@ -41,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--until", dest="last", metavar="NN", help="last notebook to run, as 06")
     run.add_argument("--force", action="store_true", help="run stages that are up to date, too, and make all anew")
     run.set_defaults(verb=_run)
+    status = commands.add_parser("status", help="what a run has, what it would make again and why, and what it cost")
+    add_parameters(status)
+    status.set_defaults(verb=_status)
+    verify = commands.add_parser("verify", help="read all bytes of a run again, and name what is damaged")
+    verify.add_argument("run_dir", metavar="RUN", type=Path)
+    verify.set_defaults(verb=_verify)
     figures = commands.add_parser("figures", help="draw the figures and tables of a paper from finished runs")
     figures.add_argument("runs", nargs="*", metavar="RUN", help="run folders or files of results; none: DIR/results")
     figures.add_argument("--to", default="figures", metavar="DIR", help="where figures and tables go")
@@ -67,6 +76,20 @@ def _run(options) -> list[str]:
     overrides = [tuple(pair) for pair in options.overrides]
     folder = notebooks.run(options.files, overrides, options.first, options.last, options.force)
     return [notebooks.summary(folder)]
+
+
+def _status(options) -> list[str]:
+    from gloss_utils.runs import notebooks, status
+
+    folder, parameters = notebooks.planned(options.files, [tuple(pair) for pair in options.overrides])
+    return status.status(folder, parameters)
+
+
+def _verify(options) -> list[str]:
+    from gloss_utils.runs.folder import RunFolder
+    from gloss_utils.runs.status import verify
+
+    return verify(RunFolder(options.run_dir.resolve()))
 
 
 def _figures(options) -> list[str]:

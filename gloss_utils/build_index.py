@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,16 +36,17 @@ def start(notebook: dict) -> Run:
 
 def prepare(run: Run) -> Indexes:
     """Build both indexes of the catalogue and write them to the run's `index/`."""
-    data, folder, encoder = Dataset.load(run.folder.data), run.folder, run["encoder"]
+    data = Dataset.load(run.open("data"))
+    run.revision("encoder")
     texts = [item_text(title) for title in data.items["title"]]
-    if Path(encoder).is_dir():
-        run.read_from_outside(encoder)
-    encode = partial(encode_with_workers, run) if run["engine"] == "ray" else None
-    dense = build_dense(folder.dense_index, texts, encoder, run["index"], run["rerank_from_disk"], encode)
-    bm25 = BM25Index.build(texts)
-    bm25.save(folder.bm25_index)
-    run.outputs += [folder.dense_index, folder.bm25_index]
-    return Indexes(data, dense, bm25)
+    if not run.keeps("dense"):
+        encode = partial(encode_with_workers, run) if run["engine"] == "ray" else None
+        with run.writing("dense") as part:
+            build_dense(part, texts, run["encoder"], run["index"], run["rerank_from_disk"], encode)
+    if not run.keeps("bm25"):
+        with run.writing("bm25") as part:
+            BM25Index.build(texts).save(part)
+    return Indexes(data, DenseIndex.load(run.open("dense")), BM25Index.load(run.open("bm25")))
 
 
 def encode_with_workers(run: Run, texts: list[str]) -> np.ndarray:

@@ -47,7 +47,7 @@ def prepare(run: Run) -> dict:
         print("Split next has no targets: there is nothing to evaluate.")
         found, per_user = {name: [] for name in FOUND}, pd.DataFrame(columns=COLUMNS)
     else:
-        data = Dataset.load(run.folder.data)
+        data = Dataset.load(run.open("data"))
         queries = query_files.read(run.folder.queries, run["num_beams"], 0)
         ranker = retrieve.ranker(run, queries, data)
         per_user = _per_user(run, data, queries, (*_rank_rivals(run, data, ranker), GLOSS_PAPER, GLOSS))
@@ -77,8 +77,11 @@ def _by_sasrec(run: Run, data: Dataset, ranker: Ranker) -> pd.DataFrame:
     sequences = list(ranker.training_sequences.values())
     validation = sasrec.validation_sequences(data, ranker.queries, run["split"])
     settings = sasrec.Settings(run["sasrec_epochs"], run["sasrec_width"], run["seed"])
-    kept = run.folder.sasrec, run.folder.checkpoints / "sasrec"
-    model = sasrec.train(sequences, validation, ranker.items, settings, *kept)
+    if not run.keeps("sasrec"):
+        model = sasrec.train(sequences, validation, ranker.items, settings, run.unfinished("sasrec"))
+        with run.writing("sasrec") as part:
+            model.save_pretrained(part)
+    model = sasrec.load(run.open("sasrec"))
     return sasrec.rank(model, ranker.histories, sequences, ranker.items, run["ranking_depth"])
 
 

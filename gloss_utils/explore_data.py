@@ -1,6 +1,5 @@
 """Notebook 1: from raw files to the tables that every later notebook works on."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,8 +9,9 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data import prompts, sources
 from gloss_utils.data.dataset import Dataset, Rules, build
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.data.sources import OwnTables
+from gloss_utils.data.sources import OwnTables, Source
 from gloss_utils.report import data_plots, published, tables
+from gloss_utils.runs.contents import content_of
 from gloss_utils.runs.run import Run, open_run
 
 STAGE = "01_explore_data"
@@ -23,35 +23,44 @@ def start(notebook: dict) -> Run:
 
 
 def prepare(run: Run) -> Dataset:
-    """Find or download the raw files, read them, apply the data rules, and write `data/`."""
-    folder, own = run.folder, OwnTables(**_named(run, OwnTables))
-    source = sources.find(run["dataset"], run["data_dir"], run["data_address"], run["item_text"], own)
-    for path in source.paths:
-        run.read_from_outside(path)
-    _check_same_raw_files(run)
-    rejects = Rejects(folder.rejected_data)
+    """Find or download the raw files, read them, apply the data rules, and write `data/`.
+
+    Where `data/` was made from the same, it is taken as it is, and the raw files may be gone.
+    """
+    source = None if run.has_read_its_files() else _find(run)
+    if run.keeps("data"):
+        return Dataset.load(run.folder.data)
+    source, rejects = source or _find(run), Rejects(run.folder.rejected_data)
     reviews, items = sources.read(source, rejects, run["max_rejected"])
-    rejects.write()
-    data = build(reviews, items, run["max_users"], run["seed"], Rules(**_named(run, Rules)))
+    data = build(reviews, items, run["max_users"], run["seed"], run.settings(Rules))
     kinds = zip(("interactions", "items"), source.paths, strict=True)
     data.statistics["rejected"] = {kind: dict(rejects.reasons(path, kind)) for kind, path in kinds}
-    run.outputs += [*data.save(folder.data), folder.rejected_data]
+    with run.writing("data") as part:
+        data.save(part)
+        rejects.write(part / run.folder.rejected_data.name)
     return data
 
 
-def _named(run: Run, settings: type) -> dict:
-    """The parameters that have the names of a dataclass's fields."""
-    return {field.name: run[field.name] for field in fields(settings)}
-
-
-def _check_same_raw_files(run: Run):
-    entry = run.folder.stages().get(run.stage)
-    if entry is not None and sorted(entry["inputs"].values()) != sorted(run.inputs.values()):
-        names = ", ".join(Path(path).name for path in run.inputs)
+def _find(run: Run) -> Source:
+    """The raw files, found or downloaded, and noted. Raises `GlossError` where the run was made from others."""
+    source = sources.find(
+        run["dataset"], run["data_dir"], run["data_address"], run["item_text"], run.settings(OwnTables)
+    )
+    if run["dataset"] == sources.TABLE:
+        run.read_from_outside("interactions_file")
+        run.read_from_outside("items_file")
+    else:
+        for path in source.paths:
+            run.read_from_outside("data_dir", path)
+    run.known["raw"] = content_of(run.inputs)
+    before = run.folder.stages().get(run.stage)
+    if before is not None and content_of(before["inputs"]) != run.known["raw"]:
+        names = ", ".join(Path(path).name for path in source.paths)
         raise GlossError(
             f"{run.folder.root} was made from other raw files than {names} in {run['data_dir']}; "
             "choose another run_dir, or delete that folder"
         )
+    return source
 
 
 def show_counts(run: Run, data: Dataset) -> pd.DataFrame:

@@ -12,8 +12,6 @@ import importlib.util
 import os
 import sys
 import time
-from dataclasses import asdict
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -25,18 +23,15 @@ if PROCESSES == 1 and torch.cuda.is_available() and importlib.util.find_spec("un
 from accelerate.utils import parse_flag_from_env
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, read_json, write_json
-from gloss_utils.base.seals import is_sealed, write_sealed
+from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import qlora, tiny, training
+from gloss_utils.language.models import TINY
 from gloss_utils.report import data_plots
 from gloss_utils.runs import given, notebooks
 from gloss_utils.runs.parameters import FINE_TUNE
 from gloss_utils.runs.run import Run, open_run
-
-# Settings that change how fast or where training runs, not what it is to compute.
-NOT_IN_THE_RESULT = ("gradient_checkpointing", "logs", "report_to")
 
 
 def start(notebook: dict) -> Run:
@@ -45,33 +40,26 @@ def start(notebook: dict) -> Run:
 
 
 def prepare(run: Run) -> dict | None:
-    """Stage 2's work: fine-tune and save the adapter, sealed; an adapter that was made from the same is kept.
+    """Stage 2's work: fine-tune and save the adapter; one that was made from the same is kept.
 
     Returns the loss history, parameter counts, speed and peak memory, as they are noted in the adapter's folder; None
     where the queries come from a file and there is nothing to do. Of several processes, the main one writes the files.
     """
-    together, folder = training.processes(), run.folder
+    together = training.processes()
     if run["queries_file"]:
         together.print(f"Nothing to do: the queries are read from {run['queries_file']}.")
         return None
     training.check_reporter(run["report_to"])
-    data, base = Dataset.load(folder.data), run.base_model
-    if base == folder.base:
-        run.outputs.append(tiny_base(run, data))
-    elif Path(base).is_dir():
-        run.read_from_outside(base)
-    adapters = run.settings(qlora.QLoRA)
-    settings = training_settings(run)
-    chosen = {name: value for name, value in asdict(settings).items() if name not in NOT_IN_THE_RESULT}
-    key = fingerprint(base) if base == folder.base else run.inputs.get(base, base)
-    made_from = {"base_model": key, "data": folder.data_key(), "adapters": asdict(adapters), "training": chosen}
-    if is_sealed(folder.adapter, made_from):
-        together.print("The adapter is the one that was trained before: nothing that it depends on has changed.")
-    else:
-        _train(run, data, adapters, settings, made_from)
+    data = Dataset.load(run.open("data"))
+    if run["base_model"] == TINY:
+        tiny_base(run, data)
+    run.revision("base_model")
+    with together.main_process_first():  # it may link an adapter from another run folder
+        kept = run.keeps("adapter")
+    if not kept:
+        _train(run, data)
     together.wait_for_everyone()
-    run.outputs.append(folder.adapter)
-    return read_json(folder.training)
+    return read_json(run.folder.training)
 
 
 def training_settings(run: Run) -> training.Settings:
@@ -80,12 +68,16 @@ def training_settings(run: Run) -> training.Settings:
     return run.settings(training.Settings, logs=str(run.folder.tracking), gradient_checkpointing=checkpointing)
 
 
-def tiny_base(run: Run, data: Dataset) -> Path:
-    """The folder of the tiny base model, trained on the titles that are not held out, where it is not there yet."""
+def tiny_base(run: Run, data: Dataset):
+    """Train the tiny base model on the titles that are not held out, and save it, where it is not there yet."""
+    if run.keeps("base"):
+        return
     sizes = {name: run[f"tiny_{name}"] for name in ("layers", "width", "vocabulary", "steps", "learning_rate")}
     settings = run.settings(tiny.TinyModel, **sizes)
-    tiny.train_base(run.folder.base, data.trained_titles(), settings, run.folder.checkpoints / "base")
-    return run.folder.base
+    model, tokenizer = tiny.train_base(data.trained_titles(), settings, run.unfinished("base"))
+    with run.writing("base") as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 def encode(data: Dataset, examples: pd.DataFrame, tokenizer, max_length: int) -> list[list[int]]:
@@ -95,15 +87,17 @@ def encode(data: Dataset, examples: pd.DataFrame, tokenizer, max_length: int) ->
     return prompts.encode_training(tokenizer, histories, [titles[item] for item in examples["target"]], max_length)
 
 
-def _train(run: Run, data: Dataset, adapters: qlora.QLoRA, settings: training.Settings, made_from: dict):
+def _train(run: Run, data: Dataset):
+    adapters, settings, made_from = run.settings(qlora.QLoRA), training_settings(run), run.made_from("adapter")
     examples, validation = splits.training_examples(data), splits.held_out_examples(data, "validation")
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
     model, tokenizer = qlora.with_adapters(run.base_model, adapters)
     trainable, everything = model.get_nb_trainable_parameters()
     texts = [encode(data, part, tokenizer, run["max_length"]) for part in (examples, validation)]
-    checkpoints = run.folder.checkpoints / "adapter"
-    result = training.train(model, tokenizer, *texts, settings, checkpoints, made_from, name="fine-tuning")
+    result = training.train(
+        model, tokenizer, *texts, settings, run.unfinished("adapter"), made_from, name="fine-tuning"
+    )
     result |= {
         "base_model": run["base_model"],
         "trained_with": "unsloth" if qlora.uses_unsloth() else "transformers",
@@ -114,10 +108,9 @@ def _train(run: Run, data: Dataset, adapters: qlora.QLoRA, settings: training.Se
     }
     weights = training.gather_weights(model)
     if training.processes().is_main_process:
-        with write_sealed(run.folder.adapter, made_from) as part:
+        with run.writing("adapter") as part:
             qlora.save_adapter(part, model, tokenizer, adapters, weights)
             write_json(part / run.folder.training.name, result)
-        training.delete_checkpoints(run.folder.checkpoints)
 
 
 def facts(result: dict) -> pd.DataFrame:
@@ -152,8 +145,8 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]], own: dict):
     with training.as_single_process():
         notebooks.run(files, overrides, last="01")
         run = open_run(FINE_TUNE, own)
-        if run.base_model == run.folder.base and not run["queries_file"]:
-            tiny_base(run, Dataset.load(run.folder.data))
+        if run["base_model"] == TINY and not run["queries_file"]:
+            tiny_base(run, Dataset.load(run.open("data")))
 
 
 def _run_together(own: dict):
@@ -161,7 +154,7 @@ def _run_together(own: dict):
     together = training.processes()
     together.wait_for_everyone()
     run = open_run(FINE_TUNE, own)
-    if not run.folder.why_run(FINE_TUNE, run.own):
+    if not run.folder.why_run(FINE_TUNE, run.parameters):
         together.print(f"{FINE_TUNE}: up to date")
         return
     result = prepare(run)

@@ -1,8 +1,7 @@
 """Notebook 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
@@ -10,7 +9,6 @@ from tqdm import tqdm
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, fingerprint, write_whole
-from gloss_utils.base.seals import is_sealed, seal
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
@@ -24,13 +22,10 @@ from gloss_utils.report.metrics import targets_of
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.journal import Journal
-from gloss_utils.runs.parameters import EVALUATE, FINE_TUNE, RETRIEVE
+from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
-
-# The parameters that generated texts depend on, besides those of `language.Decoding`.
-TEXTS_DEPEND_ON = ("split", "generation_batch_tokens", "max_length", "load_in_4bit", "lora_alpha")
 
 
 @dataclass
@@ -51,7 +46,7 @@ def start(notebook: dict) -> Run:
 def prepare(run: Run) -> Retrieved:
     """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, and `qrels.trec` or, under split
     next, `recommendations.parquet`."""
-    data, folder, upcoming = Dataset.load(run.folder.data), run.folder, run["split"] == "next"
+    data, folder, upcoming = Dataset.load(run.open("data")), run.folder, run["split"] == "next"
     if run["ranking"] != PAPER:
         HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
     queries = _read(run) if run["queries_file"] else _generated(run, data)
@@ -60,9 +55,8 @@ def prepare(run: Run) -> Retrieved:
     if unknown := 0 if upcoming else int((~queries["target"].isin(data.items["item"])).sum()):
         print(f"{unknown} targets are not in the catalogue; each counts as a miss")
     found = ranker(run, queries, data)
+    run.known["histories"] = digest(sorted(found.histories.items()))
     rankings = {"gloss": found.rank(), "gloss-paper": found.paper(run["retriever"])}
-    if run["queries_file"]:  # generated ones are written, and sealed, as soon as they are there
-        query_files.write(folder.queries, queries)
     if name := in_sample(folder, run.inputs, found):
         print(
             f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of gloss flatter "
@@ -76,7 +70,7 @@ def prepare(run: Run) -> Retrieved:
             titled[["user", "rank", "item", "title", "score"]].to_parquet(part, index=False)
     else:
         write_qrels(folder.qrels, targets_of(queries))
-    run.outputs += [folder.queries, *map(folder.ranking, rankings)]
+    run.outputs += map(folder.ranking, rankings)
     run.outputs.append(folder.recommendations if upcoming else folder.qrels)
     return Retrieved(data, queries, rankings["gloss"])
 
@@ -92,7 +86,7 @@ def ranker(
     rule, settings = rule or run["ranking"], None
     if rule != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
         settings = HybridSettings.read(run["ranking_weights"])
-        run.read_from_outside(run["ranking_weights"])
+        run.read_from_outside("ranking_weights")
     # Under split next nothing is held out.
     known = data.sequences() if run["split"] == "next" else splits.training_sequences(data, queries)
     return run.settings(
@@ -110,7 +104,7 @@ def ranker(
 
 def load_indexes(run: Run) -> dict[str, DenseIndex | BM25Index]:
     """The indexes by retriever, as stage 3 left them."""
-    return {"dense": DenseIndex.load(run.folder.dense_index), "bm25": BM25Index.load(run.folder.bm25_index)}
+    return {"dense": DenseIndex.load(run.open("dense")), "bm25": BM25Index.load(run.open("bm25"))}
 
 
 def in_sample(folder: RunFolder, inputs: dict[str, str], found: Ranker) -> str | None:
@@ -122,54 +116,41 @@ def in_sample(folder: RunFolder, inputs: dict[str, str], found: Ranker) -> str |
 
 
 def _read(run: Run) -> pd.DataFrame:
-    """Queries that were generated elsewhere, from `queries_file`."""
+    """Queries that were generated elsewhere, from `queries_file`; they are copied to the run."""
     file, upcoming, rejects = run["queries_file"], run["split"] == "next", Rejects(run.folder.rejected_queries)
-    run.read_from_outside(file)
+    run.read_from_outside("queries_file")
     queries = query_files.read(file, run["num_beams"], run["max_rejected"], not upcoming, rejects)
     rejects.write()
-    run.outputs.append(run.folder.rejected_queries)
     print(f"{len(queries):,} users are read from {file}; {len(rejects.records)} records cannot be used")
     for kept in rejects.records[:5]:
         print(f"{kept['place']}: {kept['reason']}")
-    return queries.assign(target=None) if upcoming else queries
-
-
-def _generated(run: Run, data: Dataset) -> pd.DataFrame:
-    """Queries by the fine-tuned model, sealed; those on the disk where nothing that they depend on has changed."""
-    from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
-
-    folder, base = run.folder, run.base_model
-    models = folder.stages()[FINE_TUNE]["inputs"]  # sha256 of a base model that is a folder
-    made_from = asdict(run.settings(language.Decoding)) | {name: run[name] for name in TEXTS_DEPEND_ON}
-    made_from |= {
-        "base_model": fingerprint(base) if base == folder.base else models.get(base, base),
-        "adapter": fingerprint(folder.adapter / "adapter_model.safetensors"),
-        "data": folder.data_key(),
-    }
-    if is_sealed(folder.queries, made_from):
-        print(
-            "The texts are those of the last run: nothing that they depend on has changed. "
-            "To generate them again, delete queries.jsonl."
-        )
-        return query_files.read(folder.queries, run["num_beams"], 0, run["split"] != "next")
-    examples = splits.evaluation_examples(data, run["split"])
-    if run["show_user"]:
-        _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
-    rows, journal = _written(run, data, examples["history"], made_from)
-    texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
-    queries = pd.concat([examples.reset_index(drop=True), texts], axis=1)
-    query_files.write(folder.queries, queries)
-    seal(folder.queries, made_from)
-    journal.unlink()
+    queries = queries.assign(target=None) if upcoming else queries
+    run.put_aside("texts")  # those that this run generated before
+    query_files.write(run.folder.queries, queries)
+    run.outputs += [run.folder.rejected_queries, run.folder.queries]
     return queries
 
 
-def _written(run: Run, data: Dataset, histories: pd.Series, made_from: dict) -> tuple[list, Path]:
-    """What the model writes for each history, and the journal of it, which may be one of a run that was cut off."""
-    from gloss_utils import language
+def _generated(run: Run, data: Dataset) -> pd.DataFrame:
+    """Queries by the fine-tuned model; those on the disk where nothing that they are made from has changed."""
+    if not run.keeps("texts"):
+        examples = splits.evaluation_examples(data, run["split"])
+        if run["show_user"]:
+            _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
+        rows = _written(run, data, examples["history"])
+        texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
+        with run.writing("texts") as part:
+            query_files.write(part, pd.concat([examples.reset_index(drop=True), texts], axis=1))
+    return query_files.read(run.open("texts"), run["num_beams"], 0, run["split"] != "next")
 
-    folder, titles, title_trie, notices = run.folder, data.titles(), None, {None}
-    tokenizer = language.load_tokenizer(folder.adapter)
+
+def _written(run: Run, data: Dataset, histories: pd.Series) -> list:
+    """What the model writes for each history. A journal of it may be there, of a run that was cut off."""
+    from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
+
+    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
+    adapter, titles, title_trie, notices = run.open("adapter"), data.titles(), None, {None}
+    tokenizer = language.load_tokenizer(adapter)
     if run["decoding"] == language.CATALOGUE:
         title_trie = language.TitleTrie(tokenizer, titles.values())
         for note in title_trie.notes:
@@ -183,14 +164,14 @@ def _written(run: Run, data: Dataset, histories: pd.Series, made_from: dict) -> 
     inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
     columns = run["num_beams"] * run["max_new_tokens"]
     batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
-    plan = digest([made_from, inputs, batches])
-    journal = Journal(folder.journal(plan), plan, [len(batch) for batch in batches])
+    plan = digest([run.made_from("texts"), inputs, batches])
+    journal = Journal(run.unfinished("texts", plan), plan, [len(batch) for batch in batches])
     for note in journal.notes:
         print(note)
     if journal.done:
         print(f"{len(journal.done)} of {len(batches)} batches are those of a run that was cut off")
     left = {number: places for number, places in enumerate(batches) if number not in journal.done}
-    model, settings = (run.base_model, folder.adapter, run["load_in_4bit"]), run.settings(language.Decoding)
+    model, settings = (base, adapter, run["load_in_4bit"]), run.settings(language.Decoding)
 
     def load() -> language.Writer:
         return language.Writer(*language.load_finetuned(*model), settings, title_trie)
@@ -207,7 +188,7 @@ def _written(run: Run, data: Dataset, histories: pd.Series, made_from: dict) -> 
     found = {}
     for number, rows in journal.done.items():
         found |= zip(batches[number], rows, strict=True)
-    return [found[place] for place in range(len(inputs))], journal.path
+    return [found[place] for place in range(len(inputs))]
 
 
 def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:

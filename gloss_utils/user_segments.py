@@ -98,8 +98,9 @@ class Shop:
 
 def open_shop(run: Run) -> Shop:
     """The shop of a run; with a tokenizer where the run has fine-tuned a model."""
-    tokenizer = load_tokenizer(run.folder.adapter) if run.folder.adapter.exists() else None
-    return Shop(Dataset.load(run.folder.data), retrieve.load_indexes(run), tokenizer)
+    trained = run.folder.record("adapter") is not None and not run["queries_file"]
+    tokenizer = load_tokenizer(run.open("adapter")) if trained else None
+    return Shop(Dataset.load(run.open("data")), retrieve.load_indexes(run), tokenizer)
 
 
 def example(shop: Shop, title: str | None) -> pd.DataFrame:

@@ -1,15 +1,18 @@
-"""Kill a run with SIGKILL at a seeded random moment, resume it, and compare its bytes with a run that was never killed.
+"""Harm a run in many ways, run it again, and compare it with one that was never harmed.
 
-    python -m tests.kill --times 20 [--seed 0] [--stage 02]
+    python -m tests.kill --times 60 [--seed 0] [--stage 02]
 
-The stages take turns, each killed somewhere between its start and its end; all that it and later stages made is removed
-before. Prints a table, and exits with 1 where bytes of `metrics.json` or `rankings/` differ.
+The stages take turns, and so do four kinds of harm: the run is killed with SIGKILL at a seeded random moment of the
+stage; the same, and the run and its data are moved before it goes on; a file of the stage is deleted; one bit of it is
+flipped. Prints a table, and exits with 1 where bytes of `metrics.json` or `rankings/` differ, or where something costly
+that was whole was made again.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +23,15 @@ from pathlib import Path
 import psutil
 import yaml
 
-from gloss_utils.base.files import fingerprint, write_json
+from gloss_utils.base.files import fingerprint, remove, write_json
+from gloss_utils.base.seals import is_sealed, seal_of
+from gloss_utils.runs.artefacts import RECIPES, path_of
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import EVALUATE, ROOT, STAGES
+from gloss_utils.runs.parameters import ROOT, STAGES
 from tests.conftest import write_parameters
+from tests.helpers import flip
+
+KINDS = ("killed", "killed and moved", "deleted", "a bit flipped")
 
 LONGER = {"epochs": 3, "sasrec_epochs": 3, "tiny_steps": 30}  # so that a kill may find checkpoints
 
@@ -83,11 +91,10 @@ def copied(folder: RunFolder, file: Path, root: Path, without: tuple[str, ...]) 
     copy = RunFolder(root / "run")
     stages = copy.stages()
     for stage in without:
-        for name in stages.pop(stage)["outputs"]:
-            path = copy.root / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if EVALUATE in without:
-        shutil.rmtree(copy.sasrec)
+        entry = stages.pop(stage)
+        made = [path_of(copy.root, name) for name in entry["artefacts"]]
+        for path in (*made, *map(seal_of, made), *(copy.root / name for name in entry["outputs"])):
+            remove(path)
     write_json(copy.manifest, stages)
     return copy, write_parameters(root / "p.yaml", **yaml.safe_load(file.read_text()) | {"run_dir": str(copy.root)})
 
@@ -123,12 +130,63 @@ def differing(one: RunFolder, other: RunFolder, names: list[str]) -> list[str]:
     ]
 
 
+def files_of(folder: RunFolder, stage: str) -> list[Path]:
+    """The files that a stage left: artefacts, their seals, views; and the manifest's own."""
+    entry = folder.stages()[stage]
+    made = [path_of(folder.root, name) for name in entry["artefacts"]]
+    paths = [*made, *map(seal_of, made), *(folder.root / name for name in entry["outputs"])]
+    inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [file for file in inside if file.is_file()]
+
+
+def moved(folder: RunFolder, file: Path, root: Path) -> tuple[RunFolder, Path]:
+    """The run, its data and its parameter file, moved to another place."""
+    values, to = yaml.safe_load(file.read_text()), root / "moved"
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
+    folder.root.rename(to / "renamed")
+    shutil.copytree(values["data_dir"], to / "data")
+    return RunFolder(to / "renamed"), write_parameters(
+        to / "p.yaml", **values | {"run_dir": str(to / "renamed"), "data_dir": str(to / "data")}
+    )
+
+
+def seals(folder: RunFolder) -> dict[str, bytes]:
+    """The seals of the costly artefacts that are whole: a new one is written where an artefact is made."""
+    found = {name: path_of(folder.root, name) for name in RECIPES}
+    return {name: seal_of(path).read_bytes() for name, path in found.items() if is_sealed(path)}
+
+
+def go_on(file: Path) -> str:
+    """Run to the end; where something costly is damaged, a first run has to name it. Returns what was made again."""
+    done = subprocess.run(command(file), cwd=ROOT, capture_output=True, text=True, env=environment())
+    if done.returncode == 0:
+        return ""
+    asked = re.search(r"-p remake (\w+)", done.stderr)
+    assert asked, done.stdout[-1000:] + done.stderr[-2000:]
+    finished(file, "-p", "remake", asked[1])
+    return asked[1]
+
+
+def harmed(kind: str, stage: str, rng: random.Random, whole: RunFolder, file: Path, root: Path):
+    """A copy of the whole run after harm of a kind in a stage: the folder, its parameter file, and what was done."""
+    if kind in ("killed", "killed and moved"):
+        without = STAGES[STAGES.index(stage) :]
+        folder, own, moment = kill_in(stage, rng.random(), whole, file, root, without)
+        said = f"{moment:.1f} s of {seconds_of(whole, stage):.1f}"
+        return (*(moved(folder, own, root) if kind == "killed and moved" else (folder, own)), said)
+    folder, own = copied(whole, file, root, ())
+    path = rng.choice(files_of(folder, stage))
+    path.unlink() if kind == "deleted" else flip(path)
+    return folder, own, str(path.relative_to(folder.root))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the campaign; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.kill", description=__doc__.split("\n")[0])
-    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--times", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", metavar="NN", help="kill in this stage only")
+    parser.add_argument("--stage", metavar="NN", help="harm this stage only")
     options = parser.parse_args(arguments)
     chosen = [stage for stage in STAGES if not options.stage or stage.startswith(options.stage)]
     rng, failures = random.Random(options.seed), 0
@@ -138,22 +196,20 @@ def main(arguments: list[str] | None = None) -> int:
         file = write_parameters(root / "whole.yaml", **values)
         finished(file)
         whole = RunFolder(root / "whole")
-        print("| kill | stage | seconds into it | of | same bytes |\n| --- | --- | --- | --- | --- |", flush=True)
-        for time_number in range(options.times):
-            stage = chosen[time_number % len(chosen)]
-            without = STAGES[STAGES.index(stage) :]
-            folder, own, moment = kill_in(stage, rng.random(), whole, file, root / "killed", without)
-            finished(own)
+        print("| case | stage | harm | where | made again on request | as before |", flush=True)
+        print("| --- | --- | --- | --- | --- | --- |", flush=True)
+        for number in range(options.times):
+            stage, kind = chosen[number % len(chosen)], KINDS[number // len(chosen) % len(KINDS)]
+            folder, own, where = harmed(kind, stage, rng, whole, file, root / "harmed")
+            before = seals(folder)
+            asked = go_on(own)
             names = ["metrics.json", *(f"rankings/{path.name}" for path in sorted(whole.rankings.iterdir()))]
-            other = differing(whole, folder, names)
-            failures += bool(other)
-            took = seconds_of(whole, stage)
-            print(
-                f"| {time_number + 1} | {stage} | {moment:.1f} | {took:.1f} | {'no: ' * bool(other)}"
-                f"{', '.join(other) or 'yes'} |",
-                flush=True,
-            )
-    print(f"{options.times - failures} of {options.times} kills left the same bytes")
+            wrong = differing(whole, folder, names)
+            after = seals(folder)
+            wrong += [f"{name} was made twice" for name in before if after.get(name) != before[name]]
+            failures += bool(wrong)
+            print(f"| {number + 1} | {stage} | {kind} | {where} | {asked} | {', '.join(wrong) or 'yes'} |", flush=True)
+    print(f"{options.times - failures} of {options.times} runs came out as before, and made nothing costly twice")
     return int(failures > 0)
 
 

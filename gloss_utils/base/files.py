@@ -4,8 +4,8 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,10 +31,11 @@ def write_whole(path: str | Path):
             _replace(temporary, path)
     finally:
         with suppress(OSError):  # the error that led here is reported
-            _remove(temporary)
+            remove(temporary)
 
 
-def _remove(path: Path):
+def remove(path: Path):
+    """Delete a file, a link, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -82,25 +83,10 @@ def _replace(temporary: Path, path: Path):
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         path.rename(old)
         temporary.rename(path)
-        _remove(old)
+        remove(old)
     else:
         temporary.replace(path)
     _sync_one(path.parent)  # the rename itself
-
-
-def sweep(root: Path, *alive: int):
-    """Remove what processes that were killed left of their writing; a folder that was being replaced comes back.
-
-    alive: processes at work in the folder.
-    """
-    for path in sorted(root.rglob(".*")):
-        left = re.fullmatch(r"\.(.+)\.(\d+)\.(partial|old)", path.name)
-        if left is None or int(left[2]) in alive or not path.exists():
-            continue
-        if left[3] == "old" and not path.with_name(left[1]).exists():
-            path.rename(path.with_name(left[1]))
-        else:
-            _remove(path)
 
 
 def write_json(path: Path, value):
@@ -117,15 +103,47 @@ def read_json(path: Path):
         raise GlossError(f"{path} is damaged; delete it and run again") from None
 
 
+# Hashes of large files that were taken before, by size, time and inode: they hold for links and after a move, too.
+_known: dict[str, str] = {}
+LARGE = 2**20  # bytes; smaller files are read each time
+SETTLED = 2  # seconds after its last change, a file's time tells it from a later change on every file system
+
+
 def fingerprint(path: str | Path) -> str:
-    """sha256 of a file, or of a folder's names and contents."""
+    """sha256 of a file, or of a folder's names and contents. A large file is read once, until it changes."""
     path = Path(path)
-    if not path.is_dir():
-        with open(path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    names = [f"{file.relative_to(path)} {fingerprint(file)}" for file in files]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        names = [f"{file.relative_to(path).as_posix()} {fingerprint(file)}" for file in files]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    about = path.stat()
+    key = f"{about.st_size} {about.st_mtime_ns} {about.st_ino}"
+    if key in _known:
+        return _known[key]
+    settled = time.time() - about.st_mtime > SETTLED
+    with open(path, "rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if settled and about.st_size >= LARGE:
+        _known[key] = found
+    return found
+
+
+def load_hashes(path: Path):
+    """Take over the hashes that another process noted in this file, if it is there and sound."""
+    try:
+        _known.update(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return
+
+
+def save_hashes(path: Path):
+    """Note the hashes of large files for other processes."""
+    write_json(path, _known)
+
+
+def forget_hashes():
+    """Read all files again the next time, as after a fault."""
+    _known.clear()
 
 
 def digest(value) -> str:

@@ -58,8 +58,8 @@ class Rejects:
             f"allows; mend the file or raise max_rejected{where}"
         )
 
-    def write(self):
-        """Write the records kept as JSON lines, whole or not at all."""
-        if self.path:
-            with write_whole(self.path) as part, open(part, "w", encoding="utf-8", errors="replace") as out:
+    def write(self, path: Path | None = None):
+        """Write the records kept as JSON lines, whole or not at all, to `path`, or by default to their own place."""
+        if path := path or self.path:
+            with write_whole(path) as part, open(part, "w", encoding="utf-8", errors="replace") as out:
                 out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in self.records)

@@ -5,13 +5,14 @@ transformers and peft, and for each prompt its texts with log-probabilities. Loa
 """
 
 from gloss_utils.language.generation import CATALOGUE, Decoding, TitleTrie, Writer, plan_batches, write_batches
-from gloss_utils.language.models import load_base, load_finetuned, load_tokenizer
+from gloss_utils.language.models import TINY, load_base, load_finetuned, load_tokenizer
 from gloss_utils.language.qlora import QLoRA, save_adapter, with_adapters
 from gloss_utils.language.tiny import TinyModel, train_base
 from gloss_utils.language.training import Settings, train
 
 __all__ = [
     "CATALOGUE",
+    "TINY",
     "Decoding",
     "QLoRA",
     "Settings",

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gloss_utils.base.files import digest
-from gloss_utils.base.seals import is_sealed, write_sealed
 from gloss_utils.data import prompts
 from gloss_utils.language import training
 from gloss_utils.search.bm25 import BM25Index
@@ -104,14 +103,11 @@ def _walk(near: list[list[int]], length: int, rng: random.Random) -> list[int]:
     return walk
 
 
-def train_base(folder: Path, titles: list[str], settings: TinyModel, checkpoints: Path):
-    """Train a base model on titles and save it in `folder`, unless it is there already, made from the same.
+def train_base(titles: list[str], settings: TinyModel, checkpoints: Path):
+    """Train a base model on titles; returns it and its tokenizer.
 
-    checkpoints: a folder for the states of a training that may be cut off; it is deleted at the end.
+    checkpoints: a folder for the states of the training, which goes on from there where it was cut off.
     """
-    made_from = asdict(settings) | {"titles": digest(titles)}
-    if is_sealed(folder, made_from):
-        return
     training.seed_everything(settings.seed)
     tokenizer = train_tokenizer(titles, settings.vocabulary)
     model = new_model(tokenizer, settings.layers, settings.width)
@@ -129,8 +125,6 @@ def train_base(folder: Path, titles: list[str], settings: TinyModel, checkpoints
         bf16_on_cpu=settings.bf16_on_cpu,
     )
     texts = prompts.encode_training(tokenizer, lists, ends, settings.max_length)
+    made_from = asdict(settings) | {"titles": digest(titles)}
     training.train(model, tokenizer, texts, [], how, checkpoints, made_from, name="base model")
-    with write_sealed(folder, made_from) as part:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-    training.delete_checkpoints(checkpoints)
+    return model, tokenizer

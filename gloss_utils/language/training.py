@@ -7,7 +7,6 @@ are. Training that was cut off and resumed ends with the same bytes, on the same
 import importlib.util
 import math
 import os
-import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -273,8 +272,8 @@ def train(
 
     tokenizer: anything with a `pad_token_id`. made_from: JSON values that say what the result depends on. Checkpoints
     go to `folder`; training with the same `made_from` goes on from the last sound one, any other starts anew. With a
-    patience, training stops early and the weights of the best epoch are kept. Call `delete_checkpoints` once the result
-    is saved. Returns history (losses by step), steps, processes, tokens_per_second (of all processes, without padding),
+    patience, training stops early and the weights of the best epoch are kept. Delete `folder` once the result is
+    saved. Returns history (losses by step), steps, processes, tokens_per_second (of all processes, without padding),
     peak_memory_gb (of this process) and device. Raises `GlossError` where the processes cannot share a step equally.
     """
     together = processes()
@@ -317,11 +316,6 @@ def gather_weights(model) -> dict[str, torch.Tensor] | None:
     if not any(isinstance(weight, DTensor) for weight in trained.values()):
         return None
     return {name: weight.full_tensor() for name, weight in trained.items()}
-
-
-def delete_checkpoints(folder: Path):
-    """Delete the checkpoints of a training whose result is saved."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_reporter(name: str):

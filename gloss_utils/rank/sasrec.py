@@ -18,7 +18,6 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gloss_utils.base.files import digest
-from gloss_utils.base.seals import is_sealed, write_sealed
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import training
@@ -86,19 +85,15 @@ def train(
     validation: Iterable[Sequence[str]],
     items: Sequence[str],
     settings: Settings,
-    folder: Path,
     checkpoints: Path,
 ) -> SASRec:
-    """Train once and save in `folder`; later calls with the same sequences and settings find the model there.
+    """Train a model.
 
     sequences, validation: items, oldest first; training stops early by the loss on `validation`, where there is any.
     items: ids in the catalogue's order. Training that was cut off goes on from the last epoch in `checkpoints`.
     """
     texts = [ids for ids in encode(sequences, items) if len(ids) > 1]
     held_out = encode(validation, items)
-    made_from = asdict(settings) | {"items": len(items), "texts": digest([texts, held_out])}
-    if is_sealed(folder, made_from):
-        return SASRec.from_pretrained(folder, use_safetensors=True).eval()
     training.seed_everything(settings.seed)
     model = new_model(len(items), settings.width)
     how = training.Settings(
@@ -114,11 +109,14 @@ def train(
         patience=PATIENCE,
     )
     padding = SimpleNamespace(pad_token_id=PAD)
+    made_from = asdict(settings) | {"items": len(items), "texts": digest([texts, held_out])}
     training.train(model, padding, texts, held_out, how, checkpoints, made_from, name="SASRec")
-    with write_sealed(folder, made_from) as part:
-        model.save_pretrained(part)
-    training.delete_checkpoints(checkpoints)
     return model.eval()
+
+
+def load(folder: Path) -> SASRec:
+    """Read a model that was saved by its `save_pretrained`."""
+    return SASRec.from_pretrained(folder, use_safetensors=True).eval()
 
 
 def encode(histories: Iterable[Sequence[str]], items: Sequence[str]) -> list[list[int]]:

@@ -1,12 +1,30 @@
 """A run folder: the names of its files, and the manifest, which says of each finished stage what it was made from."""
 
+import json
 import os
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, fingerprint, read_json
-from gloss_utils.base.seals import seal_of
-from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, INDEX, PATHS, RETRIEVE, ROOT, SEGMENTS, STAGES
+from gloss_utils.runs import artefacts
+from gloss_utils.runs.artefacts import KEPT, RECIPES, TO_MAKE, State, differing
+from gloss_utils.runs.contents import contents, input_path, known_by
+from gloss_utils.runs.parameters import (
+    EVALUATE,
+    EXPLORE,
+    FINE_TUNE,
+    INDEX,
+    MODELS,
+    NOTEBOOKS,
+    RETRIEVE,
+    ROOT,
+    SEGMENTS,
+    STAGES,
+    that_matter,
+)
+
+DICTIONARIES = ("parameters", "inputs", "artefacts", "outputs", "builds_on", "revisions", "versions")
+RAW = ("data_dir", "interactions_file", "items_file")  # the parameters of raw files
 
 # What a stage reads from earlier ones. Stage 04 needs the fine-tuned model only where no queries file is given.
 NEEDS = {
@@ -42,7 +60,6 @@ class RunFolder:
         self.rejected_data = self.data / "rejected.jsonl"
         self.rejected_queries = self.root / "rejected.jsonl"
         self.base = self.root / "model/base"
-        self.checkpoints = self.root / "model/checkpoints"
         self.adapter = self.root / "model/adapter"
         self.tracking = self.root / "model/tracking"
         self.training = self.adapter / "training.json"
@@ -58,30 +75,21 @@ class RunFolder:
         self.figures = self.root / "figures"
         self.notebooks = self.root / "notebooks"
         self.report = self.root / "report.html"
+        self.unfinished = self.root / "unfinished"  # checkpoints and journals
+        self.kept = self.root / "kept"  # artefacts in whose place another came
+        self.hashes = self.root / ".hashes.json"
 
     def ranking(self, method: str) -> Path:
         """The TREC file of a method's rankings."""
         return self.rankings / f"{method}.trec"
 
-    def journal(self, plan: str) -> Path:
-        """Where generation by this plan (a digest) notes finished batches until its stage is finished."""
-        return self.root / f"queries.{plan[:12]}.journal"
-
-    def data_key(self) -> dict[str, str]:
-        """What the tables of stage 1 hold, for the seal of what is made from them."""
-        return {path.stem: fingerprint(path) for path in (self.items, self.interactions, self.users, self.statistics)}
-
-    def break_seals(self, stage: str):
-        """Make the next run of a stage make its costly artefacts anew, also where nothing has changed."""
-        costly = {FINE_TUNE: (self.base, self.adapter), RETRIEVE: (self.queries, self.sasrec)}
-        for path in costly.get(stage, ()):
-            seal_of(path).unlink(missing_ok=True)
-
     def stages(self) -> dict:
         """The manifest: what is known of each finished stage. Raises `GlossError` where it is damaged."""
         stages = read_json(self.manifest) if self.manifest.exists() else {}
         if not (isinstance(stages, dict) and all(map(_is_entry, stages, stages.values()))):
-            raise GlossError(f"{self.manifest} is damaged; delete it and run again")
+            raise GlossError(
+                f"{self.manifest} is damaged, or of an earlier version; delete it and run again: what is costly stays"
+            )
         return stages
 
     def outdated(self, stage: str) -> str | None:
@@ -93,27 +101,49 @@ class RunFolder:
         return None
 
     def damaged(self, entry: dict) -> str | None:
-        """The first output of a stage that is missing or changed since it was made, or None."""
+        """The first view of a stage (table, ranking, figure) that is missing or changed since it was made, or None."""
         for name, value in entry["outputs"].items():
             path = self.root / name
             if not path.exists() or fingerprint(path) != value:
                 return name
         return None
 
+    def states(self, values: dict, stage: str | None = None) -> dict[str, State]:
+        """What is known of each costly artefact of a run with these parameters, or of those of one stage."""
+        known, found = contents(self.root, values, self.stages()), {}
+        for name in artefacts.of_run(values):
+            wanted = artefacts.made_from(name, values, known)
+            found[name] = artefacts.state(self.root, name, wanted, self.record(name))
+            if found[name].kind == TO_MAKE:  # what is made from it is not known, either
+                known |= dict.fromkeys(known_by(name, None, self.root, values))
+        return {name: state for name, state in found.items() if stage in (None, RECIPES[name].stage)}
+
+    def record(self, name: str) -> dict | None:
+        """What the manifest noted of a costly artefact: its seal, as it was; None where it noted nothing."""
+        return self.stages().get(RECIPES[name].stage, {}).get("artefacts", {}).get(name)
+
     def why_run(self, stage: str, values: dict) -> str | None:
-        """Why `stage` has to be run; None where it was finished with these parameters and nothing changed since."""
+        """Why `stage` has to be run; None where it was finished with these parameters and nothing changed since.
+
+        values: the parameters of this stage and of those before it.
+        """
         entry = self.stages().get(stage)
         if entry is None:
             return "it is not finished yet"
         if stage == FINE_TUNE and values["queries_file"]:
             return None  # there is nothing to do
-        before = entry["parameters"]
-        if other := [name for name in before | values if before.get(name, ...) != values.get(name, ...)]:
+        own = {name: values[name] for name in MODELS[stage].model_fields if name in values and name != "run_dir"}
+        if other := differing(that_matter(entry["parameters"]), that_matter(own)):
             return f"it was finished with other values of {', '.join(other)}"
+        if entry["code"] != code_of(stage):
+            return "its code has changed since"
         if newer := self.outdated(stage):
             return f"{newer} was run again after it"
-        if changed := changed_input(entry):
+        if changed := changed_input(entry, values):
             return f"{changed} is missing or not as it was read"
+        for name, state in self.states(values, stage).items():
+            if state.kind != KEPT:
+                return f"{artefacts.RECIPES[name].path}: {state.why}"
         if damaged := self.damaged(entry):
             return f"{self.root / damaged} is missing or not as it was left"
         return None
@@ -148,12 +178,12 @@ class RunFolder:
         for other in needs(stage, values):
             if other not in stages:
                 raise GlossError(f"{self.root} holds no finished {other}; run notebooks/{other}.ipynb first")
-            if damaged := self.damaged(stages[other]):
+            if damaged := self.damaged({"outputs": results_of(stages[other])}):
                 raise GlossError(
                     f"{self.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
                 )
             # Later stages load the models that these two were given; raw data is read once, and may be gone.
-            changed = changed_input(stages[other]) if other in (FINE_TUNE, INDEX) else None
+            changed = changed_input(stages[other], stages[other]["parameters"]) if other in (FINE_TUNE, INDEX) else None
             if changed:
                 raise GlossError(f"{changed} is missing or not as {other} read it; run notebooks/{other}.ipynb again")
             if newer := self.outdated(other):
@@ -167,28 +197,45 @@ class RunFolder:
         return earlier
 
 
-def changed_input(entry: dict) -> str | None:
-    """The first file or folder from outside that is missing or changed since a stage read it, or None."""
+def changed_input(entry: dict, values: dict) -> Path | None:
+    """The first file or folder from outside that is missing or changed since a stage read it, or None. Raw files may be
+    gone once they are read."""
     for name, value in entry["inputs"].items():
-        if not Path(name).exists() or fingerprint(name) != value:
-            return name
+        path = input_path(name, values)
+        if path is None or not path.exists():
+            if name.startswith(RAW):
+                continue
+            return path or Path(name)
+        if fingerprint(path) != value:
+            return path
     return None
 
 
+def results_of(entry: dict) -> dict[str, str]:
+    """Those outputs of a stage that later stages may read: all but its figures."""
+    return {name: value for name, value in entry["outputs"].items() if not name.startswith("figures/")}
+
+
 def identity(entry: dict | None) -> str | None:
-    """What makes a finished stage itself, wherever it and its inputs lie: parameters, what it read, what it wrote."""
+    """What makes a finished stage itself, wherever it and its inputs lie: parameters, what it read, what it made."""
     if entry is None:
         return None
-    parameters = {name: value for name, value in entry["parameters"].items() if name not in PATHS}
-    return digest([parameters, sorted(entry["inputs"].values()), entry["outputs"]])
+    made = {name: seal.get("content", seal["sha256"]) for name, seal in entry["artefacts"].items()}
+    return digest([that_matter(entry["parameters"]), sorted(entry["inputs"].values()), made, results_of(entry)])
+
+
+def code_of(stage: str) -> str:
+    """The sha256 of the code that makes a stage's views: doors, all rooms but this one, and the notebook's cells."""
+    files = sorted(file for file in (ROOT / "gloss_utils").rglob("*.py") if file.parent.name != "runs")
+    package = [[file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")] for file in files]
+    cells = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return digest([package, [cell["source"] for cell in cells]])
 
 
 def _is_entry(stage: str, entry) -> bool:
-    if stage not in STAGES or not isinstance(entry, dict) or "seconds" not in entry:
+    if stage not in STAGES or not isinstance(entry, dict) or not {"seconds", "code"} <= set(entry):
         return False
-    if not all(
-        isinstance(entry.get(key), dict) for key in ("parameters", "inputs", "outputs", "builds_on", "versions")
-    ):
+    if not all(isinstance(entry.get(key), dict) for key in DICTIONARIES):
         return False
     paths = (Path(name) for name in entry["outputs"])  # what a stage no longer writes is deleted by these names
     return all(not path.is_absolute() and ".." not in path.parts for path in paths)

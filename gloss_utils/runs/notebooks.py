@@ -12,11 +12,12 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from gloss_utils.base.errors import GlossError, Interrupted
-from gloss_utils.base.files import read_json, sweep, write_whole
+from gloss_utils.base.files import load_hashes, read_json, write_whole
+from gloss_utils.base.seals import sweep
 from gloss_utils.data import queries
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.report.html import page
-from gloss_utils.runs import results
+from gloss_utils.runs import artefacts, results
 from gloss_utils.runs.folder import RunFolder, needs
 from gloss_utils.runs.given import given_to, read, resolve
 from gloss_utils.runs.lock import for_runner
@@ -29,6 +30,7 @@ from gloss_utils.runs.parameters import (
     STAGES,
     check,
     check_files,
+    that_matter,
 )
 
 
@@ -43,18 +45,12 @@ def run(
 
     Raises `GlossError` before any work where a parameter is wrong, and where a notebook fails, with its error.
     """
-    values = read(files, overrides)
-    resolved = {stage: resolve(stage, values) for stage in STAGES}
-    check({name: value for own in resolved.values() for name, value in own.items()})
-    for own in resolved.values():
-        check_files(own)
-    folder = RunFolder(values["run_dir"])
-    folder.check_is_run()
-    folder.check_dataset(resolved[EXPLORE])
+    folder, values, resolved = _checked(files, overrides)
     chosen = STAGES[_number(first, 0) : _number(last, len(STAGES) - 1) + 1]
     if not chosen:
         raise GlossError(f"--from {first} is after --until {last}; nothing to run")
     with for_runner(folder.run_lock, folder.stage_lock):
+        load_hashes(folder.hashes)
         sweep(folder.root)
         if values.get("queries_file"):
             own, rejects = resolved[RETRIEVE], Rejects(folder.rejected_queries)
@@ -63,19 +59,58 @@ def run(
     return folder
 
 
+def planned(files: list[str], overrides: list[tuple[str, str]]) -> tuple[RunFolder, dict]:
+    """The folder of a run of all stages, and the parameters of all of them. Raises `GlossError` as `run` does."""
+    folder, _, resolved = _checked(files, overrides)
+    return folder, effective(folder, resolved, STAGES)
+
+
+def _checked(files: list[str], overrides: list[tuple[str, str]]) -> tuple[RunFolder, dict, dict[str, dict]]:
+    """The folder of a run, the parameters that were given, and those of each stage."""
+    values = read(files, overrides)
+    resolved = {stage: resolve(stage, values) for stage in STAGES}
+    check({name: value for own in resolved.values() for name, value in own.items()})
+    for own in resolved.values():
+        check_files(own)
+    folder = RunFolder(values["run_dir"])
+    folder.check_is_run()
+    folder.check_dataset(resolved[EXPLORE])
+    return folder, values, resolved
+
+
 def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chosen: tuple[str, ...], force: bool):
+    parameters = effective(folder, resolved, chosen)
+    asked = artefacts.of_run(parameters) if force else values.get("remake", [])
+    _check_sound(folder, parameters, chosen, asked)
     for stage in STAGES:
-        own = {name: value for name, value in resolved[stage].items() if name != "run_dir"}
         if stage not in chosen:
-            _say_if_kept(folder, stage, own, chosen)
-        elif not force and not (why := folder.why_run(stage, own)):
+            _say_if_kept(folder, stage, resolved[stage], chosen)
+            continue
+        remake = [name for name in asked if artefacts.RECIPES[name].stage == stage]
+        why = f"asked to make {', '.join(remake)} anew" if remake else folder.why_run(stage, parameters)
+        if not force and not why:
             print(f"{stage}: up to date")
-        else:
-            if force:
-                folder.break_seals(stage)
-            elif stage in folder.stages():
-                print(f"{stage}: {why}")
-            execute(stage, given_to(stage, values), folder)
+            continue
+        if stage in folder.stages():
+            print(f"{stage}: {why or 'asked to run again'}")
+        execute(stage, given_to(stage, values) | {"remake": remake}, folder)
+
+
+def effective(folder: RunFolder, resolved: dict[str, dict], chosen: tuple[str, ...]) -> dict:
+    """The parameters that a run goes by: of a stage that is not chosen, those that it was finished with."""
+    stages, found = folder.stages(), {}
+    for stage in STAGES:
+        found |= stages[stage]["parameters"] if stage in stages and stage not in chosen else resolved[stage]
+    return found
+
+
+def _check_sound(folder: RunFolder, parameters: dict, chosen: tuple[str, ...], asked: list[str]):
+    """Raise `GlossError`, before any work, where something costly is damaged, is nowhere else, and is not to be made
+    anew."""
+    for name, state in folder.states(parameters).items():
+        is_asked = name in asked or artefacts.RECIPES[name].stage not in chosen
+        if state.is_broken and not is_asked and not artefacts.elsewhere(folder.root, name, state.wanted):
+            raise GlossError(state.broken(artefacts.path_of(folder.root, name), name))
 
 
 def draw(runs: list[str], to: str) -> Path:
@@ -103,7 +138,7 @@ def _say_if_kept(folder: RunFolder, stage: str, own: dict, chosen: tuple[str, ..
     entry = folder.stages().get(stage)
     if entry is None or not any(stage in needs(other, {}) for other in chosen):
         return
-    other = [name for name, value in own.items() if entry["parameters"].get(name) != value]
+    other = artefacts.differing(that_matter(entry["parameters"]), that_matter(own))
     if other:
         print(f"{stage}: kept as it was made, with other values of {', '.join(other)}, because it was not chosen")
 
@@ -143,7 +178,8 @@ def execute(stage: str, passed: dict, folder: RunFolder):
         ) from error
     except KeyboardInterrupt:
         sweep(folder.root)
-        raise Interrupted(f"interrupted in {stage}; the same command goes on from there") from None
+        again = "the same command" if not passed.get("remake") else "the same command without --force or remake"
+        raise Interrupted(f"interrupted in {stage}; {again} goes on from there") from None
     failed.unlink(missing_ok=True)
     with write_whole(done.with_suffix(".html")) as part:
         part.write_text(page(nbformat.read(done, as_version=4), stage), encoding="utf-8")

@@ -53,6 +53,10 @@ def _user(value):
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value  # an id may be all digits
 
 
+def _names(value):
+    return [value] if isinstance(value, str) else value
+
+
 Text = Annotated[str, AfterValidator(_text)]
 FilePath = Annotated[Text, AfterValidator(_from_root)]  # relative ones start at the repository's root
 ModelName = Annotated[Text, AfterValidator(_model)]  # a folder, or a name on the Hugging Face hub
@@ -61,6 +65,8 @@ User = Annotated[Text, BeforeValidator(_user)]
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML reads 1e-4 as a text: taken, too
 Flag = Annotated[bool, Strict()]
+REMAKE = ("data", "base", "adapter", "dense", "bm25", "texts", "sasrec")  # the costly artefacts of a run
+Artefacts = Annotated[list[Literal[REMAKE]], BeforeValidator(_names)]
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -75,6 +81,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
     run_dir: FilePath = default("runs/demo", "where this run keeps its data, model, index and results")
+    remake: Artefacts = default([], 'costly artefacts to make anew though they are there, as ["adapter"]')
 
 
 class Files(Parameters):
@@ -123,6 +130,7 @@ class FineTune(Queries):
     """Stage 2."""
 
     base_model: ModelName = default("tiny", 'a folder, a Hugging Face name, or "tiny"')
+    base_revision: Text | None = default(None, "of a Hugging Face model: a commit, tag or branch; None: the latest")
     tiny_layers: Whole = default(4, "tiny_*: size and training of the tiny base model", ge=1)
     tiny_width: Whole = default(192, ge=64, multiple_of=64)
     tiny_vocabulary: Whole = default(2000, ge=300)
@@ -152,6 +160,7 @@ class BuildIndex(Workers):
     """Stage 3."""
 
     encoder: ModelName = default("all-MiniLM-L6-v2", "a sentence-transformers model: a folder or a Hugging Face name")
+    encoder_revision: Text | None = default(None, "as base_revision")
     index: Literal["auto", "flat", "hnsw", "ivfpq"] = default("auto", "flat (exact), hnsw, ivfpq; auto: by size")
     rerank_from_disk: Flag = default(True, "hnsw, ivfpq: exact similarities of what they find")
 
@@ -213,6 +222,13 @@ STAGES = EXPLORE, FINE_TUNE, INDEX, RETRIEVE, EVALUATE, SEGMENTS = tuple(MODELS)
 def defaults(stage: str) -> dict:
     """A stage's parameters by default."""
     return MODELS[stage]().model_dump()
+
+
+def that_matter(values: dict) -> dict:
+    """Parameters without those that say where something is or what to make anew: by these, runs are compared."""
+    kept = {name: value for name, value in values.items() if name not in (*PATHS, "remake")}
+    folders = {name for name in ("base_model", "encoder") if Path(str(kept.get(name))).is_absolute()}
+    return kept | dict.fromkeys(folders, "a folder")
 
 
 def check(values: dict) -> dict:

@@ -12,6 +12,7 @@ from nbformat import NotebookNode
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json, write_whole
 from gloss_utils.report import html, tables
+from gloss_utils.runs.contents import input_path
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, ROOT, STAGES
 from gloss_utils.runs.run import commit
@@ -41,7 +42,11 @@ def of_run(folder: RunFolder, command: str) -> dict:
     stages = folder.stages()
     if not set(STAGES[:5]) <= set(stages):
         raise GlossError(f"{folder.root} holds no finished 05_evaluate; run notebooks 01 to 05 first")
-    inputs = {digest: Path(name).name for stage in stages.values() for name, digest in stage["inputs"].items()}
+    inputs = {
+        digest: input_path(name, stage["parameters"]).name
+        for stage in stages.values()
+        for name, digest in stage["inputs"].items()
+    }
     training = read_json(folder.training) if folder.training.exists() else None
     return {
         "name": folder.root.name,

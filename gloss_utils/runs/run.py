@@ -5,14 +5,31 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
 from filelock import FileLock
 
-from gloss_utils.base.files import fingerprint, sweep, write_json, write_whole
-from gloss_utils.runs.folder import RunFolder, identity, needs
+from gloss_utils.base import hub
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import (
+    digest,
+    fingerprint,
+    forget_hashes,
+    load_hashes,
+    remove,
+    save_hashes,
+    write_json,
+    write_whole,
+)
+from gloss_utils.base.seals import read_seal, seal_of, sweep
+from gloss_utils.runs import artefacts
+from gloss_utils.runs.artefacts import KEPT
+from gloss_utils.runs.contents import REVISIONS, contents, known_by
+from gloss_utils.runs.folder import RunFolder, changed_input, code_of, identity, needs
 from gloss_utils.runs.given import assigned
 from gloss_utils.runs.lock import take_stage
 from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, check, check_files, defaults
@@ -35,16 +52,24 @@ VERSIONS_OF = (
 class Run:
     """A stage at work. own: the stage's parameters; parameters: these, and those of the stages that it builds on.
 
-    inputs: sha256 of the files from outside; outputs: what the stage wrote; lock: held until it is finished.
+    remake: costly artefacts to make anew. inputs: sha256 of the files from outside. outputs: the views that it wrote.
+    known: what its artefacts are made from (see `contents`). artefacts: the seals of those that it has; made: those
+    that were made now; begun: when. revisions: the commits of models from the hub. lock: held until it is finished.
     """
 
     folder: RunFolder
     stage: str
     own: dict
     parameters: dict
+    remake: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     inputs: dict = field(default_factory=dict)
     outputs: list[Path] = field(default_factory=list)
+    known: dict = field(default_factory=dict)
+    artefacts: dict = field(default_factory=dict)
+    begun: dict = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+    revisions: dict = field(default_factory=dict)
     lock: FileLock | None = None
 
     def __getitem__(self, name: str):
@@ -60,9 +85,101 @@ class Run:
         names = {field.name for field in fields(kind)} & set(self.parameters)
         return kind(**{name: self[name] for name in names} | values)
 
-    def read_from_outside(self, path: str | Path):
-        """Note a file or folder from outside the run folder that this stage's results depend on."""
-        self.inputs[str(path)] = fingerprint(path)
+    def read_from_outside(self, parameter: str, path: str | Path | None = None):
+        """Note what a parameter names, or a file in that folder, as something that this stage's results depend on."""
+        name = f"{parameter}/{Path(path).relative_to(self[parameter]).as_posix()}" if path else parameter
+        self.inputs[name] = fingerprint(path or self[parameter])
+
+    def has_read_its_files(self) -> bool:
+        """Whether the stage read its files from outside before, and none of them is another now; some may be gone."""
+        before = self.folder.stages().get(self.stage)
+        if before is None or changed_input(before, self.parameters):
+            return False
+        self.inputs |= before["inputs"]
+        return True
+
+    def revision(self, name: str) -> str | None:
+        """The commit of the model from the hub that the parameter `name` names; None where it is not from the hub.
+
+        The hub is asked once in a run; later stages and runs in this folder take the same commit.
+        """
+        if Path(self[name]).is_dir():
+            self.read_from_outside(name)
+        elif self.known[name] is None:
+            self.known[name] = f"{self[name]}@{hub.resolve(self[name], self[REVISIONS[name]])}"
+        model, _, commit = self.known[name].rpartition("@")
+        if model != self[name]:
+            return None
+        self.revisions[name] = commit
+        return commit
+
+    # ---- costly artefacts
+
+    def keeps(self, name: str) -> bool:
+        """Whether this run has a costly artefact already, made from just what it would be made from now.
+
+        If not, another run folder beside this one may have it, and it is linked from there. Says what it found. Raises
+        `GlossError` where the artefact is damaged or gone, unless the parameter `remake` names it.
+        """
+        root, wanted, say = self.folder.root, self.made_from(name), print if is_main() else _say_nothing
+        path, state = artefacts.path_of(root, name), artefacts.state(root, name, wanted, self.folder.record(name))
+        self.begun[name] = time.time()
+        if name in self.remake:
+            say(f"{path.name}: made anew, because remake asks for it ({state.cost()})")
+            return False
+        if state.kind != KEPT and (found := artefacts.borrow(root, name, wanted)):
+            say(f"{path.name}: taken from {found}, which was made from the same")
+        elif state.is_broken:
+            raise GlossError(state.broken(path, name))
+        elif state.kind != KEPT:
+            if state.size is not None:
+                say(f"{path.name}: {state.why} ({state.cost()}); that one goes to {root / 'kept'}")
+            return False
+        else:
+            say(f"{path.name}: it is there, and nothing that it is made from has changed")
+        self._note(name, state.seal or read_seal(path))
+        return True
+
+    def made_from(self, name: str) -> dict:
+        """What a costly artefact is made from now: the version of its recipe, parameters, contents of its sources."""
+        return artefacts.made_from(name, self.parameters, self.known)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a path to write a costly artefact to, whole or not at all; `keeps` was asked before."""
+        with artefacts.writing(self.folder.root, name, self.made_from(name), self.begun[name]) as part:
+            yield part
+        self._note(name, read_seal(artefacts.path_of(self.folder.root, name)))
+        self.made.append(name)
+        for left in self.folder.unfinished.glob(f"{name}-*"):  # of other parameters, too
+            remove(left)
+
+    def unfinished(self, name: str, plan: str | None = None) -> Path:
+        """Where the work on a costly artefact is kept until it is finished. plan: a digest of what that depends on."""
+        return self.folder.unfinished / f"{name}-{(plan or digest(self.made_from(name)))[:12]}"
+
+    def put_aside(self, name: str):
+        """Move a costly artefact to `kept/`, because something else takes its place."""
+        artefacts.set_aside(self.folder.root, name)
+        seal_of(artefacts.path_of(self.folder.root, name)).unlink(missing_ok=True)
+
+    def open(self, name: str) -> Path:
+        """The path of a costly artefact of this or an earlier stage. Raises `GlossError` where it is not as it was
+        written."""
+        path, noted = artefacts.path_of(self.folder.root, name), self.artefacts.get(name) or self.folder.record(name)
+        state = artefacts.state(self.folder.root, name, noted and noted["made_from"], noted)
+        if state.kind != KEPT:
+            raise GlossError(state.broken(path, name))
+        return path
+
+    def _note(self, name: str, seal: dict):
+        path = artefacts.path_of(self.folder.root, name)
+        if read_seal(path) != seal and is_main():  # it was lost or damaged, and the manifest has it
+            write_json(seal_of(path), seal)
+        self.artefacts[name] = seal
+        self.known |= known_by(name, seal, self.folder.root, self.parameters)
+
+    # ---- views
 
     def save_figure(self, figure, name: str):
         """Write a figure to the run's `figures/` as PNG and PDF; returns it for looking at."""
@@ -72,27 +189,33 @@ class Run:
         return figure
 
     def finish(self) -> str:
-        """Record the stage as finished, with what it noted in `outputs`; returns a line that says so.
+        """Record the stage as finished, with what it noted; returns a line that says so.
 
-        Files that its last run left and this one did not are removed.
+        Views that its last run left and this one did not are removed.
         """
         try:
-            return self._record()
+            return self._finish()
         finally:
             if self.lock:
                 self.lock.release(force=True)
 
-    def _record(self) -> str:
+    def _finish(self) -> str:
         stages = self.folder.stages()
         if self.stage == FINE_TUNE and self["queries_file"] and self.stage in stages:
             return f"{self.stage} left what was trained before as it is"
         self._remove_leftovers(stages.get(self.stage))
+        took, before = time.time() - self.started, set(self.artefacts) - set(self.made)
         stages[self.stage] = {
             "parameters": self.own,
             "inputs": self.inputs,
-            "outputs": {str(path.relative_to(self.folder.root)): fingerprint(path) for path in self.outputs},
+            "artefacts": self.artefacts,
+            "outputs": {path.relative_to(self.folder.root).as_posix(): fingerprint(path) for path in self.outputs},
             "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
-            "seconds": round(time.time() - self.started, 1),
+            "histories": self.known.get("histories"),
+            "revisions": self.revisions,
+            "code": code_of(self.stage),
+            # As if all had been made now.
+            "seconds": round(took + sum(self.artefacts[name].get("seconds") or 0 for name in before), 1),
             "versions": versions(),
         }
         stages = {stage: stages[stage] for stage in STAGES if stage in stages}
@@ -102,10 +225,11 @@ class Run:
         with write_whole(self.folder.parameters) as part:
             part.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
         write_json(self.folder.manifest, stages)
-        return f"{self.stage} finished in {stages[self.stage]['seconds']:.0f} s; results are in {self.folder.root}"
+        save_hashes(self.folder.hashes)
+        return f"{self.stage} finished in {took:.0f} s; results are in {self.folder.root}"
 
     def _remove_leftovers(self, before: dict | None):
-        kept = {str(path.relative_to(self.folder.root)) for path in self.outputs}
+        kept = {path.relative_to(self.folder.root).as_posix() for path in self.outputs}
         for name in (before or {"outputs": {}})["outputs"]:
             path = self.folder.root / name
             if name not in kept and path.is_file():
@@ -123,7 +247,7 @@ def open_run(stage: str, notebook: dict) -> Run:
     injected = check(_injected(notebook))
     values = check({name: notebook.get(name, default) for name, default in defaults(stage).items()})
     check_files(values)
-    folder = RunFolder(values.pop("run_dir"))
+    folder, remake = RunFolder(values.pop("run_dir")), values.pop("remake")
     folder.check_is_run()
     if not folder.root.exists():
         folder.earlier(stage, values)  # an error here leaves no folder with a lock behind
@@ -136,7 +260,9 @@ def open_run(stage: str, notebook: dict) -> Run:
         if lock:
             lock.release(force=True)
         raise
-    return Run(folder, stage, values, earlier | values, lock=lock)
+    parameters = earlier | values
+    known = contents(folder.root, parameters, folder.stages())
+    return Run(folder, stage, values, parameters, remake, known=known, lock=lock)
 
 
 def is_headless(notebook: dict) -> bool:
@@ -153,11 +279,22 @@ def _injected(notebook: dict) -> dict:
     return found
 
 
+def is_main() -> bool:
+    """Whether this is the one process at work, or the main one of those that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say_nothing(line: str):
+    pass
+
+
 def _locked(folder: RunFolder) -> FileLock | None:
-    if os.environ.get("RANK", "0") != "0":  # of the processes that train together, the main one holds the lock
+    if not is_main():  # the main process holds the lock
         return None
     lock = take_stage(folder.stage_lock, folder.run_lock)
-    sweep(folder.root, os.getpid(), os.getppid())  # the runner is writing the notebook
+    load_hashes(folder.hashes)
+    if sweep(folder.root, os.getpid(), os.getppid()):  # the runner is writing the notebook
+        forget_hashes()  # something was killed here
     return lock
 
 

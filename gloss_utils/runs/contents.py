@@ -1,0 +1,83 @@
+"""The contents of what costly artefacts are made from, as far as a run folder knows them before it works.
+
+`raw`: the raw files. `items`: the table of items. `data`, `base`, `adapter`: these artefacts. `base_model`, `encoder`:
+the models. `histories`: what the users of stage 4 had before. Each is a sha256, or, for a model from the hub, its name
+and commit: never a path.
+"""
+
+from pathlib import Path
+
+from gloss_utils.base.files import digest, fingerprint
+from gloss_utils.runs import artefacts
+from gloss_utils.runs.artefacts import RECIPES
+from gloss_utils.runs.parameters import EXPLORE, RETRIEVE
+from gloss_utils.search.encoder import DEFAULT_ENCODER, DEFAULT_ENCODER_SHA256
+
+REVISIONS = {"base_model": "base_revision", "encoder": "encoder_revision"}
+MADE_WITH = {"base_model": "adapter", "encoder": "dense"}  # the artefact that each model goes into
+
+
+def contents(root: Path, values: dict, stages: dict) -> dict[str, str | None]:
+    """The contents by name; None where they are not known yet. stages: the manifest."""
+    found = {"raw": raw(values, stages.get(EXPLORE, {}).get("inputs", {}))}
+    found["histories"] = stages.get(RETRIEVE, {}).get("histories")
+    for name in REVISIONS:
+        if name in values:
+            found[name] = model(name, values, known_revision(root, name, values, stages))
+    for name in ("data", "base", "adapter"):
+        noted = stages.get(RECIPES[name].stage, {}).get("artefacts", {}).get(name)
+        found |= known_by(name, artefacts.record(root, name, noted), root, values)
+    return found
+
+
+def known_by(name: str, seal: dict | None, root: Path, values: dict) -> dict[str, str | None]:
+    """The contents that are known by the seal of an artefact."""
+    content = seal and seal.get("content", seal["sha256"])
+    found = {name: content}
+    if name == "data":
+        found["items"] = fingerprint(root / "data/items.parquet") if (root / "data/items.parquet").exists() else None
+    if name == "base" and values.get("base_model") == "tiny":
+        found["base_model"] = content
+    return found
+
+
+def raw(values: dict, inputs: dict[str, str]) -> str | None:
+    """The content of the raw files that stage 1 read; of those that are gone, as it was. inputs: as the manifest has
+    them."""
+    here = {name: input_path(name, values) for name in inputs}
+    found = [fingerprint(path) if path and path.exists() else inputs[name] for name, path in here.items()]
+    return content_of(dict(zip(here, found, strict=True))) if found else None
+
+
+def content_of(inputs: dict[str, str]) -> str:
+    """The content of some files, whatever they are called. inputs: the sha256 of each."""
+    return digest(sorted(inputs.values()))
+
+
+def input_path(name: str, values: dict) -> Path | None:
+    """Where a file from outside is now. name: of a parameter, or of one and a file in its folder; None where the
+    parameter is not set."""
+    parameter, _, file = name.partition("/")
+    return Path(values[parameter]) / file if values.get(parameter) else None
+
+
+def model(name: str, values: dict, revision: str | None) -> str | None:
+    """What a model is: the sha256 of a folder; of one from the hub its name and commit, where that is known."""
+    value = values[name]
+    if Path(value).is_dir():
+        return fingerprint(value)
+    if value == DEFAULT_ENCODER:
+        return DEFAULT_ENCODER_SHA256
+    return revision and f"{value}@{revision}"
+
+
+def known_revision(root: Path, name: str, values: dict, stages: dict) -> str | None:
+    """The commit that a model of the hub was resolved to before, with the same name and asked-for revision."""
+    asked, recipe = REVISIONS[name], RECIPES[MADE_WITH[name]]
+    if recipe.stage in stages:
+        entry = stages[recipe.stage]
+        same = all(entry["parameters"].get(each) == values.get(each) for each in (name, asked))
+        return entry["revisions"].get(name) if same else None
+    seal = artefacts.record(root, MADE_WITH[name]) or {"made_from": {}}  # where the manifest is gone
+    model, _, commit = str(seal["made_from"].get(name)).rpartition("@")
+    return commit if model == values[name] and values.get(asked) in (None, commit) else None
