@@ -50,7 +50,7 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
     if epochs:
         sequences, validation = list(known.values()), sasrec.validation_sequences(data, examples, "test")
         how = sasrec.Settings(epochs, WIDTH, SEED)
-        model = sasrec.train(sequences, validation, list(titles), how, folder / "model", folder / "checkpoints")
+        model = sasrec.train(sequences, validation, list(titles), how, folder / "checkpoints")
         rankings["sasrec"] = sasrec.rank(model, ranker.histories, sequences, list(titles), DEPTH)
         seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
     frames = [

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.baselines import load
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
+from gloss_utils.runs.contents import contents
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.run import Run
 from gloss_utils.search import DenseIndex, Encoder
@@ -110,4 +111,6 @@ def run_of(small_run: tuple[RunFolder, Path], **values) -> Run:
     parameters = {}
     for entry in folder.stages().values():
         parameters |= entry["parameters"]
-    return Run(folder, "test", {}, parameters | values)
+    parameters |= values
+    remake = values.pop("remake", [])
+    return Run(folder, "test", {}, parameters, remake, known=contents(folder.root, parameters, folder.stages()))

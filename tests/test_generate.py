@@ -1,6 +1,7 @@
 """Generation around the decoder: batches, the journal, memory, the catalogue's texts, and what can be wrong."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -39,16 +40,19 @@ def examples(run, users: int = 20) -> pd.DataFrame:
 def generated(run, users: int = 20) -> list[generation.Row]:
     """What the model writes for some users; the journal stays."""
     histories, data = examples(run, users)["history"], Dataset.load(run.folder.data)
-    rows, _ = retrieve._written(run, data, histories, {})
-    return [tuple(row) for row in rows]
+    return [tuple(row) for row in retrieve._written(run, data, histories)]
 
 
 def texts(run, **more) -> list[list[str]]:
     return [row[0] for row in generated(run, **more)]
 
 
+def journals(run) -> list[Path]:
+    return list(run.folder.unfinished.glob("texts-*"))
+
+
 def delete_journals(run):
-    for journal in run.folder.root.glob("*.journal"):
+    for journal in journals(run):
         journal.unlink()
 
 
@@ -102,7 +106,7 @@ def test_killed_and_resumed_gives_the_same_bytes(run, monkeypatch, decoding, cap
     with monkeypatch.context() as patched, pytest.raises(Killed):
         kill_in_batch(patched, 3)
         generated(run(decoding=decoding))
-    (journal,) = run().folder.root.glob("*.journal")
+    (journal,) = journals(run())
     with open(journal, "ab") as out:
         out.write(b'{"batch": 2, "rows": [[["Tit')  # the line that was being written
     calls = kill_in_batch(monkeypatch, -1)
@@ -125,14 +129,14 @@ def test_the_journal_goes_when_the_texts_are_sealed(run, monkeypatch, capsys):
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(retrieve.query_files, "write", lambda *_: (_ for _ in ()).throw(Killed))
         retrieve._generated(work, data)
-    assert len(list(work.folder.root.glob("*.journal"))) == 1
+    assert len(journals(work)) == 1
     monkeypatch.setattr(retrieve.query_files, "write", write)
     monkeypatch.setattr(language, "load_finetuned", lambda *_: pytest.fail("a model is loaded"))  # the journal is whole
     retrieve._generated(work, data)
-    assert is_sealed(work.folder.queries) and not list(work.folder.root.glob("*.journal"))
+    assert is_sealed(work.folder.queries) and not journals(work)
     capsys.readouterr()
     retrieve._generated(work, data)
-    assert "nothing that they depend on has changed" in capsys.readouterr().out
+    assert "nothing that it is made from has changed" in capsys.readouterr().out
     assert [json.loads(line)["generated_sequences"] for line in work.folder.queries.read_bytes().splitlines()] == [
         json.loads(line)["generated_sequences"] for line in before.splitlines()
     ]
@@ -161,7 +165,7 @@ def test_a_journal_of_another_plan(run, tmp_path):
     work = run()
     generated(work)
     generated(run(num_beams=2))
-    assert len(list(work.folder.root.glob("*.journal"))) == 2  # each plan has its own: going back loses nothing
+    assert len(journals(work)) == 2  # each plan has its own: going back loses nothing
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_halved(run, monkeypatch):
@@ -245,7 +249,7 @@ def test_titles_that_the_tokenizer_cannot_write_or_tell_apart():
 
 def test_an_empty_history_is_a_prompt_without_titles(run):
     work = run()
-    [(texts, _, _)], _ = retrieve._written(work, Dataset.load(work.folder.data), pd.Series([[]]), {})
+    [(texts, _, _)] = retrieve._written(work, Dataset.load(work.folder.data), pd.Series([[]]))
     assert len(texts) == 3
 
 

@@ -7,7 +7,9 @@ import pytest
 from helpers import dataset, dense, one_line_error
 
 from gloss_utils import build_index
+from gloss_utils.base.seals import seal
 from gloss_utils.runs import parameters
+from gloss_utils.runs.contents import contents
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import INDEX
 from gloss_utils.runs.run import Run
@@ -211,8 +213,9 @@ def test_a_saved_flat_index_says_its_kind(flat, tmp_path):
 def test_stage_3_builds_what_is_asked_for_and_says_so(tmp_path, asked, taken):
     data, folder = dataset({"u": "abc", "v": "bcd"}), RunFolder(tmp_path)
     data.save(folder.data)
+    seal(folder.data)
     values = {"index": asked, "rerank_from_disk": True, "encoder": DEFAULT_ENCODER, "engine": "local"}
-    run = Run(folder, INDEX, {}, values)
+    run = Run(folder, INDEX, {}, values, known=contents(tmp_path, values, {}))
     indexes = build_index.prepare(run)
     found = indexes.dense
     assert found.search(["Title: title c"], 1)[0].tolist() == [[2]]

@@ -74,8 +74,9 @@ def test_neither_tokenizer_nor_base_model_reads_a_new_title(small_run, monkeypat
     data = Dataset.load(small_run[0].data)
     data.items.loc[data.items["new"].idxmax(), "title"] = data.items["title"].iloc[-1]  # a title of two items, one new
     read = []
-    monkeypatch.setattr(tiny, "train_base", lambda folder, titles, *_: read.extend(titles))
-    fine_tune.tiny_base(run_of(small_run), data)
+    monkeypatch.setattr(tiny, "train_base", lambda titles, *_: read.extend(titles))
+    with pytest.raises(TypeError):  # there is no model to save
+        fine_tune.tiny_base(run_of(small_run, remake=["base"]), data)
     new = set(data.items.loc[data.items["new"], "title"])
     assert len(new) == 15 and not new & set(read)
     assert set(read) == set(data.items["title"]) - new

@@ -47,7 +47,9 @@ def finish(folder: RunFolder, *stages: str, **parameters):
             "inputs": {},
             "outputs": {},
             "builds_on": {other: identity(entries[other]) for other in list(entries)[-1:]},
-            "made_from": None,
+            "artefacts": {},
+            "revisions": {},
+            "code": "",
             "seconds": 61.2,
             "versions": {"python": "3.11.1"},
         }

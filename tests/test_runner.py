@@ -7,10 +7,10 @@ import pytest
 import yaml
 from helpers import one_line_error
 
-from gloss_utils import fine_tune, retrieve
+from gloss_utils import retrieve
 from gloss_utils.__main__ import main
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, read_json, write_json
+from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import queries
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import read_trec
@@ -19,7 +19,7 @@ from gloss_utils.report import segments, stories, tables
 from gloss_utils.report.metrics import METRICS
 from gloss_utils.runs import given, notebooks
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, MODELS, RETRIEVE, ROOT, SEGMENTS, STAGES, AllParameters
+from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, RETRIEVE, ROOT, SEGMENTS, STAGES, AllParameters
 from gloss_utils.runs.run import Run, open_run
 
 
@@ -74,48 +74,17 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
     assert retrieve.browse(results).children[0].value == stories.telling_user(found, ranked)
 
 
-def test_texts_are_not_generated_again_for_another_ranking(copied_run, monkeypatch, capsys):
+def test_another_ranking_takes_the_old_pages_and_metrics_away(copied_run, monkeypatch):
     folder, _ = copied_run
     texts = folder.queries.read_bytes()
     monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
-    values = yaml.safe_load(folder.parameters.read_text())
-    values = {name: values[name] for name in MODELS[RETRIEVE].model_fields}
-    values |= {"run_dir": str(folder.root), "retriever": "bm25", "top_k": 2}
-    run = open_run(RETRIEVE, values)
+    parameters = folder.stages()[RETRIEVE]["parameters"]
+    run = open_alone(RETRIEVE, folder, **parameters | {"retriever": "bm25", "top_k": 2})
     retrieve.prepare(run)
-    assert "nothing that they depend on has changed" in capsys.readouterr().out and folder.queries.read_bytes() == texts
     run.finish()
+    assert folder.queries.read_bytes() == texts
     assert not (folder.notebooks / "04_retrieve.html").exists()  # it would show other results
     assert "recall@5" not in notebooks.summary(folder)  # the metrics are of the ranking before
-    with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(RETRIEVE, values | {"num_beams": 2}))
-    folder.break_seals(RETRIEVE)  # as --force does
-    with pytest.raises(pytest.fail.Exception):
-        retrieve.prepare(open_run(RETRIEVE, values))
-
-
-def test_a_missing_figure_does_not_train_again(copied_run, monkeypatch):
-    folder, _ = copied_run
-    (folder.figures / "02_loss.png").unlink()
-    run = open_alone(FINE_TUNE, folder, **folder.stages()[FINE_TUNE]["parameters"])
-    weights = fingerprint(folder.adapter)
-    monkeypatch.setattr(fine_tune, "_train", lambda *args: pytest.fail("trained again"))
-    fine_tune.loss_curves(run, fine_tune.prepare(run))
-    run.finish()
-    assert fingerprint(folder.adapter) == weights and (folder.figures / "02_loss.png").exists()
-    assert folder.outdated(RETRIEVE) is None  # nothing that it builds on has changed
-    folder.break_seals(FINE_TUNE)
-    with pytest.raises(pytest.fail.Exception):
-        fine_tune.prepare(open_alone(FINE_TUNE, folder, **folder.stages()[FINE_TUNE]["parameters"]))
-
-
-def test_a_folder_that_was_moved_trains_and_generates_nothing(copied_run, monkeypatch, tmp_path):
-    folder, _ = copied_run
-    moved = RunFolder(folder.root.rename(tmp_path / "moved"))
-    monkeypatch.setattr(fine_tune, "_train", lambda *args: pytest.fail("trained again"))
-    monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
-    for stage, door in ((FINE_TUNE, fine_tune), (RETRIEVE, retrieve)):
-        door.prepare(open_alone(stage, moved, **moved.stages()[stage]["parameters"]))
 
 
 def test_run_folder_holds_what_it_should(small_run):

@@ -1,6 +1,7 @@
 """`engine: ray`: two workers write and encode what this process does, also where one of them dies."""
 
 import os
+import shutil
 import signal
 import sys
 from functools import partial
@@ -33,8 +34,8 @@ SEVERAL = {"engine": "ray", "workers": 2, "generation_batch_tokens": 4000}  # ba
 def generated(run: Run) -> list[tuple]:
     """What is written for all users, generated anew."""
     data = Dataset.load(run.folder.data)
-    rows, journal = retrieve._written(run, data, splits.evaluation_examples(data, "test")["history"], {})
-    journal.unlink()  # else the next call would find this one's batches
+    rows = retrieve._written(run, data, splits.evaluation_examples(data, "test")["history"])
+    shutil.rmtree(run.folder.unfinished)  # else the next call would find this one's batches
     return rows
 
 

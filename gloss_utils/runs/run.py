@@ -230,6 +230,7 @@ class Run:
 
     def _remove_leftovers(self, before: dict | None):
         kept = {path.relative_to(self.folder.root).as_posix() for path in self.outputs}
+        kept |= {artefacts.RECIPES[name].path for name in self.artefacts}  # texts, after those from a file
         for name in (before or {"outputs": {}})["outputs"]:
             path = self.folder.root / name
             if name not in kept and path.is_file():

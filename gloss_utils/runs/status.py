@@ -22,7 +22,7 @@ def status(folder: RunFolder, parameters: dict) -> list[str]:
     for stage in STAGES:
         why = folder.why_run(stage, parameters)
         before = [other for other in again if other in needs(stage, parameters)]
-        if not why and before:
+        if before and stage in folder.stages():
             why = f"{before[0]} would run before it"
         if why:
             again.append(stage)
