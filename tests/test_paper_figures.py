@@ -358,6 +358,8 @@ def test_committed_tables_say_where_they_come_from(file):
     assert all(
         {"method", "split", "users", "recall@5", "recall@5_low", "recall@5_high"} <= set(row) for row in table["rows"]
     )
+    lists = (table.get(name, []) for name in ("rows", "ablation", "parts"))
+    assert all("mrr" not in row for rows in lists for row in rows)  # it is mrr@10
 
 
 def test_the_page_of_results_is_what_the_committed_tables_give():

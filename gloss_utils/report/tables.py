@@ -36,8 +36,11 @@ def with_interval(frame: pd.DataFrame, metric: str, sign: str = "") -> pd.Series
     return pd.Series([shown.format(*row) for row in columns.to_numpy()], index=frame.index)
 
 
-def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@1", "recall@5", "ndcg@5", "mrr")) -> pd.DataFrame:
-    """The metrics of all users by method; methods that were fitted on these users' targets are marked."""
+def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@1", "recall@5", "ndcg@5", "mrr@10")) -> pd.DataFrame:
+    """The metrics of all users by method; methods that were fitted on these users' targets are marked.
+
+    MRR@10 looks at the first ten items, and the paper's rule ranks at most `num_beams` (see `metrics`).
+    """
     frame = pd.DataFrame([row for row in rows if row["segment"] == "all"]).set_index("method")
     frame.index = frame.index + frame["in_sample"].map({True: " (in-sample)", False: ""})
     return pd.DataFrame({"users": frame["users"].map("{:,}".format)} | {m: with_interval(frame, m) for m in metrics})
