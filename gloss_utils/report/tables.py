@@ -13,7 +13,7 @@ from pandas.io.formats.style import Styler
 
 from gloss_utils.base.files import write_whole
 from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
-from gloss_utils.report.published import ID_BASED, LLM_BASED, SEARCH
+from gloss_utils.report.published import ID_BASED, LLM_BASED, OTHER, SEARCH
 
 METHODS = {  # how each is shown, and its kind
     "popularity": ("popularity", ID_BASED),
@@ -27,6 +27,11 @@ METHODS = {  # how each is shown, and its kind
     GLOSS: ("GLoSS, this run's ranking", LLM_BASED),
 }
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
+
+
+def shown_as(method: str) -> tuple[str, str]:
+    """How a method is shown, and its kind; one that is not in `METHODS` by its own name."""
+    return METHODS.get(method, (method, OTHER))
 
 
 def with_interval(frame: pd.DataFrame, metric: str, sign: str = "") -> pd.Series:
