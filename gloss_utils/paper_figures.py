@@ -24,13 +24,16 @@ def read(runs: list[str], figures_dir: str) -> list[dict]:
 
 
 def draw(found: list[dict], name: str, figures_dir: str) -> plt.Figure | None:
-    """Draw one of `FIGURES` and write it; None where no table has anything to draw in it."""
+    """Draw one of `FIGURES` and write it; where no table has anything to draw in it, say so and return None."""
     if name in OF_TEST_USERS:  # and of runs that learnt from all items
         found = [table for table in found if table["rows"][0]["split"] == "test"]
         found = [table for table in found if not table["parameters"].get("new_item_fraction")]
     figure = FIGURES[name](found)
-    if figure:
-        plots.write(figure, ROOT / figures_dir, name)
+    if figure is None:
+        only = " of the test split, on all items" if name in OF_TEST_USERS else ""
+        print(f"The figure {name} is left out: no table has results{only} that it could show.")
+        return None
+    plots.write(figure, ROOT / figures_dir, name)
     return figure
 
 

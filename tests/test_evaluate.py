@@ -31,7 +31,7 @@ def test_metrics_by_hand(tmp_path):
     run = trec(tmp_path, **dict.fromkeys([*places, "missed", "stranger"], items), blank=["i2"])
     found = metrics.per_user_metrics(run, targets)
     assert found.index.tolist() == list(targets) and found.index.name == "user"
-    assert list(found.columns) == ["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10", "mrr"]
+    assert list(found.columns) == ["recall@1", "recall@5", "recall@10", "ndcg@1", "ndcg@5", "ndcg@10", "mrr@10"]
     gain = {place: 1 / math.log2(place + 1) for place in places.values()}
     expected = {
         "first": [1, 1, 1, 1, 1, 1, 1],
@@ -39,7 +39,7 @@ def test_metrics_by_hand(tmp_path):
         "fifth": [0, 1, 1, 0, gain[5], gain[5], 1 / 5],
         "sixth": [0, 0, 1, 0, 0, gain[6], 1 / 6],
         "tenth": [0, 0, 1, 0, 0, gain[10], 1 / 10],
-        "eleventh": [0, 0, 0, 0, 0, 0, 1 / 11],
+        "eleventh": [0] * 7,  # all metrics look at ten places
         "missed": [0] * 7,
         "none": [0] * 7,
         "blank": [0] * 7,
@@ -115,7 +115,7 @@ def test_summary_by_method_and_segment():
     ]
     per_user = pd.DataFrame(rows, columns=["method", "segment", "value"])
     per_user = per_user.assign(**dict.fromkeys(metrics.METRICS, per_user["value"]), user=list("abcabc"))
-    per_user["mrr"] = [0.5, 0, 0.25, 0, 0, 0.5]
+    per_user["mrr@10"] = [0.5, 0, 0.25, 0, 0, 0.5]
     per_user["new_item"] = False
     found = metrics.summarise(per_user, "test", 3)
     assert [(row["method"], row["segment"], row["users"]) for row in found] == [
@@ -124,8 +124,8 @@ def test_summary_by_method_and_segment():
         for segment, users in (("all", 3), ("cold-start", 2), ("regular", 1), ("power", 0))
     ]
     by = {(row["method"], row["segment"]): row for row in found}
-    assert by["gloss", "all"]["recall@5"] == 0.666667 and by["gloss", "all"]["mrr"] == 0.25
-    assert by["gloss", "cold-start"]["ndcg@5"] == 0.5 and by["gloss", "regular"]["mrr"] == 0.25
+    assert by["gloss", "all"]["recall@5"] == 0.666667 and by["gloss", "all"]["mrr@10"] == 0.25
+    assert by["gloss", "cold-start"]["ndcg@5"] == 0.5 and by["gloss", "regular"]["mrr@10"] == 0.25
     assert by["popularity", "cold-start"]["recall@1"] == by["popularity", "cold-start"]["recall@1_high"] == 0
     assert all(row["split"] == "test" for row in found)
     for row in found:

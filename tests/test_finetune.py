@@ -1,9 +1,13 @@
 """Fine-tuning and generation on models small enough to make here: the 4-bit path, resuming, beams and their scores."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import write_parameters
-from helpers import flip, run_of
+from helpers import flip, one_line_error, run_of
+from transformers import GPT2Config
 
 from gloss_utils import fine_tune
 from gloss_utils.base.errors import GlossError
@@ -303,10 +307,45 @@ def test_tokenizers_without_padding_or_end():
         models.with_padding(tokenizer)
 
 
-def test_lora_modules_that_the_model_lacks(small_run):
-    run = run_of(small_run, lora_modules=["no_such_module"])
-    with pytest.raises(GlossError, match=r"parameter lora_modules is .'no_such_module'."):
-        qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
+def test_lora_modules_that_the_model_lacks(small_run, monkeypatch):
+    run = run_of(small_run, lora_modules=["q_proj", "proj", "c_attn", "self_attn"])
+    unsloth = SimpleNamespace(
+        FastLanguageModel=SimpleNamespace(from_pretrained=lambda *_, **__: pytest.fail("the model is loaded"))
+    )
+    for setting_up in (None, unsloth):
+        monkeypatch.setitem(sys.modules, "unsloth", setting_up)
+        monkeypatch.setattr(qlora, "uses_unsloth", lambda setting_up=setting_up: setting_up is not None)
+        monkeypatch.setattr(qlora, "load_base", unsloth.FastLanguageModel.from_pretrained)
+        with one_line_error(
+            "parameter lora_modules names proj, c_attn, self_attn, which base model",
+            "its linear layers are down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
+        ):
+            qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
+
+
+def test_lora_modules_of_models_of_other_kinds(tmp_path):
+    GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10).save_pretrained(tmp_path)
+    qlora.check_modules(tmp_path, ["c_attn", "attn.c_proj"])  # its layers are transformers' own Conv1D
+    with one_line_error("names q_proj, which", "layers are c_attn, c_fc, c_proj, lm_head"):
+        qlora.check_modules(tmp_path, ["c_fc", "q_proj"])
+
+
+def test_unsloth_gets_what_is_asked_for(small_run, monkeypatch):
+    run, asked = run_of(small_run), {}
+
+    class FastLanguageModel:
+        def from_pretrained(name, **options):
+            asked.update(options, name=name)
+            return models.load_base(name, load_in_4bit=False)
+
+        def get_peft_model(model, **options):
+            asked.update(options)
+            return model
+
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA), "a revision")
+    assert asked["name"] == str(run.folder.base) and asked["revision"] == "a revision"
+    assert asked["target_modules"] == run["lora_modules"] and asked["use_exact_model_name"]
 
 
 @pytest.mark.slow

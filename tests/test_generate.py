@@ -206,7 +206,7 @@ def test_models_that_do_not_fit_fall_back_with_a_notice(run, monkeypatch, capsys
     assert capsys.readouterr().out == notice
 
 
-def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
+def test_catalogue_texts_are_titles_and_the_first_items_of_a_text_are_found(run):
     work = run(decoding="catalogue", max_new_tokens=1)
     data = Dataset.load(work.folder.data)
     titles = {prompts.item_text(title) for title in data.items["title"]}
@@ -215,14 +215,10 @@ def test_catalogue_texts_are_titles_and_all_items_of_a_text_are_found(run):
     twice = data.items["title"].iloc[5]
     items = pd.concat([data.items, pd.DataFrame({"item": ["TWIN"], "title": [twice]})])
     twins = pd.DataFrame({"user": ["U"], "texts": [[prompts.item_text(twice)]]})
-    named = items_of_exact_titles(twins, dict(zip(items["item"], items["title"], strict=True)))
-    assert named.to_dict("list") == {
-        "user": ["U", "U"],
-        "query": [1, 1],
-        "item": [data.items["item"].iloc[5], "TWIN"],
-        "score": [1.0, 1.0],
-        "strength": [1.0, 1.0],
-    }
+    titles = dict(zip(items["item"], items["title"], strict=True))
+    first = {"user": "U", "query": 1, "item": data.items["item"].iloc[5], "score": 1.0, "strength": 1.0}
+    assert items_of_exact_titles(twins, titles).to_dict("records") == [first]
+    assert items_of_exact_titles(twins, titles, 3).to_dict("records") == [first, first | {"item": "TWIN"}]
 
 
 def test_more_beams_than_titles(run):

@@ -128,7 +128,7 @@ def shop(monkeypatch):
         return np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (len(texts), 1))
 
     monkeypatch.setattr(encoder, "encode_texts", encode)
-    monkeypatch.setattr(encoder, "load_encoder", lambda name: SimpleNamespace())
+    monkeypatch.setattr(encoder, "load_encoder", lambda *_: SimpleNamespace())
     tokenizer = tiny.train_tokenizer(data.items["title"].tolist(), 300)
     indexes = {"dense": dense(texts, [[1, 0], [0, 1], [-1, 0]]), "bm25": BM25Index.build(texts)}
     return user_segments.Shop(data, indexes, tokenizer), encoded

@@ -297,6 +297,64 @@ def test_the_notebook_draws_what_it_is_given(replay, measured, rivals, tmp_path)
         assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)
 
 
+@pytest.fixture
+def odd(replay, measured, rivals) -> list[dict]:
+    """Tables of validation, with names that nobody foresaw, and one of split next."""
+    for table in (replay, measured, rivals):
+        for found in (*table["rows"], *table.get("ablation", [])):
+            found["split"] = "validation"
+    for found in replay["rows"]:
+        found["texts"] = f"my texts, {found['texts']}"
+    measured["rows"].append(row("my method", 0.07, segment="all", split="validation"))
+    about = {"parameters": {"seed": 3}, "name": "run 7 of mine", "dataset": "my_own data"}
+    upcoming = measured | {"name": "next", "rows": [], "ablation": [], "parts": []}
+    return [replay, measured | about, rivals | {"seconds": {"all of them": 3}}, upcoming]
+
+
+def test_names_that_nobody_foresaw_are_shown_as_they_are(odd):
+    replay, measured, rivals, _ = odd
+    labels = [tick.get_text() for tick in result_plots.rankings([replay]).axes[0].get_xticklabels()]
+    assert labels == [f"my texts, beauty-llama-{size}.validation.json.gz\n1,234 users" for size in ("1b", "3b")]
+    [axis] = result_plots.methods([measured]).axes
+    names = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert names == ["ID-based", "popularity", "LLM-based", "GLoSS run 7 of mine, own ranking", "other", "my method"]
+    [axis] = result_plots.number_of_queries([measured]).axes
+    assert axis.get_title().replace("\n", " ") == "my_own data, run 7 of mine, validation"
+    assert list(points(result_plots.cost([measured, rivals]).axes[0])) == ["GLoSS run 7 of mine, own ranking"]
+    plt.close("all")
+
+
+def test_what_has_nothing_to_draw_is_left_out_with_a_line(odd, rivals, tmp_path, capsys):
+    _, measured, _, _ = odd
+    few = measured | {"rows": [found for found in measured["rows"] if found["method"] == "popularity"]}
+    for name, tables_ in {"rankings": [measured], "segments": [few], "retrievers": [rivals], "cost": odd[:3]}.items():
+        assert paper_figures.draw(tables_, name, str(tmp_path)) is None
+        assert capsys.readouterr().out.startswith(f"The figure {name} is left out: no table has results")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_split_next_is_left_out_with_a_line(odd, tmp_path, capsys):
+    paths = [tmp_path / f"{number}.json" for number in range(4)]
+    for path, table in zip(paths, odd, strict=True):
+        path.write_text(json.dumps(table))
+    assert len(results.read_all(paths, tmp_path)) == 3
+    assert capsys.readouterr().out == f"{paths[3]} is left out: it has no metrics, for split next has no targets.\n"
+    with one_line_error("none of these results has metrics"):
+        results.read_all(paths[3:], tmp_path)
+
+
+def test_the_notebook_runs_through_with_what_nobody_foresaw(odd, tmp_path):
+    paths = [str(tmp_path / f"{table['name']}.json") for table in odd]
+    for path, table in zip(paths, odd, strict=True):
+        (tmp_path / path).write_text(json.dumps(table))
+    notebook, out = ROOT / "notebooks/07_paper_figures.ipynb", tmp_path / "out.ipynb"
+    parameters = {"figures_dir": str(tmp_path / "figures"), "runs": paths}
+    papermill.execute_notebook(notebook, out, parameters=parameters, progress_bar=False)
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == set(DRAWN) - {"comparison", "cost"}  # which are of test users
+    assert all(f"The figure {name} is left out" in out.read_text() for name in ("comparison", "cost"))
+
+
 def test_a_run_is_a_table(small_run):
     folder, _ = small_run
     table = results.read(folder.root)
@@ -337,6 +395,14 @@ def test_what_is_no_table_gives_one_line(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with one_line_error("not a file of results", "name, command"):
         results.read(tmp_path / "list.json")
+    about = dict.fromkeys(results.FIELDS, "") | {"rows": [row("gloss", 0.1)]}
+    del about["rows"][0]["split"]
+    (tmp_path / "rows.json").write_text(json.dumps(about))
+    with one_line_error("not a file of results", "no split in its rows"):
+        results.read(tmp_path / "rows.json")
+    (tmp_path / "rows.json").write_text(json.dumps(about | {"rows": [row("gloss", 0.1, segment="all")]}))
+    with one_line_error("not a file of results", "no dataset"):
+        results.read(tmp_path / "rows.json")
     with one_line_error("holds no finished 05_evaluate"):
         results.read(tmp_path)
 
@@ -358,6 +424,8 @@ def test_committed_tables_say_where_they_come_from(file):
     assert all(
         {"method", "split", "users", "recall@5", "recall@5_low", "recall@5_high"} <= set(row) for row in table["rows"]
     )
+    lists = (table.get(name, []) for name in ("rows", "ablation", "parts"))
+    assert all("mrr" not in row for rows in lists for row in rows)  # it is mrr@10
 
 
 def test_the_page_of_results_is_what_the_committed_tables_give():

@@ -15,6 +15,7 @@ from gloss_utils.rank import (
     write_qrels,
     write_trec,
 )
+from gloss_utils.rank.ranker import PAPER, Ranker
 from gloss_utils.search.bm25 import BM25Index
 
 ITEMS = pd.Series(list("abcd"))
@@ -65,6 +66,19 @@ def test_candidates_of_each_query():
         ["u", 3, "c", 1.0],
         ["u", 3, "d", 0.25],
     ]
+
+
+def test_the_papers_rule_takes_the_first_item_of_a_title_whether_texts_are_searched_or_looked_up():
+    titles = {"a": "Silk", "b": "Rose", "c": "Rose", "d": "Silk"}
+    index = dense([f"Title: {title}" for title in titles.values()], [[1, 0], [0, 1], [0, 1], [1, 0]])
+    queries = pd.DataFrame({"user": ["u"], "history": [["a"]], "texts": [["Title: Rose", "Title: Silk"]]})
+
+    def ranked(top_k: int | None, exact: bool) -> pd.DataFrame:
+        return Ranker(queries, titles, {"dense": index}, {}, rule=PAPER, top_k=top_k, exact_titles=exact).rank()
+
+    assert sorted(ranked(None, exact=True)["item"]) == ["a", "b"]
+    for top_k in (None, 2):
+        pd.testing.assert_frame_equal(ranked(top_k, exact=True), ranked(top_k, exact=False))
 
 
 def test_only_blank_texts_give_no_ranking():

@@ -1,9 +1,11 @@
 """What holds for every model that comes from outside: no network is waited for, and no pickle is read."""
 
+import re
 from pathlib import Path
 
 import httpx
 import huggingface_hub
+from huggingface_hub import constants, errors, file_download
 
 from gloss_utils.base.errors import GlossError
 
@@ -16,10 +18,53 @@ def only_local(name: str | Path) -> bool:
     if Path(name).is_dir():
         return True
     try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=10)
     except (httpx.HTTPError, OSError):  # no network, a proxy that refuses, offline mode
         return True
     return False
+
+
+def resolve(name: str | Path, revision: str | None = None) -> str | None:
+    """The commit hash of a hub model at a revision (a branch, a tag, a hash; by default `main`); None for a folder.
+
+    The hub is asked; where it does not answer, its cache on this machine is. Raises `GlossError` where neither knows
+    the revision, and for a revision of a folder, which has none.
+    """
+    name, at = str(name), f" at revision {revision!r}" if revision else ""
+    if Path(name).is_dir():
+        if revision:
+            raise GlossError(f"{name} is a local folder, which has no revisions; leave out revision {revision!r}")
+        return None
+    try:
+        cached = _cached(name, revision or "main")
+        if cached and cached == revision:
+            return cached
+        if not only_local(name):
+            return huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
+    except errors.RevisionNotFoundError:
+        raise GlossError(f"model {name!r} has no revision {revision!r} on the Hugging Face hub") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise GlossError(
+            f"model {name!r} is neither a local folder nor on the Hugging Face hub; give the folder of a model, or its "
+            "name on the hub (for a private or gated one, run `hf auth login`)"
+        ) from None
+    except (httpx.HTTPError, OSError):
+        pass  # the hub answers, but not to this
+    if cached is None:
+        raise GlossError(
+            f"model {name!r}{at} is neither a local folder nor in the cache of this machine, and the Hugging Face hub "
+            "does not answer; give the folder of a model, or go online"
+        )
+    return cached
+
+
+def _cached(name: str, revision: str) -> str | None:
+    """The hash of a revision whose snapshot is in the hub's cache on this machine."""
+    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=name, repo_type="model")
+    reference = folder / "refs" / revision
+    found = reference.read_text().strip() if reference.is_file() else revision
+    is_hash = re.fullmatch("[0-9a-f]{40}", found)
+    return found if is_hash and (folder / "snapshots" / found).is_dir() else None
 
 
 def only_safetensors(folder: str | Path):

@@ -51,34 +51,38 @@ def quantization() -> BitsAndBytesConfig:
     )
 
 
-def load_base(name: str | Path, load_in_4bit: bool):
+def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None):
     """Load a causal language model and its tokenizer from a folder or the Hugging Face hub.
 
+    revision: of a hub model, by default `main` (see `hub.resolve`).
     Raises `GlossError` where it is gated, not reachable, or not a causal language model.
     """
     local = only_local(name)
     only_safetensors(name)
-    with one_line(name), warnings.catch_warnings():
+    source = {"revision": revision, "local_files_only": local}
+    with one_line(name, revision), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes warns of features that the CPU does not have
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             quantization_config=quantization() if load_in_4bit else None,
             dtype=compute_dtype(),
-            local_files_only=local,
             use_safetensors=True,
             trust_remote_code=False,
+            adapter_kwargs=source,  # else it looks for an adapter in the latest revision, online
             device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
+            **source,
         )
     return model, with_padding(tokenizer)
 
 
-def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool):
+def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision: str | None = None):
     """A base model with its adapter (a folder in PEFT's format), for inference, and the tokenizer.
 
+    revision: of the base model.
     Raises `GlossError` where base and adapter do not have the same vocabulary, and as `load_base` does.
     """
-    model, tokenizer = load_base(base, load_in_4bit)
+    model, tokenizer = load_base(base, load_in_4bit, revision)
     known, size = load_tokenizer(adapter).get_vocab(), model.get_input_embeddings().num_embeddings
     if known != tokenizer.get_vocab() or max(known.values()) >= size:
         raise GlossError(
@@ -144,8 +148,9 @@ def pack(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @contextmanager
-def one_line(name: str | Path):
+def one_line(name: str | Path, revision: str | None = None):
     """Turn the libraries' errors about a model that cannot be loaded into one line that says what to do."""
+    model = f"base model {str(name)!r}" + (f" at revision {revision}" if revision else "")
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # unsloth raises RuntimeError where transformers has OSError
@@ -154,8 +159,7 @@ def one_line(name: str | Path):
         reason = " ".join(str(error).split())[:200]
         if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
             raise GlossError(
-                f"base model {str(name)!r} is gated: accept its licence on its Hugging Face page, "
-                "run `hf auth login`, and run again"
+                f"{model} is gated: accept its licence on its Hugging Face page, run `hf auth login`, and run again"
             ) from error
         if Path(name).is_dir():
             raise GlossError(
@@ -164,10 +168,10 @@ def one_line(name: str | Path):
             ) from error
         if isinstance(error, OSError):
             raise GlossError(
-                f"base model {str(name)!r} is neither a local folder nor reachable on the Hugging Face hub; "
+                f"{model} is neither a local folder nor reachable on the Hugging Face hub; "
                 "give the folder of a model, go online, or take base_model: tiny"
             ) from error
-        raise GlossError(f"base model {str(name)!r} cannot be loaded ({reason}); choose another") from error
+        raise GlossError(f"{model} cannot be loaded ({reason}); choose another") from error
 
 
 def _causes(error):

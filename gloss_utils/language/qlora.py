@@ -6,16 +6,18 @@ adapter is saved in PEFT's format.
 """
 
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
-from gloss_utils.base.hub import only_safetensors
+from gloss_utils.base.hub import only_local, only_safetensors
 from gloss_utils.language.models import compute_dtype, load_base, one_line, with_padding
 from gloss_utils.language.training import seed_everything
 
@@ -49,21 +51,56 @@ def uses_unsloth() -> bool:
     return "unsloth" in sys.modules
 
 
-def with_adapters(base: str | Path, settings: QLoRA):
+def with_adapters(base: str | Path, settings: QLoRA, revision: str | None = None):
     """A base model with new low-rank adapters, drawn by the seed, and its tokenizer.
 
-    Raises `GlossError` where the base model cannot be loaded, or does not have all of `lora_modules`.
+    revision: of a hub model. Raises `GlossError` where the base model cannot be loaded, or does not have all of
+    `lora_modules`, which is found out before its weights are loaded.
     """
+    check_modules(base, settings.lora_modules, revision)
     seed_everything(settings.seed)
-    return (_with_unsloth if uses_unsloth() else _with_peft)(base, settings)
+    return (_with_unsloth if uses_unsloth() else _with_peft)(base, settings, revision)
 
 
-def _with_unsloth(base: str | Path, settings: QLoRA):
+def check_modules(base: str | Path, lora_modules: list[str], revision: str | None = None):
+    """Raise `GlossError` where the base model lacks a linear layer of one of these names. Only its config is read."""
+    with one_line(base, revision):
+        config = AutoConfig.from_pretrained(
+            base, revision=revision, local_files_only=only_local(base), trust_remote_code=False
+        )
+        linear = linear_layers(without_weights(config))
+    wrong = [module for module in lora_modules if not any(is_of(name, [module]) for name in linear)]
+    if wrong:
+        known = sorted({name.split(".")[-1] for name in linear})
+        raise GlossError(
+            f"parameter lora_modules names {', '.join(wrong)}, which base model {base} does not have; "
+            f"its linear layers are {', '.join(known)}"
+        )
+
+
+def is_of(name: str, modules: list[str]) -> bool:
+    """Whether peft takes a layer of this full name for one of these modules."""
+    return any(f".{name}".endswith(f".{module}") for module in modules)
+
+
+def without_weights(config) -> torch.nn.Module:
+    """The language model of a transformers config, whose parameters have a shape, but no values."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The linear layers of a model, by name: those that can have an adapter."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)}
+
+
+def _with_unsloth(base: str | Path, settings: QLoRA, revision: str | None):
     unsloth = sys.modules["unsloth"]
     only_safetensors(base)
-    with one_line(base):
+    with one_line(base, revision):
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             str(base),
+            revision=revision,
             max_seq_length=settings.max_length,
             dtype=compute_dtype(),
             load_in_4bit=settings.load_in_4bit,
@@ -71,18 +108,17 @@ def _with_unsloth(base: str | Path, settings: QLoRA):
             trust_remote_code=False,
             use_exact_model_name=True,  # else it trains on its own copy of the weights, which generation does not load
         )
-    with _known_modules(base, settings):
-        model = unsloth.FastLanguageModel.get_peft_model(
-            model,
-            random_state=settings.seed,
-            use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
-            **settings.lora(),
-        )
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model,
+        random_state=settings.seed,
+        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+        **settings.lora(),
+    )
     return model, with_padding(tokenizer)
 
 
-def _with_peft(base: str | Path, settings: QLoRA):
-    model, tokenizer = load_base(base, settings.load_in_4bit)
+def _with_peft(base: str | Path, settings: QLoRA, revision: str | None):
+    model, tokenizer = load_base(base, settings.load_in_4bit, revision)
     if settings.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
         # On processors with AVX512-BF16, evaluating would repack the 4-bit weights, in a form that passes no gradient
@@ -90,19 +126,7 @@ def _with_peft(base: str | Path, settings: QLoRA):
         for module in model.modules():
             if isinstance(module, Linear4bit):
                 module.support_avx512bf16_for_cpu = False
-    with _known_modules(base, settings):
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings.lora())), tokenizer
-
-
-@contextmanager
-def _known_modules(base: str | Path, settings: QLoRA):
-    try:
-        yield
-    except ValueError as error:
-        raise GlossError(
-            f"parameter lora_modules is {settings.lora_modules!r}, which base model {base} does not have; "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings.lora())), tokenizer
 
 
 def save_adapter(folder: Path, model, tokenizer, settings: QLoRA, weights: dict | None = None):

@@ -41,12 +41,15 @@ def nearest_items(queries: pd.DataFrame, index: Index, items: Sequence[str], k: 
     return found.assign(item=item, score=scores.ravel(), strength=strength)
 
 
-def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Candidates without a search, for texts that are items' exact texts: all items of a text, at similarity 1.
+def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str], k: int = 1) -> pd.DataFrame:
+    """Candidates without a search, for texts that are items' exact texts: the first k items of each text, at
+    similarity 1.
 
-    queries: columns user, texts. titles: each item's title.
+    queries: columns user, texts. titles: each item's title, in the catalogue's order, in which items of one title are
+    equally near to it (METHOD, 5).
     """
     known = pd.DataFrame({"item": list(titles), "texts": [item_text(title) for title in titles.values()]})
+    known = known[known.groupby("texts", sort=False).cumcount() < k]
     return _numbered(queries).merge(known, on="texts").assign(score=1.0, strength=1.0)[COLUMNS]
 
 

@@ -24,7 +24,7 @@ class Ranker:
     rule: of `RULES`. retriever: "dense" or "bm25", which the paper's rule and fused search with. top_k: items per text
     (null: paper 1, else the settings' top_k). exclude_seen: leave out what the user has (null: paper no, else yes).
     depth: items per ranking, at most. seed: of the order of ties under the paper's rule. exact_titles: the texts are
-    items' exact texts (catalogue-bound decoding), for which the paper's rule takes all items of the text.
+    items' exact texts (catalogue-bound decoding), whose items the paper's rule takes without a search.
     """
 
     queries: pd.DataFrame
@@ -63,7 +63,7 @@ class Ranker:
     def paper_candidates(self, retriever: str, top_k: int = TOP_K) -> pd.DataFrame:
         """The candidates of the paper's rule: the `top_k` items of every text."""
         if self.exact_titles:
-            return items_of_exact_titles(self.queries, self.titles)
+            return items_of_exact_titles(self.queries, self.titles, top_k)
         found = self.candidates(f"texts_{retriever}")
         return found[found.groupby(["user", "query"], sort=False).cumcount() < top_k]
 

@@ -1,6 +1,8 @@
 """Metrics by ir-measures: of each user, their means with intervals, and how they change with fewer texts or parts.
 
 A ranking is a frame with the columns user, rank, item, score. `targets` holds the one item that each user should get.
+No metric looks further than ten places: MRR@10 is the mean of 1 / place of the target, and 0 below the tenth. Rankings
+may be shorter: those of the paper's rule have at most `num_beams` items, by default five.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ MEASURES = {
     "ndcg@1": ir_measures.nDCG @ 1,
     "ndcg@5": ir_measures.nDCG @ 5,
     "ndcg@10": ir_measures.nDCG @ 10,
-    "mrr": ir_measures.RR,
+    "mrr@10": ir_measures.RR @ 10,
 }
 METRICS = list(MEASURES)
 COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and drawn

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-ID_BASED, LLM_BASED, SEARCH = KINDS = ("ID-based", "LLM-based", "search by text")
+ID_BASED, LLM_BASED, SEARCH, OTHER = KINDS = ("ID-based", "LLM-based", "search by text", "other")
 GROUPS = (
     ("table1", "table1", ID_BASED),
     ("table2", "table2", LLM_BASED),

