@@ -37,25 +37,25 @@ def start(notebook: dict) -> Run:
 def prepare(run: Run) -> Indexes:
     """Build both indexes of the catalogue and write them to the run's `index/`."""
     data = Dataset.load(run.open("data"))
-    run.revision("encoder")
+    revision = run.revision("encoder")
     texts = [item_text(title) for title in data.items["title"]]
     if not run.keeps("dense"):
-        encode = partial(encode_with_workers, run) if run["engine"] == "ray" else None
+        encode = partial(encode_with_workers, run, revision) if run["engine"] == "ray" else None
         with run.writing("dense") as part:
-            build_dense(part, texts, run["encoder"], run["index"], run["rerank_from_disk"], encode)
+            build_dense(part, texts, run["encoder"], run["index"], run["rerank_from_disk"], encode, revision)
     if not run.keeps("bm25"):
         with run.writing("bm25") as part:
             BM25Index.build(texts).save(part)
     return Indexes(data, DenseIndex.load(run.open("dense")), BM25Index.load(run.open("bm25")))
 
 
-def encode_with_workers(run: Run, texts: list[str]) -> np.ndarray:
+def encode_with_workers(run: Run, revision: str | None, texts: list[str]) -> np.ndarray:
     """Vectors of texts, float32 [texts, dimensions], L2-normalised, by Ray workers. Raises `GlossError` where they
     cannot load the encoder, or die again and again."""
     from gloss_utils.runs.workers import map_parts  # needs Ray, which not everyone installs
 
     parts = {start: texts[start : start + TEXTS_PER_PART] for start in range(0, len(texts), TEXTS_PER_PART)}
-    load = partial(load_encoder, run["encoder"])
+    load = partial(load_encoder, run["encoder"], revision)
     vectors = dict(map_parts(encode_texts, load, parts, run["workers"]))
     return np.concatenate([vectors[start] for start in parts])
 

@@ -53,11 +53,11 @@ def prepare(run: Run) -> dict | None:
     data = Dataset.load(run.open("data"))
     if run["base_model"] == TINY:
         tiny_base(run, data)
-    run.revision("base_model")
+    revision = run.revision("base_model")
     with together.main_process_first():  # it may link an adapter from another run folder
         kept = run.keeps("adapter")
     if not kept:
-        _train(run, data)
+        _train(run, data, revision)
     together.wait_for_everyone()
     return read_json(run.folder.training)
 
@@ -87,12 +87,12 @@ def encode(data: Dataset, examples: pd.DataFrame, tokenizer, max_length: int) ->
     return prompts.encode_training(tokenizer, histories, [titles[item] for item in examples["target"]], max_length)
 
 
-def _train(run: Run, data: Dataset):
+def _train(run: Run, data: Dataset, revision: str | None):
     adapters, settings, made_from = run.settings(qlora.QLoRA), training_settings(run), run.made_from("adapter")
     examples, validation = splits.training_examples(data), splits.held_out_examples(data, "validation")
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
-    model, tokenizer = qlora.with_adapters(run.base_model, adapters)
+    model, tokenizer = qlora.with_adapters(run.base_model, adapters, revision)
     trainable, everything = model.get_nb_trainable_parameters()
     texts = [encode(data, part, tokenizer, run["max_length"]) for part in (examples, validation)]
     result = training.train(

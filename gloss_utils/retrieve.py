@@ -171,7 +171,7 @@ def _written(run: Run, data: Dataset, histories: pd.Series) -> list:
     if journal.done:
         print(f"{len(journal.done)} of {len(batches)} batches are those of a run that was cut off")
     left = {number: places for number, places in enumerate(batches) if number not in journal.done}
-    model, settings = (base, adapter, run["load_in_4bit"]), run.settings(language.Decoding)
+    model, settings = (base, adapter, run["load_in_4bit"], run.revision("base_model")), run.settings(language.Decoding)
 
     def load() -> language.Writer:
         return language.Writer(*language.load_finetuned(*model), settings, title_trie)

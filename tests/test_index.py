@@ -87,7 +87,13 @@ def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypat
     monkeypatch.setattr(workers, "map_parts", backwards, raising=False)
     monkeypatch.setattr(build_index, "TEXTS_PER_PART", 2)
     run = Run(RunFolder(tmp_path), INDEX, {}, {"encoder": "an encoder", "workers": 2})
-    assert build_index.encode_with_workers(run, ["a", "bb", "ccc", "dddd", "eeeee"])[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert build_index.encode_with_workers(run, None, ["a", "bb", "ccc", "dddd", "eeeee"])[:, 0].tolist() == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 TITLES = ["Rose Hand Cream", "Dog Leash", "Silk Conditioner", "Rose Hand Cream", "Puzzle, 500 Pieces", "Dog Collar"]

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import replace
 
 import pytest
 import yaml
-from helpers import flip, one_line_error
+from helpers import flip, one_line_error, run_of
 from kill import differing
+from transformers import LlamaConfig
 
 from gloss_utils import build_index, evaluate, explore_data, fine_tune, retrieve
 from gloss_utils.__main__ import main
@@ -17,7 +19,7 @@ from gloss_utils.base.files import fingerprint, read_json, write_json
 from gloss_utils.base.seals import read_seal, seal_of, sweep
 from gloss_utils.language import training
 from gloss_utils.rank import sasrec
-from gloss_utils.runs import artefacts, folder, given, notebooks
+from gloss_utils.runs import artefacts, folder, given, notebooks, room
 from gloss_utils.runs.artefacts import RECIPES, duration, path_of
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, INDEX, RETRIEVE, STAGES, AllParameters
@@ -197,10 +199,7 @@ def test_a_raised_version_makes_an_artefact_anew_and_says_so(copied_run, execute
 def test_a_damaged_artefact_is_named_with_its_cost_and_made_again_only_on_request(copied_run, executed, name, harm):
     run, file = copied_run
     path = path_of(run.root, name)
-    if harm == "damaged":
-        flip(path)
-    else:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    flip(path) if harm == "damaged" else files.remove(path)
     with one_line_error(f"{path} is {harm}", " to make", f"-p remake {name}"):
         notebooks.run([str(file)], [])
     assert not executed
@@ -366,3 +365,57 @@ def test_an_artefact_that_was_sealed_when_a_kill_came_takes_its_place(tmp_path):
 
 def test_costs_in_words():
     assert [duration(value) for value in (3.2, 119, 600, 3600 * 3 + 720)] == ["3 s", "119 s", "10 min", "3 h 12 min"]
+
+
+def test_the_commit_of_a_hub_model_is_resolved_once_and_reused(copied_run, monkeypatch):
+    asked = []
+
+    def resolve(name, revision=None):
+        asked.append((name, revision))
+        return str(len(asked)) * 40
+
+    monkeypatch.setattr("gloss_utils.runs.run.hub.resolve", resolve)
+    folder, _ = copied_run
+    run = run_of(copied_run, base_model="meta/llama")
+    assert run.revision("base_model") == "1" * 40 == run.revisions["base_model"]
+    assert run.made_from("adapter")["base_model"] == f"meta/llama@{'1' * 40}"
+    stages = folder.stages()
+    stages[FINE_TUNE]["parameters"]["base_model"] = "meta/llama"
+    stages[FINE_TUNE]["revisions"] = run.revisions
+    write_json(folder.manifest, stages)
+    assert run_of(copied_run).revision("base_model") == "1" * 40  # stage 4 loads what stage 2 trained on
+    seal = seal_of(folder.adapter)
+    write_json(seal, read_json(seal) | {"made_from": run.made_from("adapter")})
+    del stages[FINE_TUNE]
+    write_json(folder.manifest, stages)
+    assert run_of(copied_run, base_model="meta/llama", base_revision=None).revision("base_model") == "1" * 40
+    assert asked == [("meta/llama", None)]
+    other = run_of(copied_run, base_model="meta/llama", base_revision="v2")
+    assert other.revision("base_model") == "2" * 40 and asked[-1] == ("meta/llama", "v2")
+    with one_line_error("parameter encoder_revision is 'v2'", "not from the Hugging Face hub"):
+        run_of(copied_run, encoder_revision="v2").revision("encoder")
+
+
+def test_a_full_disk_is_told_before_anything_is_trained(copied_run, executed, monkeypatch, capsys):
+    _, file = copied_run
+    notebooks.run([str(file)], [("epochs", "2"), ("num_beams", "2")])
+    said = capsys.readouterr().out
+    assert "This run will write about" in said and "adapter" in said and "texts" in said and "dense" not in said
+    executed.clear()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
+    with one_line_error("this run will write about", "where 0.0 MiB are free", "make room"):
+        notebooks.run([str(file)], [("epochs", "2")])
+    assert not executed
+
+
+def test_what_a_real_base_model_will_hold_in_memory_is_said(copied_run, tmp_path):
+    run, _ = copied_run
+    base = tmp_path / "llama"
+    LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, vocab_size=128_256).save_pretrained(
+        base
+    )
+    values = yaml.safe_load(run.parameters.read_text()) | {"base_model": str(base), "base_revision": None}
+    disk, memory = room.check(run, values)
+    assert "adapter" in disk and "base" not in disk
+    held = [float(number) for number in re.findall(r"about ([\d.]+)", memory)]
+    assert "Training will hold at most about" in memory and held[0] > 1

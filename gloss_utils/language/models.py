@@ -12,7 +12,7 @@ import transformers
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import GatedRepoError
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.hub import only_local, only_safetensors
@@ -49,6 +49,13 @@ def quantization() -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype if parse_flag_from_env("ACCELERATE_USE_FSDP") else None,  # FSDP shards floats
     )
+
+
+def load_config(name: str | Path, revision: str | None = None):
+    """The config of a model from a folder or the Hugging Face hub. Raises `GlossError` where there is none."""
+    with one_line(name, revision):
+        local = only_local(name)
+        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=local, trust_remote_code=False)
 
 
 def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None):

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
-from gloss_utils.base.hub import only_local, only_safetensors
-from gloss_utils.language.models import compute_dtype, load_base, one_line, with_padding
+from gloss_utils.base.hub import only_safetensors
+from gloss_utils.language.models import compute_dtype, load_base, load_config, one_line, with_padding
 from gloss_utils.language.training import seed_everything
 
 
@@ -64,10 +64,8 @@ def with_adapters(base: str | Path, settings: QLoRA, revision: str | None = None
 
 def check_modules(base: str | Path, lora_modules: list[str], revision: str | None = None):
     """Raise `GlossError` where the base model lacks a linear layer of one of these names. Only its config is read."""
+    config = load_config(base, revision)
     with one_line(base, revision):
-        config = AutoConfig.from_pretrained(
-            base, revision=revision, local_files_only=only_local(base), trust_remote_code=False
-        )
         linear = linear_layers(without_weights(config))
     wrong = [module for module in lora_modules if not any(is_of(name, [module]) for name in linear)]
     if wrong:

@@ -34,6 +34,11 @@ def checkpoints(parameters: int) -> int:
     return CHECKPOINTS * (3 * FLOAT * parameters + 4 * NOTES)
 
 
+def tiny_base(vocabulary: int, layers: int, width: int, lora_rank: int) -> tuple[int, int]:
+    """The parameters of the tiny base model, and of adapters on all its linear layers."""
+    return width * (vocabulary + 12 * layers * width + 2 * layers + 1), 19 * lora_rank * layers * width
+
+
 def sasrec_parameters(items: int, width: int) -> int:
     """Those of the rival SASRec."""
     from gloss_utils.rank import sasrec  # takes seconds to import

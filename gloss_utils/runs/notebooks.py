@@ -17,7 +17,7 @@ from gloss_utils.base.seals import sweep
 from gloss_utils.data import queries
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.report.html import page
-from gloss_utils.runs import artefacts, results
+from gloss_utils.runs import artefacts, results, room
 from gloss_utils.runs.folder import RunFolder, needs
 from gloss_utils.runs.given import given_to, read, resolve
 from gloss_utils.runs.lock import for_runner
@@ -82,6 +82,7 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
     parameters = effective(folder, resolved, chosen)
     asked = artefacts.of_run(parameters) if force else values.get("remake", [])
     _check_sound(folder, parameters, chosen, asked)
+    has_room = False
     for stage in STAGES:
         if stage not in chosen:
             _say_if_kept(folder, stage, resolved[stage], chosen)
@@ -93,6 +94,9 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
             continue
         if stage in folder.stages():
             print(f"{stage}: {why or 'asked to run again'}")
+        if not has_room and EXPLORE in folder.stages() and stage != EXPLORE:  # the data tell how much is needed
+            print(*room.check(folder, parameters), sep="\n")
+            has_room = True
         execute(stage, given_to(stage, values) | {"remake": remake}, folder)
 
 

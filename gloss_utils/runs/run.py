@@ -109,6 +109,10 @@ class Run:
             self.known[name] = f"{self[name]}@{hub.resolve(self[name], self[REVISIONS[name]])}"
         model, _, commit = self.known[name].rpartition("@")
         if model != self[name]:
+            if self[REVISIONS[name]]:
+                raise GlossError(
+                    f"parameter {REVISIONS[name]} is given, but {self[name]} is not from the Hugging Face hub"
+                )
             return None
         self.revisions[name] = commit
         return commit
