@@ -23,7 +23,7 @@ import yaml
 from gloss_utils.base.files import fingerprint, write_json
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, ROOT, STAGES
-from tests.conftest import write_parameters
+from tests.conftest import write_parameters, write_small_shop
 
 LONGER = {"epochs": 3, "sasrec_epochs": 3, "tiny_steps": 30}  # so that a kill may find checkpoints
 
@@ -135,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         values = LONGER | {"run_dir": str(root / "whole"), "data_dir": str(root / "data")}
+        write_small_shop(root / "data")
         file = write_parameters(root / "whole.yaml", **values)
         finished(file)
         whole = RunFolder(root / "whole")
