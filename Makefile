@@ -1,6 +1,7 @@
 # GLoSS. `make run` and `make test` set up the environment on first use.
 #   make run PARAMS="beauty llama-1b"   runs params/beauty.yaml and params/llama-1b.yaml into runs/beauty-llama-1b/
 #   make report RUN=runs/demo           joins a run's executed notebooks into runs/demo/report.html
+#   make lock                           resolves all dependencies again into requirements/cpu.txt and gpu.txt
 #   make figures                        draws figures/ and writes docs/results.md again from figures/results/
 #   make run TORCH_INDEX=<address>      takes PyTorch from there (its CPU index spares gigabytes of CUDA)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -22,7 +23,9 @@ comma := ,
 space := $() $()
 READY := $(ENV)/.gloss-ready-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: run test test-slow lint lab report figures setup
+LOCK := requirements/$(if $(findstring gpu,$(EXTRAS)),gpu,cpu).txt
+
+.PHONY: run test test-slow lint lab report figures setup lock
 
 run: $(READY)
 	$(PY) -m gloss_utils run $(PARAMS:%=params/%.yaml)
@@ -48,7 +51,15 @@ figures: $(READY)
 
 setup: $(READY)
 
-$(READY): pyproject.toml
+# All versions of the CPU's and of the GPU's environment, for Linux, macOS and Windows.
+COMPILE = $(PY) -m uv --no-config pip compile pyproject.toml --universal --python-version 3.11 --quiet --no-header \
+	--no-annotate --upgrade
+lock: $(READY)
+	$(PY) -m pip install --quiet --editable ".[dev]"
+	$(COMPILE) --extra test | grep -vE '^(cuda|nvidia|triton)' > requirements/cpu.txt
+	$(COMPILE) --extra gpu --extra test > requirements/gpu.txt
+
+$(READY): pyproject.toml $(LOCK)
 	test -x $(PY) || $(PYTHON) -m venv $(ENV)
-	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[$(EXTRAS)]"
+	$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint $(LOCK) --editable ".[$(EXTRAS)]"
 	touch $@

@@ -29,7 +29,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import qlora, tiny, training
 from gloss_utils.language.models import TINY
 from gloss_utils.report import data_plots
-from gloss_utils.runs import given, notebooks
+from gloss_utils.runs import given
 from gloss_utils.runs.parameters import FINE_TUNE
 from gloss_utils.runs.run import Run, open_run
 
@@ -136,6 +136,8 @@ def loss_curves(run: Run, result: dict):
 
 
 def _run_first(files: list[str], overrides: list[tuple[str, str]], own: dict):
+    from gloss_utils.runs import notebooks  # loads papermill, which a kernel does not need
+
     # The main process alone: the stage before, and the base model that all processes load.
     training.per_process_batch(own["batch_size"], own["gradient_accumulation"], PROCESSES)
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and own["optimizer"] != "adamw_torch":

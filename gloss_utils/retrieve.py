@@ -14,6 +14,7 @@ from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_prompts
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import HYBRID, PAPER, Ranker
 from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
@@ -31,11 +32,12 @@ from gloss_utils.search.dense import DenseIndex
 @dataclass
 class Retrieved:
     """queries: user, history, target (null under split next), texts, logprobs, lengths. ranking: user, rank, item,
-    score."""
+    score. without_texts: under hybrid, the same without the generated texts."""
 
     data: Dataset
     queries: pd.DataFrame
     ranking: pd.DataFrame
+    without_texts: pd.DataFrame | None = None
 
 
 def start(notebook: dict) -> Run:
@@ -56,7 +58,14 @@ def prepare(run: Run) -> Retrieved:
         print(f"{unknown} targets are not in the catalogue; each counts as a miss")
     found = ranker(run, queries, data)
     run.known["histories"] = digest(sorted(found.histories.items()))
-    rankings = {"gloss": found.rank(), "gloss-paper": found.paper(run["retriever"])}
+    without_texts = None
+    if run["ranking"] == HYBRID:
+        weights = found.settings.weights
+        both = found.weighted({"gloss": weights, "without": without_part("generated texts", weights)})
+        ranked, without_texts = both["gloss"], both["without"]
+    else:
+        ranked = found.rank()
+    rankings = {"gloss": ranked, "gloss-paper": found.paper(run["retriever"])}
     if name := in_sample(folder, run.inputs, found):
         print(
             f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of gloss flatter "
@@ -72,7 +81,7 @@ def prepare(run: Run) -> Retrieved:
         write_qrels(folder.qrels, targets_of(queries))
     run.outputs += map(folder.ranking, rankings)
     run.outputs.append(folder.recommendations if upcoming else folder.qrels)
-    return Retrieved(data, queries, rankings["gloss"])
+    return Retrieved(data, queries, rankings["gloss"], without_texts)
 
 
 def ranker(
@@ -209,7 +218,8 @@ def summary(results: Retrieved) -> pd.DataFrame:
 def show(results: Retrieved, user: str | None = None) -> HTML:
     """One user's story; by default that of a user worth showing."""
     user = user or stories.telling_user(results.queries, results.ranking)
-    return stories.story(_row_of(results.queries, user), results.ranking, results.data.titles())
+    query, titles = _row_of(results.queries, user), results.data.titles()
+    return stories.story(query, results.ranking, titles, results.without_texts)
 
 
 def browse(results: Retrieved, user: str | None = None):

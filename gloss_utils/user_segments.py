@@ -1,11 +1,11 @@
 """Notebook 6: results by group of users, and an item that comes after training."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from pandas.io.formats.style import Styler
-from transformers import PreTrainedTokenizerBase
 
 from gloss_utils import evaluate, retrieve
 from gloss_utils.base.errors import GlossError
@@ -13,14 +13,17 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
-from gloss_utils.language.generation import TitleTrie
-from gloss_utils.language.models import load_tokenizer
 from gloss_utils.rank.ranker import FUSED
 from gloss_utils.report import published, result_plots, segments, tables
 from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
+
+if TYPE_CHECKING:  # the language room loads torch and transformers, which is left out where a file gave the texts
+    from transformers import PreTrainedTokenizerBase
+
+    from gloss_utils.language import TitleTrie
 
 
 def start(notebook: dict) -> Run:
@@ -71,8 +74,8 @@ class Shop:
 
     data: Dataset
     indexes: dict[str, DenseIndex | BM25Index]
-    tokenizer: PreTrainedTokenizerBase | None = None
-    catalogue: TitleTrie | None = None
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    catalogue: "TitleTrie | None" = None
 
     def add(self, items: pd.DataFrame) -> "Shop":
         """A shop with more items (columns item, title), which come last in the catalogue's order; the old one stays.
@@ -92,14 +95,21 @@ class Shop:
             "dense": self.indexes["dense"].extended(texts[-len(added) :]),
             "bm25": BM25Index.build(texts),  # the weight of a word depends on all texts
         }
-        written = TitleTrie(self.tokenizer, catalogue["title"].tolist()) if self.tokenizer else None
+        written = None
+        if self.tokenizer:
+            from gloss_utils.language import TitleTrie
+
+            written = TitleTrie(self.tokenizer, catalogue["title"].tolist())
         return Shop(replace(self.data, items=catalogue), indexes, self.tokenizer, written)
 
 
 def open_shop(run: Run) -> Shop:
     """The shop of a run; with a tokenizer where the run has fine-tuned a model."""
-    trained = run.folder.record("adapter") is not None and not run["queries_file"]
-    tokenizer = load_tokenizer(run.open("adapter")) if trained else None
+    tokenizer = None
+    if run.folder.record("adapter") is not None and not run["queries_file"]:
+        from gloss_utils.language import load_tokenizer  # loads torch and transformers
+
+        tokenizer = load_tokenizer(run.open("adapter"))
     return Shop(Dataset.load(run.open("data")), retrieve.load_indexes(run), tokenizer)
 
 

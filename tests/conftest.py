@@ -1,4 +1,4 @@
-"""The demo cut small: one run of all six notebooks that many tests look at."""
+"""A demo of a smaller shop: one run of all six notebooks that many tests look at."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from gloss_utils.data import demo
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import SEGMENTS
@@ -31,6 +32,11 @@ SMALL = {
 }
 
 
+def write_small_shop(data_dir: Path):
+    """Write the raw files of a smaller demo, which then is not made there: to encode 2,000 titles takes long."""
+    demo.write(data_dir / "reviews_Demo_5.json.gz", data_dir / "meta_Demo.json.gz", count=300, users=1500)
+
+
 def write_parameters(path: Path, **values) -> Path:
     """Write the small demo's parameters, and `values` over them, to a YAML file."""
     path.write_text(yaml.safe_dump(SMALL | values))
@@ -46,6 +52,7 @@ def small_run(tmp_path_factory) -> tuple[RunFolder, Path]:
     file, folder = root / "small.yaml", RunFolder(root / "run")
     with FileLock(root / "lock"):
         if SEGMENTS not in folder.stages():
+            write_small_shop(root / "data")
             write_parameters(file, run_dir=str(folder.root), data_dir=str(root / "data"))
             notebooks.run([str(file)], [])
     return folder, file

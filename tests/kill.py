@@ -28,7 +28,7 @@ from gloss_utils.base.seals import is_sealed, seal_of
 from gloss_utils.runs.artefacts import RECIPES, path_of
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import ROOT, STAGES
-from tests.conftest import write_parameters
+from tests.conftest import write_parameters, write_small_shop
 from tests.helpers import flip
 
 KINDS = ("killed", "killed and moved", "deleted", "a bit flipped")
@@ -193,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         values = LONGER | {"run_dir": str(root / "whole"), "data_dir": str(root / "data")}
+        write_small_shop(root / "data")
         file = write_parameters(root / "whole.yaml", **values)
         finished(file)
         whole = RunFolder(root / "whole")

@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 
 from gloss_utils.runs.parameters import ROOT, STAGES
-from tests.conftest import SMALL
+from tests.conftest import SMALL, write_small_shop
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -41,6 +41,7 @@ def lab(tmp_path):
     """The address of a JupyterLab on copies of the notebooks, set to the small demo in a folder of their own."""
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
+    write_small_shop(tmp_path / "data")
     values = SMALL | {"run_dir": str(tmp_path / "run"), "data_dir": str(tmp_path / "data")}
     for stage in STAGES[:4]:
         book = json.loads((ROOT / f"notebooks/{stage}.ipynb").read_text())

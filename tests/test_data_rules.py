@@ -1,15 +1,11 @@
-"""The rules of METHOD.md, "Data rules", up to the splits; the real data's counts; the demo."""
+"""The rules of METHOD.md, "Data rules", up to the splits; the real data's counts."""
 
-import ast
-import gzip
 import json
-from collections import Counter
 
 import pandas as pd
 import pytest
 from helpers import SHARED, metadata, one_line_error, real, reviews
 
-from gloss_utils.data import demo, sources
 from gloss_utils.data.dataset import Rules, apply_rules, build, cut_title, draw_users, periods
 
 
@@ -210,59 +206,3 @@ def test_real_counts_are_the_published_ones(name):
     published = json.loads((SHARED / "reference/published.json").read_text())["dataset_statistics"][name]
     names = ["users", "users_with_any", "items", "interactions", "mean_history", "std_history"]
     assert {key: ours[key] for key in names} == {key: published[key] for key in names}
-
-
-# ---- the demo
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    """The demo's review and metadata records, as its files have them."""
-    paths = sources.find("demo", tmp_path_factory.mktemp("demo")).paths
-    lines = [gzip.decompress(path.read_bytes()).decode().splitlines() for path in paths]
-    return list(map(json.loads, lines[0])), list(map(ast.literal_eval, lines[1]))
-
-
-def test_the_demo_has_the_same_bytes_every_time(tmp_path):
-    paths = [(tmp_path / f"reviews{turn}", tmp_path / f"meta{turn}") for turn in range(2)]
-    for pair in paths:
-        demo.write(*pair)
-    assert [path.read_bytes() for path in paths[0]] == [path.read_bytes() for path in paths[1]]
-
-
-def test_the_demo_is_as_large_as_it_says(raw):
-    assert len({line["reviewerID"] for line in raw[0]}) == 1500
-    assert len({line["asin"] for line in raw[0]}) == 301
-    data = build(*_frames(raw), None, 0)
-    assert (len(data.items), data.statistics["users_with_any"]) == (300, 1500)
-    assert 1450 <= len(data.users) < 1500  # some are too short
-    assert data.users["validation"].sum() == len(data.users) // 20
-
-
-def test_the_demo_has_the_blemishes_of_real_data(raw):
-    reviews, metadata = raw
-    untitled = {line["asin"] for line in metadata if "title" not in line}
-    assert len(untitled & {line["asin"] for line in reviews}) == 1
-    assert any("&amp;" in line.get("title", "") for line in metadata)
-    listed = Counter(line["asin"] for line in metadata)
-    assert max(listed.values()) == 2
-    assert set(listed) - {line["asin"] for line in reviews}  # described, never bought
-    assert sum(count - 1 for count in Counter(map(json.dumps, reviews)).values()) == 1
-    days = Counter((line["reviewerID"], line["unixReviewTime"]) for line in reviews)
-    assert sum(count > 1 for count in days.values()) > 50
-    items = [line["asin"] for line in reviews]
-    assert items == sorted(items)
-    dropped = build(*_frames(raw), None, 0).statistics["dropped"]
-    assert (dropped["duplicate_reviews"], dropped["items_without_title"]) == (1, 1)
-    assert dropped["reviews_of_items_without_title"] > 10
-
-
-def _frames(raw):
-    reviews, metadata = raw
-    return (
-        pd.DataFrame(
-            [(r["reviewerID"], r["asin"], r["unixReviewTime"], r["overall"]) for r in reviews],
-            columns=["user", "item", "time", "rating"],
-        ),
-        pd.DataFrame([(m["asin"], m.get("title")) for m in metadata], columns=["item", "title"]),
-    )

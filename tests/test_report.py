@@ -171,9 +171,31 @@ def test_a_users_story_escapes_what_is_not_ours():
     page = BeautifulSoup(retrieve.show(retrieve.Retrieved(data, queries, ranked)).data, "html.parser")
     assert not page.find("script") and page.h3.text == f"User {user}"
     lines = [line.text for line in page.find_all("li")]
-    assert lines[:2] == [f"{hostile} &amp; title", f"{hostile}item (not in the catalogue)"]
-    assert lines[2] == f"{hostile}text (-0.50)" and page.b.text == f"{hostile} &amp; title (0.500) ← target"
-    assert page.p.text == f"{hostile} &amp; title"
+    assert lines[:2] == [f"{hostile} & title", f"{hostile}item (not in the catalogue)"]
+    assert lines[2] == f"{hostile}text (-0.50)" and page.b.text == f"{hostile} & title (0.500) ← target"
+    assert page.p.text == f"{hostile} & title"
+
+
+def test_a_story_shows_what_the_texts_changed():
+    data = dataset({"u": "abc"})
+    data.items["title"] = ["Soap &amp; Balm", "Comb", "Brush"]
+    queries = pd.DataFrame([("u", ["a"], "c", ["Title: Soap &amp; Balm"], [None], [None])], columns=COLUMNS)
+    ranked = pd.DataFrame([("u", 1, "c", 0.5), ("u", 2, "b", 0.4)], columns=["user", "rank", "item", "score"])
+    alone = ranked.assign(item=["b", "a"])
+    page = BeautifulSoup(retrieve.show(retrieve.Retrieved(data, queries, ranked, alone)).data, "html.parser")
+    assert [line.text for line in page.find_all("li")] == [
+        "Soap & Balm",
+        "Title: Soap & Balm",
+        "Brush (0.500; not in the first 2) ← target",
+        "Comb (0.400; 1)",
+    ]
+    assert page.p.text == "Brush (place without the generated texts: not in the first 2)"
+
+
+def test_tables_show_titles_as_people_write_them():
+    frame = pd.DataFrame({"item": ["Alder &amp; Vale"], "score": [1]}, index=["Balm &reg;"])
+    page = BeautifulSoup(tables.in_full(frame).to_html(), "html.parser")
+    assert [cell.text for cell in page.tbody.find_all(["th", "td"])] == ["Balm ®", "Alder & Vale", "1"]
 
 
 def test_printed_prompts_are_wrapped():

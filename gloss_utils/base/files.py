@@ -71,7 +71,10 @@ def sync(path: Path):
 
 
 def _sync_one(path: Path):
-    handle = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # it opens no folder, and syncs no file that is open for reading only
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,12 +1,12 @@
 """Loading base models, adapters and tokenizers, in 4 bits or not, with a one-line error where that fails."""
 
 import re
-import resource
 import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 from accelerate.utils import parse_flag_from_env
@@ -33,10 +33,13 @@ def peak_memory() -> float:
     """The peak memory of this process in MiB: on the GPU where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    try:  # on Linux, getrusage would count the parent's memory at the fork, too
+    if sys.platform == "linux":  # where getrusage would count the parent's memory at the fork, too
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # which Windows lacks
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 def quantization() -> BitsAndBytesConfig:

@@ -8,7 +8,6 @@ Out: frames of metrics, rows of result tables, matplotlib figures, tables for lo
 """
 
 from gloss_utils.report.metrics import METRICS, ablate, leave_parts_out, per_user_metrics, summarise, targets_of
-from gloss_utils.report.plots import write
 from gloss_utils.report.significance import compare, intervals, tie_orders
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "summarise",
     "targets_of",
     "tie_orders",
-    "write",
 ]

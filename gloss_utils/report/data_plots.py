@@ -7,9 +7,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
-from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.manifold import TSNE
 
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.report import plots
@@ -48,6 +45,9 @@ def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figu
 
     vectors: [items, dimensions], in the order of `titles`.
     """
+    from sklearn.cluster import KMeans  # takes a second to import, and only the map needs it
+    from sklearn.manifold import TSNE
+
     chosen = np.sort(np.random.default_rng(seed).permutation(len(titles))[:MAP_ITEMS])
     vectors, titles = vectors[chosen], titles.iloc[chosen]
     places, different = np.zeros((len(titles), 2)), len(np.unique(vectors, axis=0))
@@ -66,6 +66,8 @@ def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figu
 
 def _named(titles: pd.Series, groups: np.ndarray) -> np.ndarray:
     """The group of each item by its three most typical words; "" where no title has a word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     words = TfidfVectorizer(stop_words="english", token_pattern=r"[^\W\d_]{3,}")
     try:
         weights = words.fit_transform(titles.map(unescape)).toarray()

@@ -4,18 +4,22 @@ import logging
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader
-from nbconvert import HTMLExporter
-from nbformat import NotebookNode, v4
+
+if TYPE_CHECKING:  # nbformat and nbconvert take seconds to import, and a story needs only the templates
+    from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
 HEADING = re.compile(r"^(#{1,3}) (.+)$", re.MULTILINE)
 
 
-def page(notebook: NotebookNode, title: str, front: str = "") -> str:
+def page(notebook: "NotebookNode", title: str, front: str = "") -> str:
     """A notebook as an HTML page that refers to nothing outside itself; with a `front` (HTML), its code is folded."""
+    from nbconvert import HTMLExporter
+
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert asks for alternative texts of the pictures
     notebook.metadata["title"] = title
     notebook.metadata.pop("widgets", None)  # dead without a kernel
@@ -25,8 +29,10 @@ def page(notebook: NotebookNode, title: str, front: str = "") -> str:
         return exporter.from_notebook_node(notebook, {"front": front})[0]
 
 
-def joined_page(notebooks: list[NotebookNode], title: str, **front) -> str:
+def joined_page(notebooks: "list[NotebookNode]", title: str, **front) -> str:
     """Notebooks as one page with their code folded; before them, what the template `front.html.j2` makes of `front`."""
+    from nbformat import v4
+
     cells = [cell for notebook in notebooks for cell in notebook.cells]
     written = [cell for cell in cells if cell.cell_type == "markdown"]
     found = [(cell.id, mark, name) for cell in written for mark, name in HEADING.findall(cell.source)]

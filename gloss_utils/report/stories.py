@@ -8,6 +8,7 @@ from IPython.display import HTML
 
 from gloss_utils.data.prompts import item_text
 from gloss_utils.report.html import TEMPLATES
+from gloss_utils.report.tables import as_written
 
 
 def texts_summary(queries: pd.DataFrame, ranking: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
@@ -39,17 +40,31 @@ def _hits(queries: pd.DataFrame, ranking: pd.DataFrame) -> pd.DataFrame:
     return found[found["item"] == found["target"]]
 
 
-def story(query: pd.Series, ranking: pd.DataFrame, titles: Mapping[str, str]) -> HTML:
+def story(
+    query: pd.Series, ranking: pd.DataFrame, titles: Mapping[str, str], without_texts: pd.DataFrame | None = None
+) -> HTML:
     """One user's story: history, generated texts, recommended items with the target marked.
 
-    query: user, history, target, texts, logprobs, lengths. ranking: user, item, score, of any users.
+    query: user, history, target, texts, logprobs, lengths. ranking: user, item, score, of any users. without_texts: the
+    same without the generated texts; an item's place in it is shown beside the item.
     """
+    alone = None
+    if without_texts is not None:
+        alone = without_texts.loc[without_texts["user"] == query["user"], "item"].tolist()
     shown = {
-        "texts": list(zip(query["texts"], query["logprobs"], query["lengths"], strict=True)),
+        "texts": list(zip(map(as_written, query["texts"]), query["logprobs"], query["lengths"], strict=True)),
         "ranked": ranking.loc[ranking["user"] == query["user"], ["item", "score"]].to_numpy(),
-        "named": lambda item: titles.get(item, f"{item} (not in the catalogue)"),
+        "named": lambda item: as_written(titles.get(item, f"{item} (not in the catalogue)")),
+        "place": lambda item: _place(item, alone),
+        "alone": alone,
     }
     return HTML(TEMPLATES.get_template("story.html.j2").render(query=query, **shown))
+
+
+def _place(item: str, ranked: list[str] | None) -> str:
+    if ranked is None:
+        return ""
+    return str(ranked.index(item) + 1) if item in ranked else f"not in the first {len(ranked)}"
 
 
 def browse(users: list[str], first: str, show: Callable[[str], HTML]) -> ipywidgets.VBox:

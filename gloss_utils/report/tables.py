@@ -6,6 +6,7 @@ split, segment, users, and each metric as `<metric>`, `<metric>_low`, `<metric>_
 """
 
 import textwrap
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -106,8 +107,14 @@ def save(frame: pd.DataFrame, folder: Path, name: str):
 
 
 def in_full(frame: pd.DataFrame) -> Styler:
-    """A frame for looking at: no row or text is cut, numbers have three decimals, HTML in texts is escaped."""
+    """A frame for looking at: no row or text is cut, numbers have three decimals, `&amp;` in a title is shown as &."""
+    frame = frame.map(as_written).rename(index=as_written)
     return frame.style.format(precision=3, thousands=",", escape="html").format_index(escape="html")
+
+
+def as_written(value):
+    """A title as people write it: HTML entities, which raw files hold and models read, become their characters."""
+    return unescape(value) if isinstance(value, str) else value
 
 
 def wrapped(text: str) -> str:

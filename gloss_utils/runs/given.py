@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import nbformat
 import yaml
 
 from gloss_utils.base.errors import GlossError
@@ -106,6 +105,8 @@ def cell(stage: str) -> str:
 
 def write_cells():
     """Write the parameters into the notebooks' first code cells."""
+    import nbformat  # takes seconds to import, and kernels read parameters without it
+
     for stage in STAGES:
         path = NOTEBOOKS / f"{stage}.ipynb"
         notebook = nbformat.read(path, as_version=4)

@@ -5,9 +5,7 @@ run folders and from files of results; those in figures/results/ are committed.
 """
 
 from pathlib import Path
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json, write_whole
@@ -17,6 +15,9 @@ from gloss_utils.runs.contents import input_path
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, ROOT, STAGES
 from gloss_utils.runs.run import commit
+
+if TYPE_CHECKING:  # nbformat takes seconds to import, and kernels do without it
+    from nbformat import NotebookNode
 
 FIELDS = ("name", "command", "commit", "inputs", "parameters", "rows")  # of all tables; those of a run have more
 ROW = ("method", "split", "users", *(f"{metric}{end}" for metric in COMPARED for end in ("", "_low", "_high")))
@@ -162,7 +163,9 @@ def _why_not(folder: RunFolder, stage: str) -> str | None:
     return None
 
 
-def _read(folder: RunFolder, stage: str) -> NotebookNode:
+def _read(folder: RunFolder, stage: str) -> "NotebookNode":
+    import nbformat
+
     path = folder.notebooks / f"{stage}.ipynb"
     try:
         return nbformat.read(path, as_version=4)

@@ -142,7 +142,8 @@ class OnDisk:
             self.approximate = faiss.read_index(file, faiss.IO_FLAG_MMAP_IFC)
             self.approximate.hnsw.efSearch = EF_SEARCH
         self.file = np.load(folder / "vectors.npy", mmap_mode="r")
-        self.file._mmap.madvise(mmap.MADV_RANDOM)  # a page is read for one vector
+        if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+            self.file._mmap.madvise(mmap.MADV_RANDOM)  # a page is read for one vector
         self.ntotal, self.d = self.file.shape
 
     def reconstruct_n(self, start: int, count: int) -> np.ndarray:
