@@ -19,7 +19,7 @@ from gloss_utils.runs import notebooks
 from gloss_utils.runs.artefacts import RECIPES, path_of
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.search import BM25Index, DenseIndex
-from tests.conftest import write_parameters
+from tests.conftest import write_parameters, write_small_shop
 
 RECORDED = Path(__file__).with_name("recipes.json")
 CLOSE = 2e-3  # how far numbers may be apart on another processor; training for ten steps moves them by far more
@@ -91,6 +91,7 @@ def main() -> int:
     """Record the artefacts of a new small run; returns the exit status."""
     with tempfile.TemporaryDirectory() as scratch:
         values = {"run_dir": f"{scratch}/run", "data_dir": f"{scratch}/data"}
+        write_small_shop(Path(scratch) / "data")
         notebooks.run([str(write_parameters(Path(scratch) / "small.yaml", **values))], [])
         now = current(RunFolder(Path(scratch) / "run"))
     changed = first_change(read_json(RECORDED), now) if RECORDED.exists() else None

@@ -83,7 +83,7 @@ def _noted(sizes: list[int], batch: dict) -> dict:
 
 def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
     folder, file = copied_run
-    alone = folder.root.with_name("alone")
+    alone = folder.root.parent / "elsewhere/alone"  # not beside it: runs share what they make
     shutil.copytree(folder.root, alone)
     assert fine_tune.main([str(file), *STEPS, "-p", "run_dir", str(alone)]) == 0
     launched = subprocess.run(

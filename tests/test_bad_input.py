@@ -15,6 +15,7 @@ from gloss_utils.__main__ import main
 from gloss_utils.base import hub
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import fingerprint, write_whole
+from gloss_utils.runs.contents import input_path
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE
 
@@ -124,7 +125,7 @@ def test_base_model_not_to_be_had(copied_run, capfd, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = results(folder)
     assert error_of(capfd, file, "-p", "base_model", "nobody/no-such-model", "--until", "02") == (
-        "02_fine_tune: base model 'nobody/no-such-model' is neither a local folder nor reachable on the Hugging Face "
+        "base model 'nobody/no-such-model' is neither a local folder nor reachable on the Hugging Face "
         "hub; give the folder of a model, go online, or take base_model: tiny"
     )
     empty = tmp_path / "empty"
@@ -171,7 +172,7 @@ def test_encoder_not_to_be_had(copied_run, capfd, monkeypatch):
     folder, file = copied_run
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = results(folder)
-    assert "encoder 'nobody/no-such-encoder' is neither a folder" in error_of(
+    assert "model 'nobody/no-such-encoder' is neither a local folder nor in the cache of this machine" in error_of(
         capfd, file, "-p", "encoder", "nobody/no-such-encoder"
     )
     assert results(folder) == before
@@ -204,8 +205,8 @@ def test_run_folder_of_other_raw_files_or_dataset(copied_run, tmp_path, capfd):
     data = tmp_path / "data"
     data.mkdir()
     inputs = folder.stages()[EXPLORE]["inputs"]
-    for path in inputs:
-        shutil.copy(path, data)
+    for name in inputs:
+        shutil.copy(input_path(name, folder.stages()[EXPLORE]["parameters"]), data)
     reviews = data / "reviews_Demo_5.json.gz"
     lines = gzip.decompress(reviews.read_bytes()).splitlines(keepends=True)
     reviews.write_bytes(gzip.compress(b"".join(lines[:-1])))

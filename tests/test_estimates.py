@@ -15,10 +15,11 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import prompts
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import models, qlora, training
+from gloss_utils.language import models, qlora
 from gloss_utils.language.sizes import Sizes
 from gloss_utils.rank import sasrec
 from gloss_utils.runs import estimates
+from gloss_utils.runs import run as run_module
 from gloss_utils.runs.journal import Journal
 from gloss_utils.search import build_dense
 
@@ -61,12 +62,10 @@ def test_models_on_disk(small_run, sizes):
 
 
 def test_checkpoints(copied_run, monkeypatch, sizes):
-    run = run_of(copied_run)
-    run.folder.break_seals("02_fine_tune")
-    monkeypatch.setattr(fine_tune, "tiny_base", lambda run, data: run.folder.base)
-    monkeypatch.setattr(training, "delete_checkpoints", lambda folder: None)
+    run = run_of(copied_run, remake=["adapter"])
+    monkeypatch.setattr(run_module, "remove", lambda path: None)  # of what is unfinished no more
     fine_tune.prepare(run)
-    [checkpoint] = (run.folder.checkpoints / "adapter").glob("checkpoint-*[0-9]")
+    [checkpoint] = run.unfinished("adapter").glob("checkpoint-*[0-9]")
     truth = estimates.CHECKPOINTS * written(checkpoint)
     assert_on_the_safe_side(estimates.checkpoints(sizes.lora(run["lora_modules"], run["lora_rank"])), truth)
 

@@ -81,19 +81,14 @@ def test_the_room_loads_no_model_library_until_it_encodes():
 
 def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypatch):
     def backwards(work, load, parts, workers):
-        assert workers == 2 and load.args == ("an encoder",)
+        assert workers == 2 and load.args == ("an encoder", None)
         yield from reversed([(number, np.array([[len(text)] for text in texts])) for number, texts in parts.items()])
 
     monkeypatch.setattr(workers, "map_parts", backwards, raising=False)
     monkeypatch.setattr(build_index, "TEXTS_PER_PART", 2)
     run = Run(RunFolder(tmp_path), INDEX, {}, {"encoder": "an encoder", "workers": 2})
-    assert build_index.encode_with_workers(run, None, ["a", "bb", "ccc", "dddd", "eeeee"])[:, 0].tolist() == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
+    texts = ["a", "bb", "ccc", "dddd", "eeeee"]
+    assert build_index.encode_with_workers(run, None, texts)[:, 0].tolist() == [1, 2, 3, 4, 5]
 
 
 TITLES = ["Rose Hand Cream", "Dog Leash", "Silk Conditioner", "Rose Hand Cream", "Puzzle, 500 Pieces", "Dog Collar"]

@@ -124,7 +124,7 @@ def test_leftovers_of_killed_processes_are_removed_and_a_folder_that_was_being_r
     (folder.root / "index/.bm25.99999.old").mkdir()
     open_alone(RETRIEVE, folder).lock.release()
     left = {path.name for path in folder.root.rglob(".*")}
-    locks = {".stage.lock", ".stage.lock.holder", ".run.lock", ".run.lock.holder"}
+    locks = {".stage.lock", ".stage.lock.holder", ".run.lock", ".run.lock.holder", ".hashes.json"}
     assert left == locks | {f".x.{os.getppid()}.partial"}
     assert folder.damaged(folder.stages()[INDEX]) is None
 

@@ -119,7 +119,7 @@ def test_plain_papermill_with_several_files(copied_run, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     entry = folder.stages()[RETRIEVE]
     assert (entry["parameters"]["retriever"], entry["parameters"]["num_beams"]) == ("bm25", 2)
-    assert str(queries) in entry["inputs"] and FINE_TUNE not in entry["builds_on"]
+    assert "queries_file" in entry["inputs"] and FINE_TUNE not in entry["builds_on"]
     replayed = [json.loads(line) for line in folder.queries.read_text().splitlines()]
     assert [r["generated_sequences"] for r in replayed] == [r["generated_sequences"][:2] for r in released]
     assert replayed[0]["logprobs"] == [None, None]

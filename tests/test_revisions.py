@@ -45,7 +45,7 @@ def cache(tmp_path_factory) -> Path:
 def offline(cache, monkeypatch) -> Path:
     """The cache in place, and a hub that does not answer."""
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(cache))
-    for room in (hub, models, qlora, encoder):
+    for room in (hub, models, encoder):
         monkeypatch.setattr(room, "only_local", lambda name: True)
     return cache
 

@@ -416,6 +416,6 @@ def test_what_a_real_base_model_will_hold_in_memory_is_said(copied_run, tmp_path
     )
     values = yaml.safe_load(run.parameters.read_text()) | {"base_model": str(base), "base_revision": None}
     disk, memory = room.check(run, values)
-    assert "adapter" in disk and "base" not in disk
+    assert " adapter " in disk and " base " not in disk
     held = [float(number) for number in re.findall(r"about ([\d.]+)", memory)]
     assert "Training will hold at most about" in memory and held[0] > 1

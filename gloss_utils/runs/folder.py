@@ -237,5 +237,7 @@ def _is_entry(stage: str, entry) -> bool:
         return False
     if not all(isinstance(entry.get(key), dict) for key in DICTIONARIES):
         return False
+    if not all(isinstance(seal, dict) and {"made_from", "sha256"} <= set(seal) for seal in entry["artefacts"].values()):
+        return False
     paths = (Path(name) for name in entry["outputs"])  # what a stage no longer writes is deleted by these names
     return all(not path.is_absolute() and ".." not in path.parts for path in paths)

@@ -94,7 +94,7 @@ def _run_stages(folder: RunFolder, resolved: dict[str, dict], values: dict, chos
             continue
         if stage in folder.stages():
             print(f"{stage}: {why or 'asked to run again'}")
-        if not has_room and EXPLORE in folder.stages() and stage != EXPLORE:  # the data tell how much is needed
+        if not has_room and stage != EXPLORE and folder.statistics.exists():  # the data tell how much is needed
             print(*room.check(folder, parameters), sep="\n")
             has_room = True
         execute(stage, given_to(stage, values) | {"remake": remake}, folder)

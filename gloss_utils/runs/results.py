@@ -45,8 +45,9 @@ def of_run(folder: RunFolder, command: str) -> dict:
     stages = folder.stages()
     if not set(STAGES[:5]) <= set(stages):
         raise GlossError(f"{folder.root} holds no finished 05_evaluate; run notebooks 01 to 05 first")
+    parameters = {name: value for stage in stages.values() for name, value in stage["parameters"].items()}
     inputs = {
-        digest: input_path(name, stage["parameters"]).name
+        digest: (input_path(name, parameters) or Path(name)).name
         for stage in stages.values()
         for name, digest in stage["inputs"].items()
     }

@@ -109,9 +109,10 @@ class Run:
             self.known[name] = f"{self[name]}@{hub.resolve(self[name], self[REVISIONS[name]])}"
         model, _, commit = self.known[name].rpartition("@")
         if model != self[name]:
-            if self[REVISIONS[name]]:
+            if revision := self[REVISIONS[name]]:
                 raise GlossError(
-                    f"parameter {REVISIONS[name]} is given, but {self[name]} is not from the Hugging Face hub"
+                    f"parameter {REVISIONS[name]} is {revision!r}, but {name} {self[name]} is not from the Hugging Face "
+                    "hub; leave it out"
                 )
             return None
         self.revisions[name] = commit
@@ -170,7 +171,8 @@ class Run:
     def open(self, name: str) -> Path:
         """The path of a costly artefact of this or an earlier stage. Raises `GlossError` where it is not as it was
         written."""
-        path, noted = artefacts.path_of(self.folder.root, name), self.artefacts.get(name) or self.folder.record(name)
+        path = artefacts.path_of(self.folder.root, name)
+        noted = self.artefacts.get(name) or self.folder.record(name) or read_seal(path)
         state = artefacts.state(self.folder.root, name, noted and noted["made_from"], noted)
         if state.kind != KEPT:
             raise GlossError(state.broken(path, name))
