@@ -392,7 +392,7 @@ def test_the_commit_of_a_hub_model_is_resolved_once_and_reused(copied_run, monke
     assert asked == [("meta/llama", None)]
     other = run_of(copied_run, base_model="meta/llama", base_revision="v2")
     assert other.revision("base_model") == "2" * 40 and asked[-1] == ("meta/llama", "v2")
-    with one_line_error("parameter encoder_revision is 'v2'", "not from the Hugging Face hub"):
+    with one_line_error("parameter encoder_revision is 'v2'", "not of the Hugging Face hub"):
         run_of(copied_run, encoder_revision="v2").revision("encoder")
 
 

@@ -111,7 +111,7 @@ class Run:
         if model != self[name]:
             if revision := self[REVISIONS[name]]:
                 raise GlossError(
-                    f"parameter {REVISIONS[name]} is {revision!r}, but {name} {self[name]} is not from the Hugging Face "
+                    f"parameter {REVISIONS[name]} is {revision!r}, but {name} {self[name]} is not of the Hugging Face "
                     "hub; leave it out"
                 )
             return None
