@@ -7,8 +7,8 @@ those with which an evaluated user's target is predicted are. No validation labe
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import lightgbm
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -19,6 +19,9 @@ from gloss_utils.rank.choices import FEATURES, candidates, features_of, signal_o
 from gloss_utils.rank.evidence import DECIMALS, votes
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
 from gloss_utils.rank.text_weights import TEXTS
+
+if TYPE_CHECKING:
+    import lightgbm
 
 USERS, FEWEST_ROWS = 4000, 200
 SETTINGS = {
@@ -77,8 +80,10 @@ def _with_label(some: pd.DataFrame, target: np.ndarray) -> pd.DataFrame:
     return some[np.isin(user, user[some["item"].to_numpy() == target[user]])]
 
 
-def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> lightgbm.Booster | None:
+def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> "lightgbm.Booster | None":
     """LambdaMART over the features of some signals; null where there is nothing to learn from."""
+    import lightgbm  # takes a second, which other rankings need not wait
+
     if not examples.is_label.any():
         return None
     features = features_of(list(signals))
@@ -119,7 +124,7 @@ class Learned:
         return labelled(self.training_sequences, self.items, self.near, self.favour, self.seed, self.users)
 
     @cached_property
-    def model(self) -> lightgbm.Booster | None:
+    def model(self) -> "lightgbm.Booster | None":
         """The trees over all signals; null where there is nothing to learn from."""
         return fit(self.examples, SIGNALS, self.seed)
 
@@ -167,8 +172,10 @@ class Learned:
     def importances(self) -> pd.DataFrame:
         """Each signal's share of what the splits of all trees gain (part, signal, gain), most first."""
         gain = dict.fromkeys(SIGNALS, 0.0)
-        for name, value in zip(self.model.feature_name(), self.model.feature_importance("gain"), strict=True):
-            gain[signal_of(name)] += value
+        if self.model is not None:
+            values = self.model.feature_importance("gain")
+            for name, value in zip(self.model.feature_name(), values, strict=True):
+                gain[signal_of(name)] += value
         rows = [(part, signal, gain[signal]) for part, signals in PARTS.items() for signal in signals]
         frame = pd.DataFrame(rows, columns=["part", "signal", "gain"]).sort_values(
             "gain", ascending=False, kind="stable"
@@ -178,13 +185,13 @@ class Learned:
     def _candidates(self, depth: int, exclude_seen: bool, more: sparse.csr_matrix | None = None):
         return candidates(self.signals, list(self.histories.values()), depth, exclude_seen, more)
 
-    def _score(self, model: lightgbm.Booster | None, some: pd.DataFrame) -> np.ndarray:
+    def _score(self, model: "lightgbm.Booster | None", some: pd.DataFrame) -> np.ndarray:
         """The trees' scores; where there was nothing to learn from, co-occurrence."""
         if model is None:
             return some["cooccurrence"].to_numpy(dtype=float)
         return model.predict(some[model.feature_name()].to_numpy(), num_threads=1)
 
-    def _rankings(self, models: Mapping[str, lightgbm.Booster | None], depth: int, exclude_seen: bool):
+    def _rankings(self, models: Mapping[str, "lightgbm.Booster | None"], depth: int, exclude_seen: bool):
         best = {name: [] for name in models}
         for some in self._candidates(depth, exclude_seen):
             for name, model in models.items():
