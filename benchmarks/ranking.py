@@ -10,7 +10,9 @@ sports): released ones, or `queries.jsonl` of a run with `split: validation`.
 2. Weights are fitted by conditional logit: the probability of the target among the user's candidates. Users are put
    into 5 folds by a hash of their id, the same over all files; those of a fold are ranked for with weights from the
    other four. Three ways of folding are averaged. Each dataset counts alike, however many files it has.
-3. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
+3. `learned` is fitted on training users as in a run, with and without the texts, whose weights are out-of-fold; and
+   again without each of its parts.
+4. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
    and hybrid fitted without each of its parts.
 
 --write puts weights fitted on all users into params/ranking/ (or DIR) as weights.yaml, for `ranking_weights`; --results
@@ -36,7 +38,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import HybridSettings, Ranker, as_run, hybrid
 from gloss_utils.rank.evidence import without_part
-from gloss_utils.rank.ranker import FUSED
+from gloss_utils.rank.ranker import FUSED, LEARNED
 from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
 from gloss_utils.report import significance
 from gloss_utils.report.metrics import means, per_user_metrics, rounded, targets_of
@@ -195,6 +197,15 @@ def fused(text: Texts) -> np.ndarray:
     return _metrics(text, replace(text.ranker, rule=FUSED).rank())
 
 
+def learned(text: Texts) -> dict[str, np.ndarray]:
+    """By `ranking: learned`, by method: with texts and without, and (without texts) without each part."""
+    ranker = replace(text.ranker, rule=LEARNED, text_targets=targets_of(text.ranker.queries))
+    found = {"learned": ranker.rank()}
+    for part, ranked in ranker.learned.without_parts(DEPTH).items():
+        found["learned without generated texts" + f" and {part}" * (part != "none")] = ranked
+    return {method: _metrics(text, ranked) for method, ranked in found.items()}
+
+
 def by_ranx(text: Texts, method: str, norm: str | None) -> np.ndarray:
     """By a fusion of ranx: each query's list is a run; what the user has is left out."""
     import ranx
@@ -257,6 +268,9 @@ def main():
     for part in PARTS:
         kept = list(without_part(part, settings.weights))
         rows += report(f"hybrid without {part}", out_of_fold(texts, kept), base, texts)
+    of_learned = [learned(text) for text in texts]
+    for method in of_learned[0]:
+        rows += report(method, [found[method] for found in of_learned], base, texts)
     fitted_on = {fingerprint(text.name): Path(text.name).name for text in texts}
     if options.results:
         command = "python -m benchmarks.ranking DATA_DIR " + " ".join(

@@ -13,7 +13,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank.baselines import rank_all
 from gloss_utils.rank.evidence import without_part
-from gloss_utils.rank.ranker import FUSED, HYBRID, PAPER, Ranker
+from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
 from gloss_utils.rank.trec import read_trec, write_trec
 from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import metrics, published, result_plots, segments, significance, tables
@@ -23,14 +23,19 @@ from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 from gloss_utils.runs.run import Run, open_run
 
 COLUMNS = ["user", "method", "segment", "new_item", "interactions", *METRICS]
-FOUND = ("rows", "comparisons", "ablation", "parts", "ties")  # the lists in metrics.json
+FOUND = ("rows", "comparisons", "ablation", "parts", "importances", "ties")  # the lists in metrics.json
 FIGURES = {
     "05_methods": partial(result_plots.methods, metrics=COMPARED),
     "05_parts": result_plots.parts,
     "05_ties": result_plots.tie_orders,
     "05_number_of_queries": result_plots.number_of_queries,
 }
-TABLES = {"rows": tables.methods, "comparisons": tables.comparisons, "parts": tables.parts}
+TABLES = {
+    "rows": tables.methods,
+    "comparisons": tables.comparisons,
+    "parts": tables.parts,
+    "importances": tables.importances,
+}
 
 
 def start(notebook: dict) -> Run:
@@ -109,7 +114,8 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
     """What goes into `metrics.json`.
 
     rows: means by method and segment. comparisons: paired tests of `gloss` against every other method. ablation: by
-    rule, retriever and number of texts. parts: `hybrid` without each of its parts. ties: NDCG@5 of the paper's rule
+    rule, retriever and number of texts. parts: `hybrid` or `learned` without each of its parts. importances: what
+    `learned` gains by each signal. ties: NDCG@5 of the paper's rule
     under random orders of equal scores.
     """
     split, seed = run["split"], run["seed"]
@@ -127,6 +133,7 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
             for row in metrics.ablate(rank, most, targets, split, seed)
         ],
         "parts": metrics.leave_parts_out(_without_parts(ranker), targets, seed),
+        "importances": ranker.learned.importances().to_dict("records") if ranker.rule == LEARNED else [],
         "ties": significance.tie_orders(ranker.paper_candidates(run["retriever"]), targets, seed).round(6).tolist(),
     }
 
@@ -140,7 +147,10 @@ def _rules(run: Run, ranker: Ranker) -> dict:
 
 
 def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
-    """The rankings of `hybrid` whole ("none") and without each part, whose other weights stay; none of other rules."""
+    """The rankings whole ("none") and without each part: of `hybrid`, whose other weights stay, or of `learned`, which
+    is fitted again (and without texts, whole, too); none of other rules."""
+    if ranker.rule == LEARNED:
+        return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False)
     if ranker.rule != HYBRID:
         return {}
     weights = ranker.settings.weights

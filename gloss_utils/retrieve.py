@@ -108,6 +108,7 @@ def ranker(
         rule=rule,
         depth=run["ranking_depth"],
         exact_titles=run["decoding"] == "catalogue" and not run["queries_file"],
+        text_targets=targets_of(queries) if run["split"] == "validation" else None,
     )
 
 

@@ -86,3 +86,9 @@ def strongest(matrix: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
     place = np.arange(matrix.nnz) - matrix.indptr[rows]
     kept = np.sort(falling[place < count])
     return sparse.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)
+
+
+def keys(matrix: sparse.csr_matrix) -> np.ndarray:
+    """row × columns + column of every entry."""
+    entries = matrix.tocoo()
+    return entries.row.astype(np.int64) * matrix.shape[1] + entries.col

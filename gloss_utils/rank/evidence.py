@@ -116,8 +116,8 @@ class Evidence:
             follows, users = recent @ self.following, recent.shape[0]
             near = cooccurrence.strongest(follows, self.settings.neighbours)
             popular = np.arange(users)[:, None] * items + self.popular[:depth]
-            seen = _keys(recent)[: None if exclude_seen else 0]
-            keys = [*map(_keys, voted.values()), _keys(near), popular.ravel()]
+            seen = cooccurrence.keys(recent)[: None if exclude_seen else 0]
+            keys = [*map(cooccurrence.keys, voted.values()), cooccurrence.keys(near), popular.ravel()]
             keys = np.setdiff1d(np.concatenate(keys), seen)
             have, had = (np.bincount(some // items, minlength=users) for some in (keys, seen))
             # Each looks as far as they may need to: as far as the longest history takes much memory for all.
@@ -132,18 +132,16 @@ class Evidence:
             yield pd.DataFrame({"user": start + user, "item": item} | features)
 
     def _votes(self, feature: str, found: pd.DataFrame) -> sparse.csr_matrix:
-        """What texts say, [users, items]: a user's b-th text gives an item 1/b · exp((strength - 1) / temperature).
-
-        found: candidates. An item without strength gets no vote, several votes for one item are added.
-        """
-        some = found[found["strength"] > 0]
-        strength, query = (some[name].to_numpy(dtype=float) for name in ("strength", "query"))
-        values = np.exp((strength - 1) / getattr(self.settings, f"temperature_{feature.split('_')[1]}")) / query
-        places = self.users.get_indexer(some["user"]), self.items.get_indexer(some["item"])
-        return sparse.csr_matrix((values, places), (len(self.users), len(self.items)))
+        return votes(found, self.users, self.items, getattr(self.settings, f"temperature_{feature.split('_')[1]}"))
 
 
-def _keys(matrix: sparse.csr_matrix) -> np.ndarray:
-    """user × items + item of every entry."""
-    entries = matrix.tocoo()
-    return entries.row.astype(np.int64) * matrix.shape[1] + entries.col
+def votes(found: pd.DataFrame, users: pd.Index, items: pd.Index, temperature: float) -> sparse.csr_matrix:
+    """What texts say, [users, items]: a user's b-th text gives an item 1/b · exp((strength - 1) / temperature).
+
+    found: candidates. An item without strength gets no vote, several votes for one item are added.
+    """
+    some = found[found["strength"] > 0]
+    strength, query = (some[name].to_numpy(dtype=float) for name in ("strength", "query"))
+    values = np.exp((strength - 1) / temperature) / query
+    places = users.get_indexer(some["user"]), items.get_indexer(some["item"])
+    return sparse.csr_matrix((values, places), (len(users), len(items)))

@@ -1,4 +1,4 @@
-"""One door to the paper's rule, `fused` and `hybrid`, for the users of some queries: it searches, and ranks."""
+"""One door to all rankings by name, for the users of some queries: it searches, and ranks."""
 
 import math
 from collections.abc import Mapping
@@ -9,10 +9,13 @@ import pandas as pd
 
 from gloss_utils.rank.candidates import Histories, Index, items_of_exact_titles, last_item_texts, nearest_items
 from gloss_utils.rank.evidence import Evidence
+from gloss_utils.rank.learned import Learned
 from gloss_utils.rank.paper import TOP_K, paper_rule
+from gloss_utils.rank.signals import text_neighbours
+from gloss_utils.rank.text_weights import TEXTS
 from gloss_utils.rank.weights import VOTES, HybridSettings
 
-PAPER, FUSED, HYBRID = RULES = ("paper", "fused", "hybrid")
+PAPER, FUSED, HYBRID, LEARNED = RULES = ("paper", "fused", "hybrid", "learned")
 
 
 @dataclass
@@ -23,8 +26,10 @@ class Ranker:
     training_sequences: see `splits.training_sequences`. settings: may be null under the paper's rule.
     rule: of `RULES`. retriever: "dense" or "bm25", which the paper's rule and fused search with. top_k: items per text
     (null: paper 1, else the settings' top_k). exclude_seen: leave out what the user has (null: paper no, else yes).
-    depth: items per ranking, at most. seed: of the order of ties under the paper's rule. exact_titles: the texts are
-    items' exact texts (catalogue-bound decoding), whose items the paper's rule takes without a search.
+    depth: items per ranking, at most. seed: of the order of ties under the paper's rule, and of what is learned.
+    exact_titles: the texts are items' exact texts (catalogue-bound decoding), whose items the paper's rule takes without
+    a search. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
+    new_item_favour: under learned, see `signals`.
     """
 
     queries: pd.DataFrame
@@ -39,6 +44,8 @@ class Ranker:
     depth: int = 10
     seed: int = 3407
     exact_titles: bool = False
+    text_targets: Mapping[str, str] | None = None
+    new_item_favour: float = 2.0
 
     def __post_init__(self):
         self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))
@@ -50,6 +57,8 @@ class Ranker:
         """By the rule, from each user's first so many `texts`."""
         if self.rule == PAPER:
             return self.paper(self.retriever, texts, self.top_k or TOP_K, bool(self.exclude_seen))
+        if self.rule == LEARNED:
+            return self._by_learned(texts)
         weights = dict.fromkeys(self.votes, 1.0) if self.rule == FUSED else self.settings.weights
         return self.weighted({"": weights}, texts)[""]
 
@@ -81,6 +90,20 @@ class Ranker:
             top_k = self.top_k or (TOP_K if self.rule == PAPER else self.settings.top_k)
             self._found[feature] = nearest_items(texts, self.indexes[retriever], self.items, top_k)
         return self._found[feature]
+
+    def _by_learned(self, texts: float) -> pd.DataFrame:
+        how = self.depth, self.exclude_seen is not False
+        if not self.text_targets:
+            return self.learned.rank(*how)
+        found = {feature: self.candidates(feature) for feature in TEXTS}
+        found = {feature: rows[rows["query"] <= texts] for feature, rows in found.items()}
+        return self.learned.rank_with_texts(found, self.text_targets, *how)
+
+    @cached_property
+    def learned(self) -> Learned:
+        """What the training sequences teach."""
+        near = text_neighbours(self.titles, self.indexes)
+        return Learned(self.histories, self.training_sequences, self.items, near, self.new_item_favour, self.seed)
 
     @cached_property
     def evidence(self) -> Evidence:

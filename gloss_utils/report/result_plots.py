@@ -25,6 +25,7 @@ RANKINGS = {
     "fused": "fused",
     "hybrid": "hybrid",
     "hybrid without generated texts": "hybrid without the texts",
+    "learned": "learned",
 }
 IN_SEGMENTS = ("lis-dense-unseen", "item-knn", "sasrec", GLOSS_PAPER, GLOSS)
 BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` measures together

@@ -78,6 +78,12 @@ def parts(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame
     return pd.DataFrame({metric: with_interval(frame, metric) for metric in metrics} | lost)
 
 
+def importances(rows: list[dict]) -> pd.DataFrame:
+    """What the trees of `learned` gain by each signal, as a share of all."""
+    frame = pd.DataFrame(rows)
+    return frame.assign(gain=frame["gain"].map("{:.1%}".format)).set_index("signal")
+
+
 def all_methods(tables: list[dict]) -> pd.DataFrame:
     """Every measured row of all users: dataset, split, method, users, metrics, and the table that it is from."""
     rows = [

@@ -178,9 +178,10 @@ class Retrieve(Workers, Queries, Files):
     top_p: Number = default(1.0, ge=0.01, le=1)
     generation_batch_tokens: Whole = default(16384, "users at a time × tokens of each; fewer need less memory", ge=1)
     retriever: Literal["dense", "bm25"] = default("dense", "dense or bm25")
-    ranking: Literal["paper", "fused", "hybrid"] = default(
-        "hybrid", "hybrid (texts, histories, last item, popularity), fused (texts alone) or paper (its rule)"
+    ranking: Literal["paper", "fused", "hybrid", "learned"] = default(
+        "hybrid", "learned (by training users), hybrid (fixed weights), fused (texts alone) or paper (its rule)"
     )
+    new_item_favour: Number = default(2.0, "learned: how much items without counts are favoured; 0: not", ge=0, le=100)
     ranking_weights: FilePath = default("params/ranking/weights.yaml", "how much each kind of evidence counts")
     top_k: Whole | None = default(None, "items found per text; None: 1 for paper, else 20", ge=1)
     exclude_seen: Flag | None = default(None, "leave out what the user has; None: no for paper, else yes")

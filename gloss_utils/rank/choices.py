@@ -1,0 +1,96 @@
+"""Candidates of users, and what `learned` sees of each: signals, their shares of the user's best, and their places."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from gloss_utils.rank import cooccurrence
+from gloss_utils.rank.signals import SIGNALS, Signals
+
+USERS_AT_A_TIME = 1024
+PROPOSED = {"cooccurrence": 100, "second_hop": 50, "cosine": 50, "successors": 50}  # candidates of a signal
+PROPOSED |= dict.fromkeys(("near_dense", "near_words", "like_dense", "like_words", "last_dense", "last_words"), 30)
+PROPOSED |= dict.fromkeys(("nearest_dense", "nearest_words", "mean_dense", "mean_words", "popularity"), 20)
+KINDS = ("", "_share", "_place")
+FEATURES = tuple(f"{signal}{kind}" for signal in SIGNALS for kind in KINDS)
+
+
+def features_of(signals: Sequence[str]) -> list[str]:
+    """The features that some signals give."""
+    return [f"{signal}{kind}" for signal in signals for kind in KINDS]
+
+
+def signal_of(feature: str) -> str:
+    """The signal that a feature is of."""
+    return feature.removesuffix("_share").removesuffix("_place")
+
+
+def candidates(
+    signals: Signals,
+    histories: Sequence[Sequence[str]],
+    depth: int = 10,
+    exclude_seen: bool = True,
+    more: sparse.csr_matrix | None = None,
+) -> Iterator[pd.DataFrame]:
+    """The candidates of users, some users at a time: columns user (place in `histories`), item (place in the catalogue)
+    and `FEATURES` (float32); sorted by user, then item.
+
+    Each signal proposes its strongest items (see `PROPOSED`); where these are fewer than `depth`, popular ones fill up.
+    more: further candidates, [users, items]; they do not change the features of the others. exclude_seen: leave out
+    what the user has.
+    """
+    popular = np.argsort(-signals.counts, kind="stable")
+    for start in range(0, len(histories), USERS_AT_A_TIME):
+        some = histories[start : start + USERS_AT_A_TIME]
+        found, users, items = signals.of(some), len(some), len(signals.items)
+        owners, places = cooccurrence.encode(some, signals.items)
+        seen = np.unique(owners * items + places)[: None if exclude_seen else 0]
+        proposed = [
+            cooccurrence.keys(cooccurrence.strongest(matrix, PROPOSED[signal])) for signal, matrix in found.items()
+        ]
+        by_all = np.arange(users)[:, None] * items + popular[: max(PROPOSED["popularity"], depth)]
+        own = np.setdiff1d(np.concatenate([*proposed, by_all.ravel()]), seen)
+        own = _filled_up(own, seen, users, items, depth, popular)
+        keys = (
+            own if more is None else np.union1d(own, np.setdiff1d(cooccurrence.keys(more[start : start + users]), seen))
+        )
+        user, item = np.divmod(keys, items)
+        values = {signal: _at(matrix, keys) for signal, matrix in found.items()}
+        values["popularity"] = np.log1p(signals.counts[item])
+        is_own = np.isin(keys, own, assume_unique=True)
+        features = {}
+        for signal in SIGNALS:
+            features |= _features(signal, values[signal], user, is_own)
+        yield pd.DataFrame({"user": start + user, "item": item} | features)
+
+
+def _features(signal: str, values: np.ndarray, user: np.ndarray, is_own: np.ndarray) -> dict[str, np.ndarray]:
+    """A signal's value, its share of the user's best, and the reciprocal of its place among the user's own candidates
+    (0 where the signal says nothing). user: sorted."""
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    sizes = np.diff(np.append(starts, len(user)))
+    best = np.maximum.reduceat(np.where(is_own, values, 0.0), starts)
+    order = np.lexsort((~is_own, -values, user))
+    above = np.cumsum(is_own[order]) - is_own[order]  # own candidates before, of all users
+    place = np.empty(len(values))
+    place[order] = 1 + above - np.repeat(above[starts], sizes)
+    found = values, values / np.repeat(np.maximum(best, 1e-12), sizes), np.where(values > 0, 1 / place, 0.0)
+    return dict(zip(features_of([signal]), (column.astype(np.float32) for column in found), strict=True))
+
+
+def _filled_up(keys: np.ndarray, seen: np.ndarray, users: int, items: int, depth: int, popular: np.ndarray):
+    """The keys, and for users with fewer than `depth` as many popular items more, if the catalogue has them."""
+    have, had = (np.bincount(some // items, minlength=users) for some in (keys, seen))
+    more = [user * items + popular[: depth + have[user] + had[user]] for user in np.flatnonzero(have < depth)]
+    return np.setdiff1d(np.concatenate([keys, *more]), seen) if more else keys
+
+
+def _at(matrix: sparse.csr_matrix, keys: np.ndarray) -> np.ndarray:
+    """The matrix's values at some keys."""
+    stored = cooccurrence.keys(matrix)
+    if not len(stored):
+        return np.zeros(len(keys))
+    places = np.minimum(np.searchsorted(stored, keys), len(stored) - 1)
+    return np.where(stored[places] == keys, matrix.data[places], 0.0)

@@ -1,0 +1,209 @@
+"""The ranking that learns: LambdaMART (lightgbm) over the signals of histories, fitted on training users.
+
+A training user's last learnable item is the label. The counts with which it is to be predicted are made without it, as
+those with which an evaluated user's target is predicted are. No validation label, no test label is used.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from gloss_utils.rank import text_weights
+from gloss_utils.rank.candidates import Histories, as_ranking
+from gloss_utils.rank.choices import FEATURES, candidates, features_of, signal_of
+from gloss_utils.rank.evidence import DECIMALS, votes
+from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
+from gloss_utils.rank.text_weights import TEXTS
+
+if TYPE_CHECKING:
+    import lightgbm
+
+USERS, FEWEST_ROWS = 4000, 200
+SETTINGS = {
+    "objective": "rank_xendcg",
+    "num_leaves": 31,
+    "learning_rate": 0.05,
+    "feature_fraction": 0.5,
+    "lambda_l2": 10.0,
+    "max_bin": 63,
+    "num_threads": 1,  # more wait for each other where the machine is busy: fifty times as long was seen
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+TREES = 200
+HEAT = (0.12, 0.3)  # of the votes of texts, by meaning and by words, as weights.yaml
+
+
+@dataclass
+class Labelled:
+    """Candidates of training users (see `choices.candidates`) who have the label among them, and which one it is."""
+
+    candidates: pd.DataFrame
+    is_label: np.ndarray
+
+
+def hold_back(sequences: Histories, users: int, seed: int) -> tuple[dict, dict[str, list], dict[str, str]]:
+    """Draw training users and take their last items away: all sequences without them, the drawn users' histories, and
+    their labels. sequences: user -> items; users with fewer than two have no label."""
+    able = [user for user, items in sequences.items() if len(items) >= 2]
+    drawn = np.random.default_rng(seed).permutation(len(able))[:users]
+    labels = {able[place]: sequences[able[place]][-1] for place in sorted(drawn)}
+    known = {user: list(items[:-1]) if user in labels else items for user, items in sequences.items()}
+    return known, {user: known[user] for user in labels}, labels
+
+
+def labelled(
+    sequences: Histories,
+    items: Sequence[str],
+    near: Mapping[str, sparse.csr_matrix],
+    favour: float,
+    seed: int,
+    users: int = USERS,
+) -> Labelled:
+    """The labelled candidates of up to so many training users, in a world that has not seen their labels."""
+    known, histories, labels = hold_back(sequences, users, seed)
+    world = Signals(known.values(), items, near, favour)
+    target = world.items.get_indexer(list(labels.values()))
+    kept = [_with_label(some, target) for some in candidates(world, list(histories.values()))]
+    found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES])
+    return Labelled(found, found["item"].to_numpy() == target[found["user"].to_numpy(dtype=int)])
+
+
+def _with_label(some: pd.DataFrame, target: np.ndarray) -> pd.DataFrame:
+    user = some["user"].to_numpy()
+    return some[np.isin(user, user[some["item"].to_numpy() == target[user]])]
+
+
+def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> "lightgbm.Booster | None":
+    """LambdaMART over the features of some signals; null where there is nothing to learn from."""
+    import lightgbm  # takes a second, which other rankings need not wait
+
+    if not examples.is_label.any():
+        return None
+    features = features_of(list(signals))
+    rows = examples.candidates
+    sizes = rows.groupby("user", sort=False).size().to_numpy()
+    fewest = max(1, min(FEWEST_ROWS, len(rows) // 100))
+    data = lightgbm.Dataset(
+        rows[features].to_numpy(), examples.is_label.astype(np.int8), group=sizes, feature_name=features
+    )
+    return lightgbm.train(SETTINGS | {"seed": seed, "min_data_in_leaf": fewest}, data, TREES)
+
+
+@dataclass
+class Learned:
+    """Ranks for users by what is learnt from training sequences; counted and fitted once, at the first ranking.
+
+    histories: of the users that are ranked for, and training_sequences: of all that may be learnt from, user -> items,
+    oldest first. items: ids in the catalogue's order. near: see `signals.text_neighbours`. favour: how much new items
+    are favoured. seed: of the training users and the trees. users: how many training users give a label, at most.
+    """
+
+    histories: Histories
+    training_sequences: Histories
+    items: Sequence[str]
+    near: Mapping[str, sparse.csr_matrix]
+    favour: float = 2.0
+    seed: int = 1
+    users: int = USERS
+
+    @cached_property
+    def signals(self) -> Signals:
+        """Of the world in which users are ranked for."""
+        return Signals(self.training_sequences.values(), self.items, self.near, self.favour)
+
+    @cached_property
+    def examples(self) -> Labelled:
+        """What is learnt from."""
+        return labelled(self.training_sequences, self.items, self.near, self.favour, self.seed, self.users)
+
+    @cached_property
+    def model(self) -> "lightgbm.Booster | None":
+        """The trees over all signals; null where there is nothing to learn from."""
+        return fit(self.examples, SIGNALS, self.seed)
+
+    def rank(self, depth: int = 10, exclude_seen: bool = True) -> pd.DataFrame:
+        """Rank every user's candidates by their histories: columns user, rank, item, score. Equal scores are ordered by
+        popularity, then as in the catalogue. exclude_seen: leave out what the user has."""
+        return self._rankings({"": self.model}, depth, exclude_seen)[""]
+
+    def rank_with_texts(
+        self,
+        found: Mapping[str, pd.DataFrame],
+        targets: Mapping[str, str | None],
+        depth: int = 10,
+        exclude_seen: bool = True,
+    ) -> pd.DataFrame:
+        """The same with the votes of generated texts, which are weighed by `targets` (see `text_weights`).
+
+        found: candidates (see `candidates.nearest_items`) by the feature of `TEXTS` that they vote for. targets: user
+        -> item, or null where none is known; a user's own says nothing of how that user's texts are weighed.
+        """
+        users = pd.Index(list(self.histories))
+        voted = {
+            name: votes(found[name], users, self.signals.items, heat) for name, heat in zip(TEXTS, HEAT, strict=True)
+        }
+        scored = []
+        for some in self._candidates(depth, exclude_seen, sum(voted.values())):
+            rows = some[["user", "item"]].assign(score=self._score(self.model, some))
+            for name, matrix in voted.items():
+                rows[name] = np.sqrt(np.asarray(matrix[rows["user"], rows["item"]]).ravel())
+            scored.append(rows)
+        scored = pd.concat(scored)
+        named = scored.assign(user=users[scored["user"]], item=self.signals.items[scored["item"]])
+        weights = text_weights.out_of_fold(named, {user: targets.get(user) for user in users}).to_numpy()
+        texts = (weights[scored["user"]] * scored[list(TEXTS)].to_numpy()).sum(axis=1)
+        return as_ranking(self._best(scored.assign(score=scored["score"] + texts), depth), self.histories, depth)
+
+    def without_parts(self, depth: int = 10, exclude_seen: bool = True) -> dict[str, pd.DataFrame]:
+        """The ranking ("none"), and by the part of `signals.PARTS` that is left out, those of trees that were fitted
+        without it."""
+        models = {"none": self.model}
+        for part, signals in PARTS.items():
+            models[part] = fit(self.examples, [signal for signal in SIGNALS if signal not in signals], self.seed)
+        return self._rankings(models, depth, exclude_seen)
+
+    def importances(self) -> pd.DataFrame:
+        """Each signal's share of what the splits of all trees gain (part, signal, gain), most first."""
+        gain = dict.fromkeys(SIGNALS, 0.0)
+        if self.model is not None:
+            values = self.model.feature_importance("gain")
+            for name, value in zip(self.model.feature_name(), values, strict=True):
+                gain[signal_of(name)] += value
+        rows = [(part, signal, gain[signal]) for part, signals in PARTS.items() for signal in signals]
+        frame = pd.DataFrame(rows, columns=["part", "signal", "gain"]).sort_values(
+            "gain", ascending=False, kind="stable"
+        )
+        return frame.assign(gain=frame["gain"] / max(frame["gain"].sum(), 1e-12)).reset_index(drop=True)
+
+    def _candidates(self, depth: int, exclude_seen: bool, more: sparse.csr_matrix | None = None):
+        return candidates(self.signals, list(self.histories.values()), depth, exclude_seen, more)
+
+    def _score(self, model: "lightgbm.Booster | None", some: pd.DataFrame) -> np.ndarray:
+        """The trees' scores; where there was nothing to learn from, co-occurrence."""
+        if model is None:
+            return some["cooccurrence"].to_numpy(dtype=float)
+        return model.predict(some[model.feature_name()].to_numpy(), num_threads=1)
+
+    def _rankings(self, models: Mapping[str, "lightgbm.Booster | None"], depth: int, exclude_seen: bool):
+        best = {name: [] for name in models}
+        for some in self._candidates(depth, exclude_seen):
+            for name, model in models.items():
+                rows = some[["user", "item"]].assign(score=self._score(model, some))
+                best[name].append(self._best(rows, depth))
+        return {name: as_ranking(pd.concat(frames), self.histories, depth) for name, frames in best.items()}
+
+    def _best(self, scored: pd.DataFrame, depth: int) -> pd.DataFrame:
+        """Each user's `depth` best candidates, users and items by their ids."""
+        score, user, item = (scored[column].to_numpy() for column in ("score", "user", "item"))
+        score = np.round(score, DECIMALS)
+        order = np.lexsort((item, -self.signals.counts[item], -score, user))
+        rows = scored[["user", "item"]].assign(score=score).iloc[order].groupby("user").head(depth)
+        users = pd.Index(list(self.histories))
+        return rows.assign(user=users[rows["user"]], item=self.signals.items[rows["item"]])

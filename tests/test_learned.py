@@ -1,0 +1,178 @@
+"""The ranking that learns: no leak, same bytes, what new items get, what texts add, and where there is little."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import dataset, dense
+from scipy import sparse
+
+from gloss_utils.data import splits
+from gloss_utils.data.prompts import item_text
+from gloss_utils.rank import HybridSettings, Ranker, learned, text_weights
+from gloss_utils.rank.choices import FEATURES, candidates
+from gloss_utils.rank.learned import Learned, hold_back, labelled
+from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
+from gloss_utils.runs.parameters import ROOT
+from gloss_utils.search.bm25 import BM25Index
+
+ITEMS = [f"i{place}" for place in range(60)]
+FROZEN = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
+
+
+def chains(users: int = 300, seed: int = 0) -> dict[str, list[str]]:
+    """Users who mostly take item i + 1 after item i."""
+    rng, found = np.random.default_rng(seed), {}
+    for user in range(users):
+        start, length = rng.integers(60), rng.integers(3, 9)
+        walk = [(start + step) % 60 if rng.random() < 0.8 else rng.integers(60) for step in range(length)]
+        found[f"u{user}"] = [ITEMS[place] for place in walk]
+    return found
+
+
+def near(seed: int = 1) -> dict[str, sparse.csr_matrix]:
+    """Similarities of random texts."""
+    vectors = np.random.default_rng(seed).standard_normal((60, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return {name: sparse.csr_matrix(np.maximum(vectors @ vectors.T, 0)) for name in ("dense", "bm25")}
+
+
+def ranker(**options) -> Learned:
+    sequences = chains()
+    return Learned(sequences, sequences, ITEMS, near(), **{"users": 150} | options)
+
+
+@pytest.fixture(scope="module")
+def found() -> Learned:
+    return ranker()
+
+
+def test_it_learns_what_follows(found):
+    first = found.rank(5).groupby("user").head(1).set_index("user")["item"]
+    follows = [ITEMS[(ITEMS.index(items[-1]) + 1) % 60] for items in found.histories.values()]
+    seen = [item in items for item, items in zip(follows, found.histories.values(), strict=True)]
+    right = (first.loc[list(found.histories)].to_numpy() == np.array(follows))[~np.array(seen)]
+    assert right.mean() > 0.5
+    ranked = found.rank(5)
+    assert ranked.groupby("user").size().eq(5).all()
+    assert not any(item in found.histories[user] for user, item in zip(ranked["user"], ranked["item"], strict=True))
+
+
+def test_the_same_seed_gives_the_same_bytes(found):
+    again = ranker()
+    assert again.model.model_to_string() == found.model.model_to_string()
+    pd.testing.assert_frame_equal(again.rank(), found.rank(), check_exact=True)
+    assert ranker(seed=2).model.model_to_string() != found.model.model_to_string()
+
+
+def test_no_label_is_in_the_counts_that_predict_it(monkeypatch):
+    sequences = chains()
+    known, histories, labels = hold_back(sequences, 150, 1)
+    assert len(labels) == 150 and all(sequences[user][:-1] == history for user, history in histories.items())
+    assert all(known[user] == sequences[user] for user in sequences if user not in labels)
+    seen = []
+    monkeypatch.setattr(learned, "Signals", lambda *given: seen.append(list(given[0])) or Signals(*given))
+    labelled(sequences, ITEMS, near(), 2.0, 1, 150)
+    assert seen == [list(known.values())]
+    # What a label is changes no candidate and no feature: only which candidate is marked.
+    others = {user: [*items[:-1], "i0"] if user in labels else items for user, items in sequences.items()}
+    assert hold_back(others, 150, 1)[:2] == (known, histories)
+
+
+def test_rankings_do_not_change_with_the_targets():
+    letters = [chr(0x4E00 + place) for place in range(60)]
+    sequences = {user: "".join(letters[ITEMS.index(item)] for item in items) for user, items in chains().items()}
+    data = dataset(sequences, validation=[user for user in sequences if user.endswith("3")], items="".join(letters))
+    rng, texts = np.random.default_rng(3), [item_text(title) for title in data.items["title"]]
+    indexes = {"dense": dense(texts, rng.normal(size=(60, 8))), "bm25": BM25Index.build(texts)}
+    for split in ("test", "validation"):
+        found, rows = [], splits.evaluation_examples(data, split)
+        rows["texts"] = [[texts[3]]] * len(rows)
+        last = data.interactions.groupby("user").tail(1).index
+        changed = data.interactions.copy()
+        changed.loc[last, "item"] = rng.permutation(changed.loc[last, "item"])
+        for of, targets in (
+            (data.interactions, rows["target"]),
+            (changed, rows["target"]),
+            (data.interactions, rng.permutation(rows["target"])),
+        ):
+            data.interactions = of
+            known = splits.training_sequences(data, rows.assign(target=targets))
+            some = Ranker(rows.assign(target=targets), data.titles(), indexes, known, FROZEN, rule="learned")
+            some.learned.users = 150
+            found.append(some.rank())
+        assert len(found[0]) > 100
+        for other in found[1:]:
+            pd.testing.assert_frame_equal(found[0], other)
+
+
+def test_features_by_hand():
+    world = Signals([["i0", "i1"], ["i0", "i1"], ["i0", "i2"]], ITEMS, near())
+    (some,) = candidates(world, [["i0"]])
+    rows = some.set_index("item")
+    assert tuple(some.columns[2:]) == FEATURES and set(SIGNALS) == {name for part in PARTS.values() for name in part}
+    assert rows.loc[1, "cooccurrence"] == pytest.approx(2 / 3**0.4) and rows.loc[1, "popularity"] == pytest.approx(
+        np.log(3)
+    )
+    assert rows.loc[2, "cooccurrence_share"] == pytest.approx(0.5) and rows.loc[1, "cooccurrence_share"] == 1
+    assert rows.loc[[1, 2], "cooccurrence_place"].tolist() == [1, 0.5]
+    assert rows.loc[5, ["cooccurrence", "cooccurrence_place"]].tolist() == [0, 0]
+    assert rows.loc[2, "cosine"] == pytest.approx(1 / 3**0.5)
+
+
+def test_what_texts_name_changes_no_other_items_features(found):
+    (alone,) = candidates(found.signals, [["i0", "i1"]])
+    (cut,) = candidates(found.signals, [["i0", "i1"]], more=sparse.csr_matrix(np.ones((1, 60))))
+    both = cut.merge(alone[["user", "item"]])
+    assert len(both) == len(alone)
+    pd.testing.assert_frame_equal(both, alone)
+
+
+def test_a_new_item_has_what_its_neighbours_have():
+    sequences = [["i0", "i1"], ["i0", "i1"], ["i2", "i3"]]
+    alike = sparse.identity(60, format="lil")
+    alike[9, 1] = 0.9  # i9 is new and near i1, i8 near nothing
+    worlds = [
+        Signals(sequences, ITEMS, dict.fromkeys(("dense", "bm25"), alike.tocsr()), favour) for favour in (0, 1, 2)
+    ]
+    follows = [world.of([["i0"]])["cooccurrence"].toarray()[0] for world in worlds]
+    assert [row[9] / row[1] for row in follows] == pytest.approx([0, 1, 2])
+    assert [world.counts[9] for world in worlds] == [0, 2, 4]
+    assert all(world.counts[8] == 0 for world in worlds)
+    assert all((row[:8] == follows[0][:8]).all() for row in follows)
+    # A new item in a history speaks by its neighbours, too.
+    back = [world.of([["i9"]])["cooccurrence"].toarray()[0][0] for world in worlds]
+    assert back[0] == 0 and back[1] > 0
+
+
+def test_a_users_own_target_does_not_weigh_that_users_texts():
+    users = [f"u{place}" for place in range(200)]
+    rows = pd.DataFrame([(user, f"i{place}") for user in users for place in range(4)], columns=["user", "item"])
+    rng = np.random.default_rng(0)
+    rows = rows.assign(score=rng.normal(size=800), texts_dense=0.0, texts_bm25=(rows["item"] == "i2") * 1.0)
+    targets = {user: "i2" if place % 3 else "i1" for place, user in enumerate(users)}
+    weights = text_weights.out_of_fold(rows, targets)
+    assert (weights["texts_bm25"] > 0.5).all() and (weights["texts_dense"] == 0).all()
+    assert 1 < len(weights.drop_duplicates()) <= text_weights.FOLDS
+    same = {user for user in users if text_weights._fold(user) == text_weights._fold("u7")}
+    others = text_weights.out_of_fold(rows, targets | dict.fromkeys(same, "i3"))
+    assert (others.loc["u7"] == weights.loc["u7"]).all() and not others.equals(weights)
+    useless = text_weights.out_of_fold(rows, dict.fromkeys(users, "i1"))
+    assert (useless == 0).all(axis=None)
+
+
+@pytest.mark.parametrize("sequences", [{}, {"u": ["i0"]}, {"u": ["i0", "i1"]}, {"u": ["i0", "i1"], "v": ["i0", "i1"]}])
+def test_little_to_learn_from_still_gives_a_full_ranking(sequences):
+    histories = {"a": ["i0"], "b": [], "c": ["strange"], "d": ITEMS[:55]}
+    some = Learned(histories, sequences, ITEMS, near())
+    sizes = some.rank(7).groupby("user").size().to_dict()
+    assert sizes == {"a": 7, "b": 7, "c": 7, "d": 5}
+
+
+def test_parts_are_left_out_by_fitting_again(found):
+    rankings = found.without_parts(5)
+    assert list(rankings) == ["none", *PARTS]
+    pd.testing.assert_frame_equal(rankings["none"], found.rank(5))
+    assert all(not rankings[part].equals(rankings["none"]) for part in PARTS)
+    shares = found.importances()
+    assert shares["gain"].sum() == pytest.approx(1) and shares["gain"].is_monotonic_decreasing
+    assert set(shares["signal"]) == set(SIGNALS) and set(shares["part"]) == set(PARTS)
