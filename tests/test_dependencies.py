@@ -38,7 +38,7 @@ def sources(folder: str) -> list[str]:
     for path in (ROOT / folder).glob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-        found.append(re.sub(r"^\s*[%!].*$", "pass", code, flags=re.MULTILINE))
+        found.append(re.sub(r"^( *)[%!].*$", r"\1pass", code, flags=re.MULTILINE))
     return found
 
 
