@@ -259,7 +259,7 @@ def test_the_table_of_methods_as_csv_and_latex(replay, measured, tmp_path):
         "beauty", "test", "gloss", "", 1234, "run", "0.0500 [0.0450, 0.0600]", "0.0250 [0.0225, 0.0300]",
     ]  # fmt: skip
     tables.save(shown.assign(method="a_b & c"), tmp_path, "methods")
-    assert len(pd.read_csv(tmp_path / "methods.csv")) == 12
+    assert len(pd.read_csv(tmp_path / "methods.csv")) == 14
     latex = (tmp_path / "methods.tex").read_text()
     assert "\\toprule" in latex and "a\\_b \\& c" in latex
 
