@@ -91,7 +91,7 @@ def test_points_have_their_intervals(replay):
     figure = result_plots.rankings([replay])
     [ranges] = [found for found in figure.axes[0].collections if not isinstance(found, PathCollection)]
     ends = sorted(tuple(line[:, 1].round(6)) for line in ranges.get_segments())
-    assert ends == [(round(0.009 * place, 6), round(0.012 * place, 6)) for place in (1, 2, 3, 4) for _ in range(2)]
+    assert ends == [(round(0.009 * place, 6), round(0.012 * place, 6)) for place in (1, 2, 3, 4, 5) for _ in range(2)]
     plt.close(figure)
 
 
@@ -254,12 +254,12 @@ def test_points_of_the_cost(measured, rivals):
 
 def test_the_table_of_methods_as_csv_and_latex(replay, measured, tmp_path):
     shown = tables.all_methods([replay, measured])
-    assert len(shown) == 10 + 2  # segments aside
+    assert len(shown) == 12 + 2  # segments aside
     assert shown.iloc[-1].tolist() == [
         "beauty", "test", "gloss", "", 1234, "run", "0.0500 [0.0450, 0.0600]", "0.0250 [0.0225, 0.0300]",
     ]  # fmt: skip
     tables.save(shown.assign(method="a_b & c"), tmp_path, "methods")
-    assert len(pd.read_csv(tmp_path / "methods.csv")) == 12
+    assert len(pd.read_csv(tmp_path / "methods.csv")) == 14
     latex = (tmp_path / "methods.tex").read_text()
     assert "\\toprule" in latex and "a\\_b \\& c" in latex
 
