@@ -215,6 +215,7 @@ def test_stage_3_builds_what_is_asked_for_and_says_so(tmp_path, asked, taken):
     data.save(folder.data)
     seal(folder.data)
     values = {"index": asked, "rerank_from_disk": True, "encoder": DEFAULT_ENCODER, "engine": "local"}
+    values["encoder_revision"] = None
     run = Run(folder, INDEX, {}, values, known=contents(tmp_path, values, {}))
     indexes = build_index.prepare(run)
     found = indexes.dense

@@ -112,6 +112,8 @@ class RunFolder:
         """What is known of each costly artefact of a run with these parameters, or of those of one stage."""
         known, found = contents(self.root, values, self.stages()), {}
         for name in artefacts.of_run(values):
+            if not values.keys() >= set(RECIPES[name].parameters):  # of a later stage, not asked for
+                continue
             wanted = artefacts.made_from(name, values, known)
             found[name] = artefacts.state(self.root, name, wanted, self.record(name))
             if found[name].kind == TO_MAKE:  # what is made from it is not known, either
