@@ -27,8 +27,8 @@ class Ranker:
     rule: of `RULES`. retriever: "dense" or "bm25", which the paper's rule and fused search with. top_k: items per text
     (null: paper 1, else the settings' top_k). exclude_seen: leave out what the user has (null: paper no, else yes).
     depth: items per ranking, at most. seed: of the order of ties under the paper's rule, and of what is learned.
-    exact_titles: the texts are items' exact texts (catalogue-bound decoding), whose items the paper's rule takes without
-    a search. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
+    exact_titles: the texts are items' exact texts (catalogue-bound decoding), which the paper's rule need not search
+    for. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
     new_item_favour: under learned, see `signals`.
     """
 
