@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import dense, small_llama
 
-from benchmarks import catalogue_decoding, data, generation, retrieval, scaling, timing
+from benchmarks import catalogue_decoding, data, generation, retrieval, scaling, threads, timing
 from benchmarks import index as index_benchmark
 from benchmarks import ranking as rank_benchmark
 from gloss_utils.language import models
@@ -34,6 +34,22 @@ def test_memory_is_that_of_the_process_alone():
     assert 0 < found["peak"] < timing.peak_memory() - len(held) / 2**21  # a child does not inherit its parent's peak
     with pytest.raises(RuntimeError, match=r"benchmarks.no_such .*failed"):
         timing.in_fresh_process("benchmarks.no_such")
+
+
+def test_threads(monkeypatch):
+    assert min(threads.measure("ours", 2).values()) > 0
+    jobs, busy = [], threads.beside
+
+    def beside(count):
+        jobs.append(count)
+        return busy(count)
+
+    walls = {"ours": 2.0, "openmp's default": 6.0, "one thread": 3.0}
+    monkeypatch.setattr(threads, "beside", beside)
+    monkeypatch.setattr(threads, "measure", lambda name, steps: {"wall": walls[name], "processor": 1.0})
+    found = threads.compare(2, 1)
+    assert jobs == [0, 0, 0, 1, 1, 1] and found["ours beside a busy job / alone"] == 1
+    assert found["alone"]["times as long as ours"] == {"openmp's default": 3, "one thread": 1.5}
 
 
 def test_data(tmp_path):

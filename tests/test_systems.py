@@ -77,3 +77,29 @@ def test_peak_memory_on_windows(monkeypatch):
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3 * 2**20))
     monkeypatch.setattr(psutil, "Process", lambda: process)
     assert models.peak_memory() == 3
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given, found):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import os, sys, gloss_utils; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [found, "False"]
+
+
+@pytest.mark.parametrize(
+    ("door", "left_out"),
+    [
+        ("explore_data", {"nbformat", "nbconvert", "papermill", "sklearn", "torch", "faiss"}),
+        ("fine_tune", {"nbformat", "nbconvert", "papermill"}),
+        ("build_index", {"nbformat", "nbconvert", "papermill", "sklearn", "torch", "sentence_transformers"}),
+        ("retrieve", {"nbformat", "nbconvert", "papermill", "sklearn", "torch", "seaborn", "scipy.stats"}),
+        ("evaluate", {"nbformat", "nbconvert", "papermill", "sklearn", "torch"}),
+        ("user_segments", {"nbformat", "nbconvert", "papermill", "sklearn", "torch", "transformers"}),
+    ],
+)
+def test_a_door_loads_only_what_its_stage_always_uses(door, left_out):
+    code = f"import sys, gloss_utils.{door}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not left_out & set(done.stdout.split())
