@@ -71,7 +71,7 @@ def test_no_label_is_in_the_counts_that_predict_it(monkeypatch):
     assert all(known[user] == sequences[user] for user in sequences if user not in labels)
     seen = []
     monkeypatch.setattr(learned, "Signals", lambda *given: seen.append(list(given[0])) or Signals(*given))
-    labelled(sequences, ITEMS, near(), 2.0, 1, 150)
+    labelled(sequences, ITEMS, near(), 1, 150)
     assert seen == [list(known.values())]
     # What a label is changes no candidate and no feature: only which candidate is marked.
     others = {user: [*items[:-1], "i0"] if user in labels else items for user, items in sequences.items()}
@@ -106,7 +106,8 @@ def test_rankings_do_not_change_with_the_targets():
 
 
 def test_features_by_hand():
-    world = Signals([["i0", "i1"], ["i0", "i1"], ["i0", "i2"]], ITEMS, near())
+    alone = dict.fromkeys(near(), sparse.identity(60, format="csr"))
+    world = Signals([["i0", "i1"], ["i0", "i1"], ["i0", "i2"]], ITEMS, alone)
     (some,) = candidates(world, [["i0"]])
     rows = some.set_index("item")
     assert tuple(some.columns[2:]) == FEATURES and set(SIGNALS) == {name for part in PARTS.values() for name in part}
@@ -131,17 +132,32 @@ def test_a_new_item_has_what_its_neighbours_have():
     sequences = [["i0", "i1"], ["i0", "i1"], ["i2", "i3"]]
     alike = sparse.identity(60, format="lil")
     alike[9, 1] = 0.9  # i9 is new and near i1, i8 near nothing
-    worlds = [
-        Signals(sequences, ITEMS, dict.fromkeys(("dense", "bm25"), alike.tocsr()), favour) for favour in (0, 1, 2)
-    ]
-    follows = [world.of([["i0"]])["cooccurrence"].toarray()[0] for world in worlds]
-    assert [row[9] / row[1] for row in follows] == pytest.approx([0, 1, 2])
-    assert [world.counts[9] for world in worlds] == [0, 2, 4]
-    assert all(world.counts[8] == 0 for world in worlds)
-    assert all((row[:8] == follows[0][:8]).all() for row in follows)
+    world = Signals(sequences, ITEMS, dict.fromkeys(("dense", "bm25"), alike.tocsr()))
+    follows = world.of([["i0"]])["cooccurrence"].toarray()[0]
+    assert follows[1] > 0 and follows[9] == pytest.approx(2 * follows[1])
+    assert world.counts[[1, 9, 8]].tolist() == [2, 4, 0]
+    assert world.new.sum() == 56 and world.new[[8, 9]].all()
     # A new item in a history speaks by its neighbours, too.
-    back = [world.of([["i9"]])["cooccurrence"].toarray()[0][0] for world in worlds]
-    assert back[0] == 0 and back[1] > 0
+    assert world.of([["i9"]])["cooccurrence"].toarray()[0][0] == pytest.approx(follows[1] * 0.1)
+
+
+def test_trees_are_fitted_in_a_world_with_as_many_new_items():
+    sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
+    hidden = learned.hide(sequences, ITEMS, 1)
+    left = {item for items in hidden.values() for item in items}
+    assert len(left) == 48 - 48 * 12 // 60 and hidden == learned.hide(sequences, ITEMS, 1)
+    assert all(hidden[user] == [item for item in items if item in left] for user, items in sequences.items())
+    assert learned.hide(chains(), ITEMS, 1) == chains()  # where no item is new, none is hidden
+    marked = labelled(sequences, ITEMS, near(), 1, 150)
+    assert set(marked.candidates.loc[marked.is_label, "new"]) == {0, 1}
+
+
+def test_new_items_are_favoured_as_much_as_asked():
+    sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
+    counts, ranked = [], Learned(sequences, sequences, ITEMS, near(), users=150)
+    for ranked.favour in (0, 1, 100):
+        counts.append(int(ranked.rank(5)["item"].isin(ITEMS[:12]).sum()))
+    assert counts[0] < counts[1] < counts[2] == 5 * 300
 
 
 def test_a_users_own_target_does_not_weigh_that_users_texts():
@@ -175,4 +191,4 @@ def test_parts_are_left_out_by_fitting_again(found):
     assert all(not rankings[part].equals(rankings["none"]) for part in PARTS)
     shares = found.importances()
     assert shares["gain"].sum() == pytest.approx(1) and shares["gain"].is_monotonic_decreasing
-    assert set(shares["signal"]) == set(SIGNALS) and set(shares["part"]) == set(PARTS)
+    assert set(shares["signal"]) == {*SIGNALS, "new"} and set(shares["part"]) == {*PARTS, "new items"}

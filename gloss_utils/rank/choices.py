@@ -13,8 +13,10 @@ USERS_AT_A_TIME = 1024
 PROPOSED = {"cooccurrence": 100, "second_hop": 50, "cosine": 50, "successors": 50}  # candidates of a signal
 PROPOSED |= dict.fromkeys(("near_dense", "near_words", "like_dense", "like_words", "last_dense", "last_words"), 30)
 PROPOSED |= dict.fromkeys(("nearest_dense", "nearest_words", "mean_dense", "mean_words", "popularity"), 20)
+OF_NEW = ("cooccurrence", "last_dense", "last_words", "near_words")  # each proposes 20 new items, too
+NEW = "new"  # the feature that says 1 of a new item
 KINDS = ("", "_share", "_place")
-FEATURES = tuple(f"{signal}{kind}" for signal in SIGNALS for kind in KINDS)
+FEATURES = *(f"{signal}{kind}" for signal in SIGNALS for kind in KINDS), NEW
 
 
 def features_of(signals: Sequence[str]) -> list[str]:
@@ -50,6 +52,10 @@ def candidates(
         proposed = [
             cooccurrence.keys(cooccurrence.strongest(matrix, PROPOSED[signal])) for signal, matrix in found.items()
         ]
+        if signals.new.any():
+            new = sparse.diags_array(signals.new.astype(float))
+            by_new = (sparse.csr_matrix(found[signal] @ new) for signal in OF_NEW)
+            proposed += [cooccurrence.keys(cooccurrence.strongest(matrix, 20)) for matrix in by_new]
         by_all = np.arange(users)[:, None] * items + popular[: max(PROPOSED["popularity"], depth)]
         own = np.setdiff1d(np.concatenate([*proposed, by_all.ravel()]), seen)
         own = _filled_up(own, seen, users, items, depth, popular)
@@ -63,6 +69,7 @@ def candidates(
         features = {}
         for signal in SIGNALS:
             features |= _features(signal, values[signal], user, is_own)
+        features[NEW] = signals.new[item].astype(np.float32)
         yield pd.DataFrame({"user": start + user, "item": item} | features)
 
 

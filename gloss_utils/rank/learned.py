@@ -15,7 +15,7 @@ from scipy import sparse
 
 from gloss_utils.rank import text_weights
 from gloss_utils.rank.candidates import Histories, as_ranking
-from gloss_utils.rank.choices import FEATURES, candidates, features_of, signal_of
+from gloss_utils.rank.choices import FEATURES, NEW, candidates, features_of, signal_of
 from gloss_utils.rank.evidence import DECIMALS, votes
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
 from gloss_utils.rank.text_weights import TEXTS
@@ -37,6 +37,7 @@ SETTINGS = {
     "verbosity": -1,
 }
 TREES = 200
+FAVOUR = 0.5
 HEAT = (0.12, 0.3)  # of the votes of texts, by meaning and by words, as weights.yaml
 
 
@@ -58,17 +59,24 @@ def hold_back(sequences: Histories, users: int, seed: int) -> tuple[dict, dict[s
     return known, {user: known[user] for user in labels}, labels
 
 
+def hide(sequences: Histories, items: Sequence[str], seed: int) -> dict[str, list]:
+    """The sequences without a draw of their items, as large a share of these as of the catalogue is new.
+
+    So trees are fitted in a world in which some labels are new items; where no item is new, none is hidden.
+    """
+    occur = {item for sequence in sequences.values() for item in sequence}
+    known = [item for item in items if item in occur]
+    drawn = np.random.default_rng([seed, 1]).permutation(len(known))
+    hidden = {known[place] for place in drawn[: len(known) * (len(items) - len(known)) // len(items)]}
+    return {user: [item for item in sequence if item not in hidden] for user, sequence in sequences.items()}
+
+
 def labelled(
-    sequences: Histories,
-    items: Sequence[str],
-    near: Mapping[str, sparse.csr_matrix],
-    favour: float,
-    seed: int,
-    users: int = USERS,
+    sequences: Histories, items: Sequence[str], near: Mapping[str, sparse.csr_matrix], seed: int, users: int = USERS
 ) -> Labelled:
     """The labelled candidates of up to so many training users, in a world that has not seen their labels."""
     known, histories, labels = hold_back(sequences, users, seed)
-    world = Signals(known.values(), items, near, favour)
+    world = Signals(hide(known, items, seed).values(), items, near)
     target = world.items.get_indexer(list(labels.values()))
     kept = [_with_label(some, target) for some in candidates(world, list(histories.values()))]
     found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES])
@@ -86,7 +94,7 @@ def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> 
 
     if not examples.is_label.any():
         return None
-    features = features_of(list(signals))
+    features = [*features_of(list(signals)), NEW]
     rows = examples.candidates
     sizes = rows.groupby("user", sort=False).size().to_numpy()
     fewest = max(1, min(FEWEST_ROWS, len(rows) // 100))
@@ -101,27 +109,28 @@ class Learned:
     """Ranks for users by what is learnt from training sequences; counted and fitted once, at the first ranking.
 
     histories: of the users that are ranked for, and training_sequences: of all that may be learnt from, user -> items,
-    oldest first. items: ids in the catalogue's order. near: see `signals.text_neighbours`. favour: how much new items
-    are favoured. seed: of the training users and the trees. users: how many training users give a label, at most.
+    oldest first. items: ids in the catalogue's order. near: see `signals.text_neighbours`. favour: what is added to the
+    scores of new items, as a multiple of how widely a user's scores spread (their standard deviation). seed: of the
+    training users and the trees. users: how many training users give a label, at most.
     """
 
     histories: Histories
     training_sequences: Histories
     items: Sequence[str]
     near: Mapping[str, sparse.csr_matrix]
-    favour: float = 2.0
+    favour: float = FAVOUR
     seed: int = 1
     users: int = USERS
 
     @cached_property
     def signals(self) -> Signals:
         """Of the world in which users are ranked for."""
-        return Signals(self.training_sequences.values(), self.items, self.near, self.favour)
+        return Signals(self.training_sequences.values(), self.items, self.near)
 
     @cached_property
     def examples(self) -> Labelled:
         """What is learnt from."""
-        return labelled(self.training_sequences, self.items, self.near, self.favour, self.seed, self.users)
+        return labelled(self.training_sequences, self.items, self.near, self.seed, self.users)
 
     @cached_property
     def model(self) -> "lightgbm.Booster | None":
@@ -171,12 +180,16 @@ class Learned:
 
     def importances(self) -> pd.DataFrame:
         """Each signal's share of what the splits of all trees gain (part, signal, gain), most first."""
-        gain = dict.fromkeys(SIGNALS, 0.0)
+        gain = dict.fromkeys((*SIGNALS, NEW), 0.0)
         if self.model is not None:
             values = self.model.feature_importance("gain")
             for name, value in zip(self.model.feature_name(), values, strict=True):
                 gain[signal_of(name)] += value
-        rows = [(part, signal, gain[signal]) for part, signals in PARTS.items() for signal in signals]
+        rows = [
+            (part, signal, gain[signal])
+            for part, signals in (PARTS | {"new items": (NEW,)}).items()
+            for signal in signals
+        ]
         frame = pd.DataFrame(rows, columns=["part", "signal", "gain"]).sort_values(
             "gain", ascending=False, kind="stable"
         )
@@ -186,10 +199,16 @@ class Learned:
         return candidates(self.signals, list(self.histories.values()), depth, exclude_seen, more)
 
     def _score(self, model: "lightgbm.Booster | None", some: pd.DataFrame) -> np.ndarray:
-        """The trees' scores; where there was nothing to learn from, co-occurrence."""
+        """The trees' scores (where there was nothing to learn from, co-occurrence), with what favours new items."""
         if model is None:
-            return some["cooccurrence"].to_numpy(dtype=float)
-        return model.predict(some[model.feature_name()].to_numpy(), num_threads=1)
+            score = some["cooccurrence"].to_numpy(dtype=float)
+        else:
+            score = model.predict(some[model.feature_name()].to_numpy(), num_threads=1)
+        new = some[NEW].to_numpy(dtype=float)
+        if self.favour and new.any():
+            spread = pd.Series(score).groupby(some["user"].to_numpy()).transform("std", ddof=0).to_numpy()
+            score = score + self.favour * new * spread
+        return score
 
     def _rankings(self, models: Mapping[str, "lightgbm.Booster | None"], depth: int, exclude_seen: bool):
         best = {name: [] for name in models}

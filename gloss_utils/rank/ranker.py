@@ -9,7 +9,7 @@ import pandas as pd
 
 from gloss_utils.rank.candidates import Histories, Index, items_of_exact_titles, last_item_texts, nearest_items
 from gloss_utils.rank.evidence import Evidence
-from gloss_utils.rank.learned import Learned
+from gloss_utils.rank.learned import FAVOUR, Learned
 from gloss_utils.rank.paper import TOP_K, paper_rule
 from gloss_utils.rank.signals import text_neighbours
 from gloss_utils.rank.text_weights import TEXTS
@@ -29,7 +29,7 @@ class Ranker:
     depth: items per ranking, at most. seed: of the order of ties under the paper's rule, and of what is learned.
     exact_titles: the texts are items' exact texts (catalogue-bound decoding), which the paper's rule need not search
     for. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
-    new_item_favour: under learned, see `signals`.
+    new_item_favour: see `learned.Learned`.
     """
 
     queries: pd.DataFrame
@@ -45,7 +45,7 @@ class Ranker:
     seed: int = 3407
     exact_titles: bool = False
     text_targets: Mapping[str, str] | None = None
-    new_item_favour: float = 2.0
+    new_item_favour: float = FAVOUR
 
     def __post_init__(self):
         self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))

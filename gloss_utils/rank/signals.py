@@ -12,8 +12,8 @@ last_dense, last_words    similarity to the last item
 nearest_dense, nearest_words, mean_dense, mean_words    to the nearest item of the history, and to all of it
 popularity                log(1 + how often the item occurs in the training sequences)
 
-A new item, one that no training sequence holds, takes part by its 20 nearest items by text: it has `favour` times their
-mean counts.
+A new item, one that no training sequence holds, takes part by its 20 nearest items by text: it has their mean counts,
+twice, since a mean of many is smoother than what one item has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +42,7 @@ CLOSELY = {"window": 3, "decay": 0.5, "backward": 0.0, "damping": 0.4, "neighbou
 TOGETHER = {"window": 50, "decay": 1.0, "backward": 1.0, "damping": 0.0}
 RECENCY, SLOW_RECENCY = 0.55, 0.9  # what an item of the history weighs less for each one after it
 NEIGHBOURS, NEAREST, FURTHER = 100, 20, 200  # by text, those that stand for an item, and by way of an item between
+DOUBLED = 2.0  # what new items have of their neighbours
 LATEST = 10  # items of a history whose texts are compared one by one
 
 
@@ -67,15 +68,13 @@ class Signals:
         sequences: Sequence[Sequence[str]],
         items: Sequence[str],
         near: Mapping[str, sparse.csr_matrix],
-        favour: float = 0.0,
     ):
-        """sequences: items, oldest first. items: ids in the catalogue's order. near: see `text_neighbours`. favour: of
-        new items; 0 leaves them to their texts."""
+        """sequences: items, oldest first. items: ids in the catalogue's order. near: see `text_neighbours`."""
         self.items, self.near = pd.Index(items), near
         counts = cooccurrence.counts(sequences, self.items)
-        self.known = counts > 0
-        fill = _fill(near["dense"], self.known)
-        self.counts = counts + favour * (counts @ fill)
+        self.new = counts == 0
+        fill = _fill(near["dense"], ~self.new)
+        self.counts = counts + DOUBLED * (counts @ fill)
         alike = {name: _shares(cooccurrence.strongest(_without_itself(near[name]), NEAREST)) for name in SEARCHED}
         follows = cooccurrence.following(sequences, self.items, **COUNTING)
         between = {"second_hop": _shares(follows) @ follows}
@@ -86,10 +85,9 @@ class Signals:
             "successors": cooccurrence.following(sequences, self.items, **CLOSELY),
             "cosine": _cosine(sequences, self.items, counts),
         } | {signal: cooccurrence.strongest(_kept(matrix), FURTHER) for signal, matrix in between.items()}
-        rows, columns = (sparse.identity(len(counts), format="csr") + factor * fill for factor in (1.0, favour))
-        fills = favour > 0 and fill.nnz > 0
+        rows, columns = (sparse.identity(len(counts), format="csr") + factor * fill for factor in (1.0, DOUBLED))
         self.by_item = {
-            signal: _kept(rows.T @ matrix @ columns) if fills else matrix for signal, matrix in matrices.items()
+            signal: _kept(rows.T @ matrix @ columns) if fill.nnz else matrix for signal, matrix in matrices.items()
         }
 
     def of(self, histories: Sequence[Sequence[str]]) -> dict[str, sparse.csr_matrix]:
