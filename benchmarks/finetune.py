@@ -20,6 +20,7 @@ import torch
 from benchmarks import generation, timing
 from benchmarks.baselines import load
 from gloss_utils import fine_tune
+from gloss_utils.base.files import remove
 from gloss_utils.data import splits
 from gloss_utils.language import models, qlora, tiny, training
 from gloss_utils.runs import given
@@ -57,8 +58,8 @@ class Contest:
         if rival == "padded":  # in the order in which the other sampler draws the texts of each step
             order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(settings.seed))
             texts = [texts[i] for i in order]
-        folder = self.run.folder.checkpoints
-        training.delete_checkpoints(folder)
+        folder = self.run.folder.unfinished
+        remove(folder)
         hook = self.model.register_forward_pre_hook(lambda *call: self._count(rival, call[2]), with_kwargs=True)
         training.train(self.model, self.tokenizer, texts, [], settings, folder, {}, name=rival)
         hook.remove()

@@ -147,7 +147,7 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]], own: dict):
     with training.as_single_process():
         notebooks.run(files, overrides, last="01")
         run = open_run(FINE_TUNE, own)
-        if run["base_model"] == TINY and not run["queries_file"]:
+        if run["base_model"] == TINY and run.folder.why_run(FINE_TUNE, run.parameters):
             tiny_base(run, Dataset.load(run.open("data")))
 
 

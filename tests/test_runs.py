@@ -46,7 +46,7 @@ OF_VIEWS = {
     "report_to": "a log",
     "engine": "where it is made",
     "workers": "where it is made",
-    **dict.fromkeys(("retriever", "ranking", "top_k", "exclude_seen", "ranking_depth"), "rankings"),
+    **dict.fromkeys(("retriever", "ranking", "top_k", "exclude_seen", "ranking_depth", "new_item_favour"), "rankings"),
     **dict.fromkeys(("show_user", "cold_start_max", "power_min", "added_title"), "notebooks"),
 }
 
