@@ -67,7 +67,7 @@ def test_as_many_are_drawn_as_asked_for_and_none_by_default(small_run):
     assert (some == same).all() and (some != other).any()
     folder, _ = small_run
     data = Dataset.load(folder.data)
-    assert data.items["new"].sum() == data.statistics["new_items"] == 15  # a twentieth of 301
+    assert data.items["new"].sum() == data.statistics["new_items"] == 15  # a twentieth of 300
 
 
 def test_neither_tokenizer_nor_base_model_reads_a_new_title(small_run, monkeypatch):
