@@ -33,8 +33,8 @@ SMALL = {
 
 
 def write_small_shop(data_dir: Path):
-    """Write the raw files of a smaller demo, which then is not made there: to encode 2,000 titles takes long."""
-    demo.write(data_dir / "reviews_Demo_5.json.gz", data_dir / "meta_Demo.json.gz", count=300, users=1500)
+    """Write the raw files of a smaller demo, of which 300 items are bought: to encode 2,000 titles takes long."""
+    demo.write(data_dir / "reviews_Demo_5.json.gz", data_dir / "meta_Demo.json.gz", count=304, users=1500)
 
 
 def write_parameters(path: Path, **values) -> Path:

@@ -17,12 +17,12 @@ from gloss_utils.runs.parameters import ROOT
 @pytest.fixture
 def own(tmp_path) -> list[tuple[str, str]]:
     """The demo's users and items as two CSV files, with a few bad lines in them, and the parameters that name them."""
-    demo.write(tmp_path / "r", tmp_path / "m", count=300, users=1500)
+    demo.write(tmp_path / "r", tmp_path / "m", count=304, users=1500)
     interactions, items = tmp_path / "orders.csv", tmp_path / "goods.csv"
     reviews = [json.loads(line) for line in gzip.decompress((tmp_path / "r").read_bytes()).splitlines()]
     lines = [f"{r['reviewerID']},{r['asin']},{r['unixReviewTime']}" for r in reviews]
     write_lines(interactions, ["customer,sku,at", *lines, "nobody,B00001,never", "nobody"])
-    goods = [item for item in demo.catalogue(300) if item["routine"]]
+    goods = [item for item in demo.catalogue(304) if item["routine"]]
     pd.DataFrame(goods)[["asin", "title", "routine"]].to_csv(items, index=False)
     values = SMALL | {
         "interactions_file": str(interactions),
@@ -41,7 +41,7 @@ def own(tmp_path) -> list[tuple[str, str]]:
 def test_notebook_1_reads_own_tables(own):
     folder = notebooks.run([str(ROOT / "params/my_data.yaml")], [*own, ("holdout", "time")], last="01")
     items, statistics = pd.read_parquet(folder.items), read_json(folder.statistics)
-    assert len(items) == 293 and items["title"].str.contains(" (hair", regex=False).any()
+    assert len(items) == 300 and items["title"].str.contains(" (hair", regex=False).any()
     assert statistics["rejected"]["items"] == {} and sum(statistics["rejected"]["interactions"].values()) == 2
     kept = [json.loads(line) for line in folder.rejected_data.read_text().splitlines()]
     assert {one["record"] for one in kept} == {"nobody", "nobody,B00001,never"}
