@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import dense, small_llama
+from helpers import dataset, dense, small_llama
 
 from benchmarks import catalogue_decoding, data, generation, retrieval, scaling, threads, timing
 from benchmarks import index as index_benchmark
+from benchmarks import new_items as new_items_benchmark
 from benchmarks import ranking as rank_benchmark
 from gloss_utils.language import models
 from gloss_utils.rank.weights import FEATURES
-from gloss_utils.search import DenseIndex
+from gloss_utils.search import BM25Index, DenseIndex
 
 
 def test_rivals_take_turns_after_a_warm_up():
@@ -203,3 +204,17 @@ def test_kinds_of_index(tmp_path, capsys, monkeypatch):
 def test_what_each_step_costs():
     found = scaling.main(["--items", "100", "--users", "200"])
     assert all(found[name] > 0 for name in ("bm25_ms_per_query", "trie_bytes_per_item", "ranked_users_per_second"))
+
+
+def test_new_items_are_measured_apart():
+    rng, letters = np.random.default_rng(0), [chr(0x4E00 + place) for place in range(40)]
+    shop = dataset({f"u{n}": "".join(rng.choice(letters, 5)) for n in range(200)}, items="".join(letters))
+    texts = [f"Title: {title}" for title in shop.items["title"]]
+    indexes = {"dense": dense(texts, rng.standard_normal((40, 8))), "bm25": BM25Index.build(texts)}
+    rows = new_items_benchmark.measure(shop, indexes, [0, 100], users=60)
+    assert [row["method"] for row in rows] == [
+        "last item, dense", "last item, bm25", "learned, favour 0", "learned, favour 100",
+    ]  # fmt: skip
+    none, all_new = rows[2:]
+    assert 0 < none["new_users"] < 30 and (none["lost"][0] == 0).all()
+    assert all_new["new"][0] > none["new"][0] and all_new["lost"][0][0] > 0
