@@ -326,8 +326,8 @@ def test_lora_modules_that_the_model_lacks(small_run):
 
 @pytest.mark.slow
 def test_demo_is_learnt(tmp_path):
-    """On the demo as `make run` has it, the loss on validation users falls, texts are often titles of the catalogue, and
-    hybrid finds more targets than popularity and every last-item search."""
+    """On the demo as `make run` has it, the loss on validation users falls, texts are often titles of the catalogue,
+    and hybrid finds more targets than popularity and every last-item search."""
     file = write_parameters(tmp_path / "demo.yaml")
     file.write_text((notebooks.ROOT / "params/demo.yaml").read_text())
     folder: RunFolder = notebooks.run([str(file)], [("run_dir", str(tmp_path / "run"))])
