@@ -11,7 +11,6 @@ from gloss_utils.base.files import digest, fingerprint
 from gloss_utils.runs import artefacts
 from gloss_utils.runs.artefacts import RECIPES
 from gloss_utils.runs.parameters import EXPLORE, RETRIEVE
-from gloss_utils.search.encoder import DEFAULT_ENCODER, DEFAULT_ENCODER_SHA256
 
 REVISIONS = {"base_model": "base_revision", "encoder": "encoder_revision"}
 MADE_WITH = {"base_model": "adapter", "encoder": "dense"}  # the artefact that each model goes into
@@ -63,6 +62,8 @@ def input_path(name: str, values: dict) -> Path | None:
 
 def model(name: str, values: dict, revision: str | None) -> str | None:
     """What a model is: the sha256 of a folder; of one from the hub its name and commit, where that is known."""
+    from gloss_utils.search.encoder import DEFAULT_ENCODER, DEFAULT_ENCODER_SHA256  # loads FAISS
+
     value = values[name]
     if Path(value).is_dir():
         return fingerprint(value)
