@@ -115,8 +115,7 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
 
     rows: means by method and segment. comparisons: paired tests of `gloss` against every other method. ablation: by
     rule, retriever and number of texts. parts: `hybrid` or `learned` without each of its parts. importances: what
-    `learned` gains by each signal. ties: NDCG@5 of the paper's rule
-    under random orders of equal scores.
+    `learned` gains by each signal. ties: NDCG@5 of the paper's rule under random orders of equal scores.
     """
     split, seed = run["split"], run["seed"]
     inputs = run.folder.stages()[RETRIEVE]["inputs"]

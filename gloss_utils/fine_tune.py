@@ -31,7 +31,7 @@ from gloss_utils.language.models import TINY
 from gloss_utils.report import data_plots
 from gloss_utils.runs import given
 from gloss_utils.runs.parameters import FINE_TUNE
-from gloss_utils.runs.run import Run, open_run
+from gloss_utils.runs.run import Run, is_main, open_run
 
 
 def start(notebook: dict) -> Run:
@@ -175,14 +175,13 @@ def main(arguments: list[str] | None = None) -> int:
     given.add_parameters(parser)
     options = parser.parse_args(arguments)
     overrides = [tuple(pair) for pair in options.overrides]
-    is_first = os.environ.get("RANK", "0") == "0"
     try:
         own = given.resolve(FINE_TUNE, given.read(options.files, overrides))
-        if is_first:
+        if is_main():
             _run_first(options.files, overrides, own)
         _run_together(own)
     except GlossError as error:
-        if not is_first:
+        if not is_main():
             time.sleep(5)  # the launcher ends this process where the main one has failed, and one error line is enough
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -104,8 +104,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
-def of_run(values: dict, stage: str | None = None) -> list[str]:
-    """The names of the artefacts that a run with these parameters has; of one stage only, if one is given."""
+def of_run(values: dict) -> list[str]:
+    """The names of the artefacts that a run with these parameters has."""
     replayed = values.get("queries_file") is not None
     left_out = {
         "base": replayed or values.get("base_model") != "tiny",
@@ -113,7 +113,7 @@ def of_run(values: dict, stage: str | None = None) -> list[str]:
         "texts": replayed,
         "sasrec": not values.get("sasrec_epochs") or values.get("split") == "next",
     }
-    return [name for name, recipe in RECIPES.items() if stage in (None, recipe.stage) and not left_out.get(name)]
+    return [name for name in RECIPES if not left_out.get(name)]
 
 
 def made_from(name: str, values: dict, contents: dict) -> dict | None:
@@ -131,15 +131,20 @@ def path_of(root: Path, name: str) -> Path:
     return root / RECIPES[name].path
 
 
-def record(root: Path, name: str, noted: dict | None = None) -> dict | None:
-    """The seal of an artefact, or, where that is gone or damaged, what the manifest noted of it; None: neither."""
-    return read_seal(path_of(root, name)) or noted
+def kept_path(root: Path, name: str, made_from: dict) -> Path:
+    """Where a run folder keeps an artefact in whose place another came."""
+    return root / "kept" / f"{name}-{digest(made_from)[:12]}"
 
 
-def state(root: Path, name: str, wanted: dict | None, noted: dict | None = None) -> State:
-    """Whether a run folder has an artefact that was made from `wanted`. noted: what the manifest says of it."""
+def noted(name: str, stages: dict) -> dict | None:
+    """What the manifest noted of an artefact: its seal, as it was; None where it noted nothing."""
+    return stages.get(RECIPES[name].stage, {}).get("artefacts", {}).get(name)
+
+
+def state(root: Path, name: str, wanted: dict | None, in_manifest: dict | None = None) -> State:
+    """Whether a run folder has an artefact that was made from `wanted`. in_manifest: what `noted` says of it."""
     path = path_of(root, name)
-    seals = [seal for seal in (read_seal(path), noted) if seal]
+    seals = [seal for seal in (read_seal(path), in_manifest) if seal]
     if not seals:
         return State(TO_MAKE, "it is not made yet")
     bytes_now = fingerprint(path) if path.exists() else None
@@ -184,9 +189,9 @@ def writing(root: Path, name: str, wanted: dict, begun: float) -> Iterator[Path]
 def elsewhere(root: Path, name: str, wanted: dict) -> Path | None:
     """Where an artefact that was made from `wanted` is whole: in `kept/`, or in a run folder beside this one that
     belongs to the same person; None: nowhere."""
-    kept = f"kept/{name}-{digest(wanted)[:12]}"
-    beside = (found for place in (RECIPES[name].path, kept) for found in sorted(root.parent.glob(f"*/{place}")))
-    for found in (root / kept, *beside):
+    kept = kept_path(root, name, wanted)
+    places = RECIPES[name].path, kept.relative_to(root).as_posix()
+    for found in (kept, *(found for place in places for found in sorted(root.parent.glob(f"*/{place}")))):
         about = read_seal(found) or {}
         if found == path_of(root, name) or about.get("made_from") != wanted or not found.exists():
             continue
@@ -215,7 +220,7 @@ def set_aside(root: Path, name: str, wanted: dict | None = None):
     path, found = path_of(root, name), read_seal(path_of(root, name))
     if found is None or found["made_from"] == wanted or not path.exists() or fingerprint(path) != found["sha256"]:
         return
-    kept = root / "kept" / f"{name}-{digest(found['made_from'])[:12]}"
+    kept = kept_path(root, name, found["made_from"])
     with write_whole(kept) as part:
         link(path, part)
     write_json(seal_of(kept), found)

@@ -8,6 +8,7 @@ and commit: never a path.
 from pathlib import Path
 
 from gloss_utils.base.files import digest, fingerprint
+from gloss_utils.base.seals import read_seal
 from gloss_utils.runs import artefacts
 from gloss_utils.runs.artefacts import RECIPES
 from gloss_utils.runs.parameters import EXPLORE, RETRIEVE
@@ -24,17 +25,17 @@ def contents(root: Path, values: dict, stages: dict) -> dict[str, str | None]:
         if name in values:
             found[name] = model(name, values, known_revision(root, name, values, stages))
     for name in ("data", "base", "adapter"):
-        noted = stages.get(RECIPES[name].stage, {}).get("artefacts", {}).get(name)
-        found |= known_by(name, artefacts.record(root, name, noted), root, values)
+        seal = read_seal(artefacts.path_of(root, name)) or artefacts.noted(name, stages)
+        found |= known_by(name, seal, root, values)
     return found
 
 
 def known_by(name: str, seal: dict | None, root: Path, values: dict) -> dict[str, str | None]:
     """The contents that are known by the seal of an artefact."""
     content = seal and seal.get("content", seal["sha256"])
-    found = {name: content}
+    found, items = {name: content}, artefacts.path_of(root, "data") / "items.parquet"
     if name == "data":
-        found["items"] = fingerprint(root / "data/items.parquet") if (root / "data/items.parquet").exists() else None
+        found["items"] = fingerprint(items) if items.exists() else None
     if name == "base" and values.get("base_model") == "tiny":
         found["base_model"] = content
     return found
@@ -43,9 +44,12 @@ def known_by(name: str, seal: dict | None, root: Path, values: dict) -> dict[str
 def raw(values: dict, inputs: dict[str, str]) -> str | None:
     """The content of the raw files that stage 1 read; of those that are gone, as it was. inputs: as the manifest has
     them."""
-    here = {name: input_path(name, values) for name in inputs}
-    found = [fingerprint(path) if path and path.exists() else inputs[name] for name, path in here.items()]
-    return content_of(dict(zip(here, found, strict=True))) if found else None
+    now = dict(inputs)
+    for name in inputs:
+        path = input_path(name, values)
+        if path and path.exists():
+            now[name] = fingerprint(path)
+    return content_of(now) if now else None
 
 
 def content_of(inputs: dict[str, str]) -> str:
@@ -79,6 +83,6 @@ def known_revision(root: Path, name: str, values: dict, stages: dict) -> str | N
         entry = stages[recipe.stage]
         same = all(entry["parameters"].get(each) == values.get(each) for each in (name, asked))
         return entry["revisions"].get(name) if same else None
-    seal = artefacts.record(root, MADE_WITH[name]) or {"made_from": {}}  # where the manifest is gone
+    seal = read_seal(artefacts.path_of(root, MADE_WITH[name])) or {"made_from": {}}  # where the manifest is gone
     model, _, commit = str(seal["made_from"].get(name)).rpartition("@")
     return commit if model == values[name] and values.get(asked) in (None, commit) else None

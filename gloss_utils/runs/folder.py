@@ -7,7 +7,7 @@ from pathlib import Path
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, fingerprint, read_json
 from gloss_utils.runs import artefacts
-from gloss_utils.runs.artefacts import KEPT, RECIPES, TO_MAKE, State, differing
+from gloss_utils.runs.artefacts import KEPT, RECIPES, TO_MAKE, State, differing, path_of
 from gloss_utils.runs.contents import contents, input_path, known_by
 from gloss_utils.runs.parameters import (
     EVALUATE,
@@ -52,21 +52,21 @@ class RunFolder:
         self.stage_lock = self.root / ".stage.lock"
         self.parameters = self.root / "params.yaml"
         self.manifest = self.root / "manifest.json"
-        self.data = self.root / "data"
+        self.data = path_of(self.root, "data")
         self.items = self.data / "items.parquet"
         self.interactions = self.data / "interactions.parquet"
         self.users = self.data / "users.parquet"
         self.statistics = self.data / "statistics.json"
         self.rejected_data = self.data / "rejected.jsonl"
         self.rejected_queries = self.root / "rejected.jsonl"
-        self.base = self.root / "model/base"
-        self.adapter = self.root / "model/adapter"
+        self.base = path_of(self.root, "base")
+        self.adapter = path_of(self.root, "adapter")
         self.tracking = self.root / "model/tracking"
         self.training = self.adapter / "training.json"
-        self.sasrec = self.root / "model/sasrec"
-        self.dense_index = self.root / "index/dense"
-        self.bm25_index = self.root / "index/bm25"
-        self.queries = self.root / "queries.jsonl"
+        self.sasrec = path_of(self.root, "sasrec")
+        self.dense_index = path_of(self.root, "dense")
+        self.bm25_index = path_of(self.root, "bm25")
+        self.queries = path_of(self.root, "texts")
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
         self.qrels = self.root / "qrels.trec"
@@ -121,8 +121,8 @@ class RunFolder:
         return {name: state for name, state in found.items() if stage in (None, RECIPES[name].stage)}
 
     def record(self, name: str) -> dict | None:
-        """What the manifest noted of a costly artefact: its seal, as it was; None where it noted nothing."""
-        return self.stages().get(RECIPES[name].stage, {}).get("artefacts", {}).get(name)
+        """What the manifest noted of a costly artefact (see `artefacts.noted`)."""
+        return artefacts.noted(name, self.stages())
 
     def why_run(self, stage: str, values: dict) -> str | None:
         """Why `stage` has to be run; None where it was finished with these parameters and nothing changed since.
@@ -145,7 +145,7 @@ class RunFolder:
             return f"{changed} is missing or not as it was read"
         for name, state in self.states(values, stage).items():
             if state.kind != KEPT:
-                return f"{artefacts.RECIPES[name].path}: {state.why}"
+                return f"{RECIPES[name].path}: {state.why}"
         if damaged := self.damaged(entry):
             return f"{self.root / damaged} is missing or not as it was left"
         return None

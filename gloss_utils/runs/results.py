@@ -45,9 +45,9 @@ def of_run(folder: RunFolder, command: str) -> dict:
     stages = folder.stages()
     if not set(STAGES[:5]) <= set(stages):
         raise GlossError(f"{folder.root} holds no finished 05_evaluate; run notebooks 01 to 05 first")
-    parameters = {name: value for stage in stages.values() for name, value in stage["parameters"].items()}
+    given = _given(stages)
     inputs = {
-        digest: (input_path(name, parameters) or Path(name)).name
+        digest: (input_path(name, given) or Path(name)).name
         for stage in stages.values()
         for name, digest in stage["inputs"].items()
     }
@@ -66,10 +66,15 @@ def of_run(folder: RunFolder, command: str) -> dict:
     }
 
 
+def _given(stages: dict) -> dict:
+    """The parameters of all these stages of a manifest, as they are."""
+    return {name: value for entry in stages.values() for name, value in entry["parameters"].items()}
+
+
 def parameters_of(stages: dict) -> dict:
     """The parameters of all these stages of a manifest; of a path only what another machine has, too: from the
     repository's root, or the name."""
-    values = {name: value for entry in stages.values() for name, value in entry["parameters"].items()}
+    values = _given(stages)
     for name, value in values.items():
         if isinstance(value, str) and (path := Path(value)).is_absolute():
             values[name] = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name

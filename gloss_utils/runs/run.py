@@ -138,7 +138,7 @@ class Run:
             raise GlossError(state.broken(path, name))
         elif state.kind != KEPT:
             if state.size is not None:
-                say(f"{path.name}: {state.why} ({state.cost()}); that one goes to {root / 'kept'}")
+                say(f"{path.name}: {state.why} ({state.cost()}); that one goes to {self.folder.kept}")
             return False
         else:
             say(f"{path.name}: it is there, and nothing that it is made from has changed")
@@ -169,10 +169,12 @@ class Run:
         seal_of(artefacts.path_of(self.folder.root, name)).unlink(missing_ok=True)
 
     def open(self, name: str) -> Path:
-        """The path of a costly artefact of this or an earlier stage. Raises `GlossError` where it is not as it was
-        written."""
+        """The path of a costly artefact. Raises `GlossError` where it is not as it was written; what this stage made
+        or found kept was looked at then."""
         path = artefacts.path_of(self.folder.root, name)
-        noted = self.artefacts.get(name) or self.folder.record(name) or read_seal(path)
+        if name in self.artefacts:
+            return path
+        noted = self.folder.record(name) or read_seal(path)
         state = artefacts.state(self.folder.root, name, noted and noted["made_from"], noted)
         if state.kind != KEPT:
             raise GlossError(state.broken(path, name))
