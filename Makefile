@@ -3,6 +3,7 @@
 #   make report RUN=runs/demo           joins a run's executed notebooks into runs/demo/report.html
 #   make lock                           resolves all dependencies again into requirements/cpu.txt and gpu.txt
 #   make figures                        draws figures/ and writes docs/results.md again from figures/results/
+#   make pages                          runs the demo where it is not done, and writes docs/demo/ from its notebooks
 #   make run TORCH_INDEX=<address>      takes PyTorch from there (its CPU index spares gigabytes of CUDA)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PARAMS ?= demo
@@ -25,7 +26,7 @@ READY := $(ENV)/.gloss-ready-$(subst $(comma),-,$(EXTRAS))
 
 LOCK := requirements/$(if $(findstring gpu,$(EXTRAS)),gpu,cpu).txt
 
-.PHONY: run test test-slow lint lab report figures setup lock
+.PHONY: run test test-slow lint lab report figures pages setup lock
 
 run: $(READY)
 	$(PY) -m gloss_utils run $(PARAMS:%=params/%.yaml)
@@ -48,6 +49,10 @@ report: $(READY)
 figures: $(READY)
 	$(PY) -m gloss_utils figures
 	$(PY) -m benchmarks.results_page
+
+pages: $(READY)
+	$(PY) -m gloss_utils run params/demo.yaml
+	$(PY) -m benchmarks.demo_pages runs/demo
 
 setup: $(READY)
 

@@ -79,13 +79,20 @@ def test_peak_memory_on_windows(monkeypatch):
     assert models.peak_memory() == 3
 
 
-@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given, found):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    code = "import os, sys, gloss_utils; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "PASSIVE 500"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7"),
+    ],
+)
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(given, found):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    code = f"import os, sys, gloss_utils; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [found, "False"]
+    assert done.stdout.strip() == f"{found} False"
 
 
 @pytest.mark.parametrize(
