@@ -1,5 +1,6 @@
 # GLoSS. `make run` and `make test` set up the environment on first use.
 #   make run PARAMS="beauty llama-1b"   runs params/beauty.yaml and params/llama-1b.yaml into runs/beauty-llama-1b/
+#   make lab                            opens the notebooks in JupyterLab, set to the demo's parameters (or to PARAMS)
 #   make report RUN=runs/demo           joins a run's executed notebooks into runs/demo/report.html
 #   make lock                           resolves all dependencies again into requirements/cpu.txt and gpu.txt
 #   make figures                        draws figures/ and writes docs/results.md again from figures/results/
@@ -41,7 +42,8 @@ lint: $(READY)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 lab: $(READY)
-	$(PY) -m jupyter lab notebooks
+	$(PY) -m gloss_utils lab $(PARAMS:%=params/%.yaml)
+	$(PY) -m jupyter lab "$(RUN)/lab"
 
 report: $(READY)
 	$(PY) -m gloss_utils report "$(RUN)"

@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("made_by", metavar="COMMAND", help="what made the run, for whoever wants to make it again")
     results.add_argument("--to", type=Path, metavar="FILE", help="default: figures/results/, named like the run folder")
     results.set_defaults(verb=_results)
+    lab = commands.add_parser("lab", help="write notebooks with these parameters to RUN/lab, for JupyterLab")
+    add_parameters(lab)
+    lab.set_defaults(verb=_lab)
     cells = commands.add_parser("cells", help="write all parameters and their defaults into the notebooks' first cells")
     cells.set_defaults(verb=_cells)
     return parser
@@ -112,6 +115,12 @@ def _results(options) -> list[str]:
     from gloss_utils.runs.results import write_results
 
     return [str(write_results(RunFolder(options.run_dir.resolve()), options.made_by, options.to))]
+
+
+def _lab(options) -> list[str]:
+    from gloss_utils.runs import notebooks
+
+    return notebooks.write_lab(options.files, [tuple(pair) for pair in options.overrides])
 
 
 def _cells(options) -> list[str]:

@@ -29,11 +29,12 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed"),
 ]
 PATIENCE = 120  # seconds that a cell may take
-NOTEBOOK = "jupyterapp.shell.currentWidget.content"
+WIDGET = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])][0]"  # the current one is null until it is clicked
+NOTEBOOK = f"{WIDGET}.content"
 CELLS = f"return {NOTEBOOK}.widgets.map(cell => cell.model.toJSON())"
 PROMPT = f"return {NOTEBOOK}.widgets[arguments[0]].inputArea?.promptNode?.textContent"
 ACTIVE = f"return {NOTEBOOK}.activeCellIndex"
-STATUS = "return window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status"
+STATUS = f"return {WIDGET}?.sessionContext?.session?.kernel?.status"
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def wait(browser, script: str, wanted, *arguments, seconds: float = 60):
 def step_through(browser, lab, stage: str, pictures) -> list[dict]:
     """Run a notebook cell by cell with Shift+Enter; returns its cells. A picture is taken after each code cell."""
     browser.get(lab(stage))
-    wait(browser, "return window.jupyterapp?.shell?.currentWidget?.context?.path", f"{stage}.ipynb")
+    wait(browser, f"return {WIDGET}?.context?.path", f"{stage}.ipynb")
     wait(browser, STATUS, "idle")
     browser.execute_script(f"return {NOTEBOOK}.widgets[0].node").click()
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)

@@ -11,8 +11,10 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from gloss_utils.__main__ import main
 from gloss_utils.base.files import read_json
 from gloss_utils.runs import notebooks
+from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.given import assigned, read, read_file, resolve
 from gloss_utils.runs.given import cell as cell_of
 from gloss_utils.runs.parameters import (
@@ -49,6 +51,26 @@ def test_parameters_cell_is_written_from_the_models(stage):
     cell = next(cell for cell in notebook(stage).cells if "parameters" in cell.metadata.get("tags", []))
     assert cell.source == cell_of(stage), "run `python -m gloss_utils cells`"
     assert check(assigned(cell.source)) == defaults(stage)
+
+
+def test_notebooks_for_jupyterlab_have_the_parameters_of_the_files(tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["lab", str(ROOT / "params/demo.yaml"), "-p", "run_dir", str(run), "-p", "seed", "7"]
+    assert main(command) == 0
+    expected = read([str(ROOT / "params/demo.yaml")], [("seed", "7")]) | {"run_dir": str(run)}
+    for stage in STAGES:
+        book = nbformat.read(run / f"lab/{stage}.ipynb", as_version=4)
+        first = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+        assert check(assigned(first.source)) == resolve(stage, expected)
+        assert [cell.source for cell in book.cells if cell is not first] == [
+            cell.source for cell in notebook(stage).cells if "parameters" not in cell.metadata.get("tags", [])
+        ]
+    changed = run / f"lab/{EXPLORE}.ipynb"
+    changed.write_text("mine")
+    capsys.readouterr()
+    assert main(command) == 0
+    assert changed.read_text() == "mine" and f"{changed} was there" in capsys.readouterr().out
+    RunFolder(run).check_is_run()  # a run may begin in it
 
 
 def test_a_parameter_of_two_stages_is_the_same_in_both():

@@ -75,6 +75,7 @@ class RunFolder:
         self.figures = self.root / "figures"
         self.notebooks = self.root / "notebooks"
         self.report = self.root / "report.html"
+        self.lab = self.root / "lab"  # notebooks to step through by hand
         self.unfinished = self.root / "unfinished"  # checkpoints and journals
         self.kept = self.root / "kept"  # artefacts in whose place another came
         self.hashes = self.root / ".hashes.json"
@@ -159,7 +160,7 @@ class RunFolder:
             holds = set(os.listdir(root)) if root.is_dir() else set()
         except OSError as error:
             raise GlossError(f"run_dir {self.root} cannot be read ({error.strerror}); choose another") from error
-        if holds and not holds & {path.name for path in (self.manifest, self.parameters, self.run_lock)}:
+        if holds and not holds & {path.name for path in (self.manifest, self.parameters, self.run_lock, self.lab)}:
             raise GlossError(
                 f"run_dir {self.root} is not empty and not the folder of a run; choose a new or an empty folder"
             )

@@ -92,24 +92,28 @@ def assigned(source: str) -> dict:
     return found
 
 
-def cell(stage: str) -> str:
-    """The first code cell of a stage's notebook: each parameter with its default and its meaning."""
+def cell(stage: str, values: dict | None = None) -> str:
+    """The first code cell of a notebook: each parameter of a stage with its value, or else its default, and meaning."""
     model, lines = MODELS[stage], []
     own = [name for name in model.__annotations__ if name != "run_dir"]  # before those that it shares with other stages
     for name in dict.fromkeys(("run_dir", *own, *model.model_fields)):
         field = model.model_fields[name]
-        default = json.dumps(field.default) if isinstance(field.default, (str, list)) else repr(field.default)
-        lines.append(f"{name} = {default}" + (f"  # {field.description}" if field.description else ""))
+        value = (values or {}).get(name, field.default)
+        shown = json.dumps(value) if isinstance(value, (str, list)) else repr(value)
+        lines.append(f"{name} = {shown}" + (f"  # {field.description}" if field.description else ""))
     return "\n".join(lines)
 
 
-def write_cells():
-    """Write the parameters into the notebooks' first code cells."""
+def write_cells(values: dict | None = None, to: Path = NOTEBOOKS) -> list[str]:
+    """Write the notebooks with these parameters in their first code cells; in another folder than their own, those that
+    are there are left as they are. Returns the names of what was written."""
     import nbformat  # takes seconds to import, and kernels read parameters without it
 
-    for stage in STAGES:
-        path = NOTEBOOKS / f"{stage}.ipynb"
-        notebook = nbformat.read(path, as_version=4)
-        next(each for each in notebook.cells if "parameters" in each.metadata.get("tags", [])).source = cell(stage)
-        with write_whole(path) as part:
+    written = [stage for stage in STAGES if to == NOTEBOOKS or not (to / f"{stage}.ipynb").exists()]
+    for stage in written:
+        notebook = nbformat.read(NOTEBOOKS / f"{stage}.ipynb", as_version=4)
+        first = next(each for each in notebook.cells if "parameters" in each.metadata.get("tags", []))
+        first.source = cell(stage, values)
+        with write_whole(to / f"{stage}.ipynb") as part:
             nbformat.write(notebook, part)
+    return written

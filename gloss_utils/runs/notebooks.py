@@ -19,7 +19,7 @@ from gloss_utils.data.rejects import Rejects
 from gloss_utils.report.html import page
 from gloss_utils.runs import artefacts, results, room
 from gloss_utils.runs.folder import RunFolder, needs
-from gloss_utils.runs.given import given_to, read, resolve
+from gloss_utils.runs.given import given_to, read, resolve, write_cells
 from gloss_utils.runs.lock import for_runner
 from gloss_utils.runs.parameters import (
     EVALUATE,
@@ -63,6 +63,17 @@ def planned(files: list[str], overrides: list[tuple[str, str]]) -> tuple[RunFold
     """The folder of a run of all stages, and the parameters of all of them. Raises `GlossError` as `run` does."""
     folder, _, resolved = _checked(files, overrides)
     return folder, effective(folder, resolved, STAGES)
+
+
+def write_lab(files: list[str], overrides: list[tuple[str, str]]) -> list[str]:
+    """Write notebooks with these parameters into the run's `lab/`, where one steps through them; returns what to say.
+
+    Those that are there are left alone: their reader may have changed them. Raises `GlossError` as `run` does.
+    """
+    folder, values, _ = _checked(files, overrides)
+    written = write_cells(values, folder.lab)
+    left = [f"{folder.lab / stage}.ipynb was there and is left as it is" for stage in STAGES if stage not in written]
+    return [*left, f"open them with: jupyter lab {folder.lab}"]
 
 
 def _checked(files: list[str], overrides: list[tuple[str, str]]) -> tuple[RunFolder, dict, dict[str, dict]]:
