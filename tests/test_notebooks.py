@@ -11,7 +11,9 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from gloss_utils import explore_data
 from gloss_utils.__main__ import main
+from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
@@ -65,6 +67,8 @@ def test_notebooks_for_jupyterlab_have_the_parameters_of_the_files(tmp_path, cap
         assert [cell.source for cell in book.cells if cell is not first] == [
             cell.source for cell in notebook(stage).cells if "parameters" not in cell.metadata.get("tags", [])
         ]
+    paper = nbformat.read(run / "lab/07_paper_figures.ipynb", as_version=4).cells[1].source
+    assert assigned(paper) == {"runs": [str(run)], "figures_dir": f"{run}/paper"}
     changed = run / f"lab/{EXPLORE}.ipynb"
     changed.write_text("mine")
     capsys.readouterr()
@@ -171,6 +175,16 @@ def test_a_notebook_alone_says_which_to_run_first(tmp_path):
 
 def test_an_unknown_parameter_under_papermill(tmp_path):
     assert failure(EXPLORE, tmp_path, nonsense=3).startswith("unknown parameter 'nonsense' (value 3)")
+
+
+def test_a_name_misspelt_in_the_first_cell_by_hand(tmp_path):
+    """Also where the kernel still has the right name, from before."""
+    cells = ["", f'run_dir = "{tmp_path}"\nmax_users = 9', f'run_dir = "{tmp_path}"\nmax_user = 8  # of many']
+    given = {"run_dir": str(tmp_path), "max_users": 9, "max_user": 8, "In": cells}
+    with pytest.raises(GlossError, match=r"unknown parameter 'max_user' \(value 8\); did you mean max_users"):
+        explore_data.start(given)
+    given["In"].append(cells[1])
+    assert explore_data.start(given)["max_users"] == 9
 
 
 def test_a_run_folder_of_another_dataset(small_run, tmp_path):

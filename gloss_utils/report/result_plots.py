@@ -133,9 +133,10 @@ def parts(tables: list[dict]) -> plt.Figure | None:
         return None
     frame = frame[frame["left_out"] != "none"].assign(label="lost without it, 95 % interval")
     plot = plots.with_intervals(frame, DOTS, along="x", y="left_out").facet("metric", "run").label(x="", y="")
-    figure = plots.draw(plot, (PAGE, 0.6 + 1.2 * frame["run"].nunique()))
+    figure = plots.draw(plot, (PAGE, 0.9 + 1.2 * frame["run"].nunique()))
     for axis in figure.axes:
         axis.axvline(0, color="0.4", linewidth=0.8)
+        axis.set_title("\n".join(textwrap.fill(part, 40) for part in axis.get_title().split(" | ")))
     return figure
 
 

@@ -10,7 +10,10 @@ import yaml
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import write_whole
-from gloss_utils.runs.parameters import MODELS, NOTEBOOKS, PATHS, ROOT, STAGES, check, defaults
+from gloss_utils.runs.parameters import MODELS, NOTEBOOKS, PAPER, PATHS, ROOT, STAGES, check, defaults
+
+PAPER_CELL = """runs = ["{run_dir}"]  # run folders or files of results, from the repository's root
+figures_dir = "{run_dir}/paper"  # where figures and tables go"""
 
 
 def read(files: list[str], overrides: list[tuple[str, str]]) -> dict:
@@ -92,6 +95,12 @@ def assigned(source: str) -> dict:
     return found
 
 
+def names_assigned(source: str) -> list[str]:
+    """The names that a cell assigns values to."""
+    assignments = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [target.id for node in assignments for target in node.targets if isinstance(target, ast.Name)]
+
+
 def cell(stage: str, values: dict | None = None) -> str:
     """The first code cell of a notebook: each parameter of a stage with its value, or else its default, and meaning."""
     model, lines = MODELS[stage], []
@@ -109,11 +118,13 @@ def write_cells(values: dict | None = None, to: Path = NOTEBOOKS) -> list[str]:
     are there are left as they are. Returns the names of what was written."""
     import nbformat  # takes seconds to import, and kernels read parameters without it
 
-    written = [stage for stage in STAGES if to == NOTEBOOKS or not (to / f"{stage}.ipynb").exists()]
-    for stage in written:
-        notebook = nbformat.read(NOTEBOOKS / f"{stage}.ipynb", as_version=4)
-        first = next(each for each in notebook.cells if "parameters" in each.metadata.get("tags", []))
-        first.source = cell(stage, values)
-        with write_whole(to / f"{stage}.ipynb") as part:
+    cells = {stage: cell(stage, values) for stage in STAGES}
+    if values:
+        cells[PAPER] = PAPER_CELL.format(**values)
+    written = [name for name in cells if to == NOTEBOOKS or not (to / f"{name}.ipynb").exists()]
+    for name in written:
+        notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+        next(each for each in notebook.cells if "parameters" in each.metadata.get("tags", [])).source = cells[name]
+        with write_whole(to / f"{name}.ipynb") as part:
             nbformat.write(notebook, part)
     return written

@@ -25,6 +25,7 @@ from gloss_utils.runs.parameters import (
     EVALUATE,
     EXPLORE,
     NOTEBOOKS,
+    PAPER,
     RETRIEVE,
     ROOT,
     STAGES,
@@ -72,8 +73,9 @@ def write_lab(files: list[str], overrides: list[tuple[str, str]]) -> list[str]:
     """
     folder, values, _ = _checked(files, overrides)
     written = write_cells(values, folder.lab)
-    left = [f"{folder.lab / stage}.ipynb was there and is left as it is" for stage in STAGES if stage not in written]
-    return [*left, f"open them with: jupyter lab {folder.lab}"]
+    left = [name for name in (*STAGES, PAPER) if name not in written]
+    said = [f"{folder.lab / name}.ipynb was there and is left as it is" for name in left]
+    return [*said, f"open them with: jupyter lab {folder.lab}"]
 
 
 def _checked(files: list[str], overrides: list[tuple[str, str]]) -> tuple[RunFolder, dict, dict[str, dict]]:
@@ -136,7 +138,7 @@ def draw(runs: list[str], to: str) -> Path:
     folder = Path(to).absolute()
     tables = [str(Path(run).absolute()) for run in runs]
     results.read_all([Path(table) for table in tables], folder / "results")  # errors come before any work
-    execute("07_paper_figures", {"runs": tables, "figures_dir": str(folder)}, RunFolder(ROOT / "runs/figures"))
+    execute(PAPER, {"runs": tables, "figures_dir": str(folder)}, RunFolder(ROOT / "runs/figures"))
     return folder
 
 

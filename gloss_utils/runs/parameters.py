@@ -218,6 +218,7 @@ MODELS: dict[str, type[Parameters]] = {
 }
 PATHS = ("run_dir", "data_dir", "interactions_file", "items_file", "queries_file", "ranking_weights")
 STAGES = EXPLORE, FINE_TUNE, INDEX, RETRIEVE, EVALUATE, SEGMENTS = tuple(MODELS)
+PAPER = "07_paper_figures"  # which reads finished runs, and is none of their stages
 
 
 def defaults(stage: str) -> dict:

@@ -30,7 +30,7 @@ from gloss_utils.runs import artefacts
 from gloss_utils.runs.artefacts import KEPT
 from gloss_utils.runs.contents import REVISIONS, contents, known_by
 from gloss_utils.runs.folder import RunFolder, changed_input, code_of, identity, needs
-from gloss_utils.runs.given import assigned
+from gloss_utils.runs.given import assigned, names_assigned
 from gloss_utils.runs.lock import take_stage
 from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, check, check_files, defaults
 
@@ -254,6 +254,7 @@ def open_run(stage: str, notebook: dict) -> Run:
     and undamaged; changes no result. Raises a one-line `GlossError` otherwise.
     """
     injected = check(_injected(notebook))
+    check(_typed(notebook))
     values = check({name: notebook.get(name, default) for name, default in defaults(stage).items()})
     check_files(values)
     folder, remake = RunFolder(values.pop("run_dir")), values.pop("remake")
@@ -286,6 +287,12 @@ def _injected(notebook: dict) -> dict:
         if source.split("\n", 1)[0] == "# Parameters":
             found |= assigned(source)
     return found
+
+
+def _typed(notebook: dict) -> dict:
+    """What a notebook's first cell assigns, as it was last run, misspelt names included."""
+    cells = [source for source in notebook.get("In", []) if source.startswith("run_dir = ")]
+    return {name: notebook[name] for name in names_assigned("".join(cells[-1:])) if name in notebook}
 
 
 def is_main() -> bool:
