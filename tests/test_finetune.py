@@ -1,6 +1,7 @@
 """Fine-tuning and generation on models small enough to make here: the 4-bit path, resuming, beams and their scores."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -142,6 +143,17 @@ def train_small(folder, epochs=3, patience=3, **more):
         "test",
     )
     return model, result
+
+
+def test_a_run_of_wandb_is_finished_with_the_training(tmp_path, monkeypatch):
+    """Not with the process, which is killed where notebooks run without a reader."""
+    finished, arguments = [], training._arguments
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda: finished.append(True)))
+    monkeypatch.setattr(training, "_arguments", lambda given, *rest: arguments(replace(given, report_to="none"), *rest))
+    train_small(tmp_path / "none", epochs=1)
+    assert not finished
+    train_small(tmp_path / "wandb", epochs=1, report_to="wandb")
+    assert finished == [True]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about training on a CPU")

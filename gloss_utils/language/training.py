@@ -297,6 +297,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     with full_disk_in_one_line(folder):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if settings.report_to == "wandb":
+        importlib.import_module("wandb").finish()  # else it ends with the process, which may be killed
     return {
         "history": [log for log in trainer.state.log_history if "loss" in log or "eval_loss" in log],
         "steps": trainer.state.global_step,

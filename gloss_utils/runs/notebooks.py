@@ -182,6 +182,7 @@ def execute(stage: str, passed: dict, folder: RunFolder):
                     stderr_file=sys.stderr,
                     coalesce_streams=True,
                     extra_arguments=["--IPKernelApp.log_level=40"],
+                    shutdown_kernel="immediate",  # what it has finished is on the disk; asked to end, it takes seconds
                 )
             except BaseException:
                 if part.exists():
