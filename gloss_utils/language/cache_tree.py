@@ -112,15 +112,32 @@ class Tree:
         among = (beam[:, :, None] == beam[:, None, :]) & (place[:, :, None] >= place[:, None, :])
         mask = self._whole(torch.cat([take(self.mask, beam), self._mask(among)], 2))
         positions = self.lengths[:, None] + self.steps + place
-        scores = torch.empty(self.rows, most, device=self.device)
-        portion = max(1, TAIL_LOGITS // (most * self.config.vocab_size))
+        every = torch.arange(most, device=self.device).expand(self.rows, -1)
+        scores = self._scored(written.gather(1, at), positions, mask, every, tails.flatten(1).gather(1, at))
+        return scores.new_zeros(self.rows, count * longest).scatter(1, at, scores).view(-1, count, longest)
+
+    def score_branches(self, tokens, depths, seen, at, nexts) -> torch.Tensor:
+        """Log-probabilities [U, m] of the tokens `nexts`, each after the token at place `at` of its row, [U, m].
+
+        tokens: what hangs on each prompt, [U, q], at these depths below it, from 0. seen: which of a row's tokens each
+        one sees, itself among them, [U, q, q].
+        """
+        mask = self._whole(self._mask(seen))
+        return self._scored(tokens, self.lengths[:, None] + depths, mask, at, nexts)
+
+    def _scored(self, tokens, positions, mask, at, nexts) -> torch.Tensor:
+        """As `score_branches`, in portions of rows whose logits are held at a time; the cache stays as it was."""
+        scores = torch.empty(nexts.shape, device=self.device)
+        count = tokens.shape[1]
+        portion = max(1, TAIL_LOGITS // (count * self.config.vocab_size))
         for row in range(0, self.rows, portion):
             rows = slice(row, min(row + portion, self.rows))
-            logits = self._run(written.gather(1, at)[rows], positions[rows], mask[rows], rows)
-            scores[rows] = logprobs_of(logits, tails.flatten(1).gather(1, at)[rows, :, None]).squeeze(-1)
+            logits = self._run(tokens[rows], positions[rows], mask[rows], rows).float()
+            within = torch.arange(len(logits), device=self.device)[:, None]
+            scores[rows] = logits[within, at[rows], nexts[rows]] - logits.logsumexp(-1).gather(1, at[rows])
             for layer in self.layers:
-                layer.used -= most  # the next portion takes the same columns
-        return scores.new_zeros(self.rows, count * longest).scatter(1, at, scores).view(-1, count, longest)
+                layer.used -= count  # the next portion takes the same columns
+        return scores
 
     def _branch(self, parents: torch.Tensor, stay: torch.Tensor):
         self.lengths, self.prompt_mask, self.rows = self.lengths[stay], self.prompt_mask[stay], len(stay)

@@ -1,0 +1,124 @@
+"""How likely a model finds given texts after a prompt: nothing is searched, and the log-probabilities are exact.
+
+Each prompt runs once, and all its texts hang on it as one tree, so that what they begin with alike runs once, too.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from gloss_utils.language import cache_tree
+from gloss_utils.language.cache_tree import Tree, logprobs_of
+from gloss_utils.language.generation import plan_batches
+
+PROMPT = -1  # the place of what a text's first token follows
+BATCH_TOKENS = 16384  # users at a time × tokens of each
+GROUP = 8  # a user's texts at a time: tokens look past those of all texts of their group, which costs time
+
+
+def score(
+    model, prompts: list[list[int]], texts: list[list[list[int]]], batch_tokens: int = BATCH_TOKENS
+) -> list[list[float]]:
+    """The log-probability (natural, summed over tokens) of each text after its prompt, in the order of the texts.
+
+    prompts: token ids, one at least each. texts: of each prompt, those to score, as token ids with the end of sequence
+    where it counts; one token at least each. A model whose cache is of another kind is asked text by text (`plain`).
+    """
+    if cache_tree.unfit(model):
+        return plain(model, prompts, texts)
+    scores: list[list[float]] = [[] for _ in prompts]
+    for batch in plan_batches([len(prompt) for prompt in prompts], 0, batch_tokens):
+        some = [place for place in batch if texts[place]]
+        found = _score_batch(model, [prompts[place] for place in some], [texts[place] for place in some])
+        for place, row in zip(some, found, strict=True):
+            scores[place] = row
+    return scores
+
+
+@torch.inference_mode()
+def plain(model, prompts: list[list[int]], texts: list[list[list[int]]]) -> list[list[float]]:
+    """The same as `score` by a whole pass of prompt and text for each text."""
+    scores = []
+    for prompt, some in zip(prompts, texts, strict=True):
+        scores.append([])
+        for text in some:
+            whole = torch.tensor([[*prompt, *text]], device=model.device)
+            logits = model(whole[:, :-1]).logits[0, len(prompt) - 1 :]
+            scores[-1].append(float(logprobs_of(logits, whole[0, len(prompt) :, None]).double().sum()))
+    return scores
+
+
+@dataclass
+class _Branches:
+    """The tree of some texts of a prompt. N nodes, each a token that follows another, or the prompt (`PROMPT`); the Q
+    tokens that something follows are those that run.
+
+    follows: place among those that run, of what each node follows, [N]. nexts: each node's token, [N]. tokens, depths:
+    of those that run, [Q], parents first. seen: which of these each sees, [Q, Q]. paths: each text's nodes.
+    """
+
+    follows: np.ndarray
+    nexts: np.ndarray
+    tokens: np.ndarray
+    depths: np.ndarray
+    seen: np.ndarray
+    paths: list[list[int]]
+
+    @classmethod
+    def of(cls, texts: list[list[int]]) -> "_Branches":
+        nodes: dict[tuple[int, int], int] = {}  # (the node that it follows, its token) -> its place
+        paths = []
+        for text in texts:
+            node, path = PROMPT, []
+            for token in text:
+                node = nodes.setdefault((node, token), len(nodes))
+                path.append(node)
+            paths.append(path)
+        parents = [parent for parent, _ in nodes]
+        running = sorted(set(parents) - {PROMPT})
+        place = {PROMPT: PROMPT} | {node: place for place, node in enumerate(running)}
+        nexts = np.array([token for _, token in nodes], dtype=np.int64)
+        depths = np.zeros(len(running), dtype=np.int64)
+        seen = np.eye(len(running), dtype=bool)
+        for at, node in enumerate(running):
+            if (before := place[parents[node]]) != PROMPT:
+                depths[at] = depths[before] + 1
+                seen[at] |= seen[before]
+        return cls(
+            np.array([place[parent] for parent in parents], dtype=np.int64), nexts, nexts[running], depths, seen, paths
+        )
+
+
+@torch.inference_mode()
+def _score_batch(model, prompts: list[list[int]], texts: list[list[list[int]]]) -> list[list[float]]:
+    if not prompts:
+        return []
+    tree = Tree(model, prompts, GROUP, max(len(text) for some in texts for text in some))
+    first = tree.read_prompts().squeeze(1)
+    orders = [sorted(range(len(some)), key=some.__getitem__) for some in texts]  # what begins alike stands together
+    scores = [[0.0] * len(some) for some in texts]
+    for begin in range(0, max(map(len, orders)), GROUP):
+        groups = [order[begin : begin + GROUP] for order in orders]
+        branches = [_Branches.of([some[at] for at in group]) for some, group in zip(texts, groups, strict=True)]
+        for row, (group, found) in enumerate(zip(groups, _score_group(tree, first, branches), strict=True)):
+            for at, path in zip(group, branches[row].paths, strict=True):
+                scores[row][at] = float(found[path].sum())
+    return scores
+
+
+def _score_group(tree: Tree, first: torch.Tensor, branches: list[_Branches]) -> np.ndarray:
+    """The log-probability of each node of each row, [U, N]. first: the logits after the prompts, [U, vocabulary]."""
+    follows, nexts, tokens, depths = (
+        pad_sequence([torch.from_numpy(getattr(found, name)) for found in branches], batch_first=True).to(tree.device)
+        for name in ("follows", "nexts", "tokens", "depths")
+    )
+    scores, longest = logprobs_of(first, nexts), tokens.shape[1]
+    if longest:
+        seen = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)  # a place that is filled up sees itself
+        for row, found in enumerate(branches):
+            seen[row, : len(found.tokens), : len(found.tokens)] = torch.from_numpy(found.seen)
+        below = tree.score_branches(tokens, depths, seen.to(tree.device), follows.clamp_min(0), nexts)
+        scores = torch.where(follows == PROMPT, scores, below)
+    return scores.double().cpu().numpy()
