@@ -67,6 +67,17 @@ def _cached(name: str, revision: str) -> str | None:
     return found if is_hash and (folder / "snapshots" / found).is_dir() else None
 
 
+def in_cache(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a hub model in the cache of this machine, or the local folder itself.
+
+    For packages that ask the hub though they are told not to: of a folder they ask nothing. Raises
+    `huggingface_hub.errors.LocalEntryNotFoundError` where the cache does not have it.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(huggingface_hub.snapshot_download(str(name), revision=revision, local_files_only=True))
+
+
 def only_safetensors(folder: str | Path):
     """Raise `GlossError` where a local model folder has weights as a pickle, which may hold code, for safetensors.
 
