@@ -1,6 +1,7 @@
 """What holds for every model that comes from outside: no network is waited for, and no pickle is read."""
 
 import re
+import shutil
 from pathlib import Path
 
 import httpx
@@ -76,6 +77,26 @@ def in_cache(name: str | Path, revision: str | None = None) -> Path:
     if Path(name).is_dir():
         return Path(name)
     return Path(huggingface_hub.snapshot_download(str(name), revision=revision, local_files_only=True))
+
+
+def check_room(name: str | Path, revision: str | None, size: int):
+    """Raise `GlossError` where the weights of a hub model, of about `size` bytes, are still to be downloaded, and the
+    disk of the cache has no room for them."""
+    if Path(name).is_dir() or _has_weights(str(name), revision):
+        return
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    if free < size:
+        raise GlossError(
+            f"the weights of {name} are about {size / 2**30:.1f} GiB to download to {cache}, where {free / 2**30:.1f} "
+            "are free; make room, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _has_weights(name: str, revision: str | None) -> bool:
+    commit = _cached(name, revision or "main")
+    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=name, repo_type="model")
+    return bool(commit) and any((folder / "snapshots" / commit).glob("*.safetensors"))
 
 
 def only_safetensors(folder: str | Path):

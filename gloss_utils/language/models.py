@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.hub import only_local, only_safetensors
+from gloss_utils.language import memory
+from gloss_utils.language.sizes import Sizes
 
 transformers.utils.logging.disable_progress_bar()  # of reading and writing weights
 
@@ -109,14 +111,40 @@ def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision
             f"base model {base} has another vocabulary ({len(tokenizer):,} tokens, {size:,} embeddings) than the "
             f"adapter in {adapter} was trained with ({len(known):,} tokens); run stage 02 again"
         )
-    if load_in_4bit and not torch.cuda.is_available():
-        # The same weights, unpacked once. Without a GPU, unpacking them at every step would take most of the time.
-        model = model.dequantize()
     only_safetensors(adapter)
+    if not merges(model, load_in_4bit):
+        return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
+    if load_in_4bit:
+        # The same weights, unpacked once. Unpacking them at every step would take most of the time on a CPU.
+        model = model.dequantize()
     model = PeftModel.from_pretrained(model, adapter).eval()
+    return pack(model.merge_and_unload()), tokenizer
+
+
+def merges(model, load_in_4bit: bool) -> bool:
+    """Whether generation unpacks the weights of a loaded model and merges the adapter, or keeps 4 bits and the adapter
+    beside them, which is slower and for a GPU with too little memory. On a GPU, prints a line on it.
+    """
+    free = free_gpu_memory()
+    if free is None:
+        return True
+    numbers = Sizes.of(model.config)
+    # What is loaded already takes its part of the memory, and does not count among what is free.
+    more = memory.unpacked(numbers) - memory.base(numbers, load_in_4bit) if load_in_4bit else 0
+    amounts = f"about {more / 2**30:.1f} GiB more of GPU memory, and {free / 2**30:.1f} are free"
+    if more <= free:
+        how = f"unpacked to 16 bits (it takes {amounts})" if load_in_4bit else "in 16 bits"
+        print(f"Generation holds the model {how}, with the adapter merged.")
+        return True
+    print(f"Generation keeps the model in 4 bits and the adapter beside it, which is slower: unpacked takes {amounts}.")
+    return False
+
+
+def free_gpu_memory() -> int | None:
+    """The bytes that are free on this process's GPU, with what PyTorch holds and does not use; None without a GPU."""
     if not torch.cuda.is_available():
-        model = pack(model.merge_and_unload())
-    return model, tokenizer
+        return None
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def load_tokenizer(adapter: Path):
@@ -209,6 +237,11 @@ def one_line(name: str | Path, revision: str | None = None):
             raise GlossError(
                 f"{model} cannot be loaded now: the Hugging Face hub did not answer in time ({reason}); run again "
                 "later, or set HF_HUB_OFFLINE=1 to take what is in the cache of this machine"
+            ) from error
+        if "out of memory" in reason:
+            raise GlossError(
+                f"{model} does not fit in the GPU's memory ({reason}); end what else runs on it, set load_in_4bit, or "
+                "take a smaller model (docs/gpu.md says what fits)"
             ) from error
         if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
             raise GlossError(

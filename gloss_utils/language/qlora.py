@@ -10,11 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
@@ -28,6 +25,7 @@ from gloss_utils.language.models import (
     load_config,
     one_line,
 )
+from gloss_utils.language.sizes import is_of, linear_layers, without_weights
 from gloss_utils.language.training import seed_everything
 
 
@@ -85,28 +83,12 @@ def check_modules(base: str | Path, lora_modules: list[str], revision: str | Non
         )
 
 
-def is_of(name: str, modules: list[str]) -> bool:
-    """Whether peft takes a layer of this full name for one of these modules."""
-    return any(f".{name}".endswith(f".{module}") for module in modules)
-
-
-def without_weights(config) -> torch.nn.Module:
-    """The language model of a transformers config, whose parameters have a shape, but no values."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
-def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The linear layers of a model, by name: those that can have an adapter."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)}
-
-
 def _with_unsloth(base: str | Path, settings: QLoRA, revision: str | None):
     unsloth, local = sys.modules["unsloth"], only_local(base)
     only_safetensors(base)
     with one_line(base, revision), _cure():
-        # unsloth loads some files without `local_files_only`, and would ask the hub that does not answer; of a folder it
-        # asks nothing.
+        # unsloth loads some files without `local_files_only`, and would wait for a hub that does not answer; of a
+        # folder it asks nothing.
         name, at = (in_cache(base, revision), None) if local else (base, revision)
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(name),
