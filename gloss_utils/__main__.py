@@ -1,7 +1,7 @@
 """The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`.
 
 What a run has: `status FILE...`, `verify RUN`. What is made from it: `figures [RUN...]`, `report RUN`, `results RUN
-COMMAND`.
+COMMAND`. Whether a GPU works: `check-gpu`.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("made_by", metavar="COMMAND", help="what made the run, for whoever wants to make it again")
     results.add_argument("--to", type=Path, metavar="FILE", help="default: figures/results/, named like the run folder")
     results.set_defaults(verb=_results)
+    gpu = commands.add_parser("check-gpu", help="in minutes: does fine-tuning and generation work on this GPU")
+    gpu.add_argument("--shape", default="llama-1b", choices=("llama-1b", "llama-3b", "llama-8b", "15m", "tiny"))
+    gpu.add_argument("--tokens", type=int, default=512, metavar="N", help="of each text and prompt")
+    gpu.add_argument("--scratch", type=Path, metavar="DIR", help="where the random model is written for a while")
+    gpu.set_defaults(verb=_check_gpu)
     cells = commands.add_parser("cells", help="write all parameters and their defaults into the notebooks' first cells")
     cells.set_defaults(verb=_cells)
     return parser
@@ -112,6 +118,12 @@ def _results(options) -> list[str]:
     from gloss_utils.runs.results import write_results
 
     return [str(write_results(RunFolder(options.run_dir.resolve()), options.made_by, options.to))]
+
+
+def _check_gpu(options) -> Iterator[str]:
+    from gloss_utils.runs.check_gpu import check
+
+    return check(options.shape, options.tokens, options.scratch)
 
 
 def _cells(options) -> list[str]:

@@ -209,7 +209,10 @@ def imported(tmp_path: Path, code: str, package: str = PACKAGE, **environment) -
     )
 
 
-@pytest.mark.parametrize("module", ["gloss_utils.fine_tune", "benchmarks.finetune"])
+CHECK = "gloss_utils.runs.check_gpu as it; it.import_unsloth()"  # as its step does at first
+
+
+@pytest.mark.parametrize("module", ["gloss_utils.fine_tune", "benchmarks.finetune", CHECK])
 def test_unsloth_comes_before_what_it_patches_and_is_quiet(tmp_path, module):
     found = imported(tmp_path, f"import {module}")
     assert found.stdout.splitlines() == ["first", "quiet"] and found.returncode == 0, found.stderr

@@ -89,7 +89,8 @@ def _with_unsloth(base: str | Path, settings: QLoRA, revision: str | None):
     with one_line(base, revision), _cure():
         # unsloth loads some files without `local_files_only`, and would wait for a hub that does not answer; of a
         # folder it asks nothing.
-        name, at = (in_cache(base, revision), None) if local else (base, revision)
+        in_hub = not Path(base).is_dir()
+        name, at = (in_cache(base, revision), None) if local and in_hub else (base, revision)
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(name),
             revision=at,
