@@ -104,13 +104,7 @@ def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision
     Raises `GlossError` where base and adapter do not have the same vocabulary, and as `load_base` does.
     """
     model, tokenizer = load_base(base, load_in_4bit, revision)
-    trained, size = load_tokenizer(adapter), model.get_input_embeddings().num_embeddings
-    known = trained.get_vocab()
-    if not same_texts(tokenizer, trained) or max(_written(trained).values()) >= size:
-        raise GlossError(
-            f"base model {base} has another vocabulary ({len(tokenizer):,} tokens, {size:,} embeddings) than the "
-            f"adapter in {adapter} was trained with ({len(known):,} tokens); run stage 02 again"
-        )
+    check_vocabulary(base, adapter, model, tokenizer)
     only_safetensors(adapter)
     if not merges(model, load_in_4bit):
         return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
@@ -119,6 +113,17 @@ def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision
         model = model.dequantize()
     model = PeftModel.from_pretrained(model, adapter).eval()
     return pack(model.merge_and_unload()), tokenizer
+
+
+def check_vocabulary(base: str | Path, adapter: Path, model, tokenizer):
+    """Raise `GlossError` where a base model and an adapter do not have the same vocabulary (see `same_texts`)."""
+    trained, size = load_tokenizer(adapter), model.get_input_embeddings().num_embeddings
+    known = trained.get_vocab()
+    if not same_texts(tokenizer, trained) or max(_written(trained).values()) >= size:
+        raise GlossError(
+            f"base model {base} has another vocabulary ({len(tokenizer):,} tokens, {size:,} embeddings) than the "
+            f"adapter in {adapter} was trained with ({len(known):,} tokens); run stage 02 again"
+        )
 
 
 def merges(model, load_in_4bit: bool) -> bool:
