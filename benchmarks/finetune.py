@@ -6,6 +6,7 @@ takes real texts; `--base-model llama-1b` (3b, 8b) takes those shapes with rando
 model, all trained as params/llama-1b.yaml says, for a GPU.
 """
 
+# ruff: noqa: E402
 import argparse
 import gc
 import json
@@ -14,6 +15,10 @@ import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+from gloss_utils.base.unsloth_first import import_unsloth
+
+import_unsloth()  # before transformers and peft, which it patches
 
 import torch
 

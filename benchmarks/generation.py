@@ -16,63 +16,15 @@ import time
 import warnings
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from benchmarks import agreement, timing
 from gloss_utils.language import beam_search, hf_generate, models
 from gloss_utils.language.cache_tree import Tree
+from gloss_utils.language.shapes import END, SHAPES, new_model
 
 LENGTHS = (100, 400, 900)
 USERS, NUM_BEAMS, NEW_TOKENS = 8, 5, 30
-END = 2
-ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
-SHAPES = {  # of Meta's published configurations
-    "15m": {
-        "vocab_size": 8000,
-        "hidden_size": 384,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 7,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "tie_word_embeddings": True,
-    },
-    "llama-1b": LLAMA
-    | {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "tie_word_embeddings": True,
-        "rope_parameters": ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192},
-    },
-    "llama-3b": LLAMA
-    | {
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "tie_word_embeddings": True,
-        "rope_parameters": ROPE | {"factor": 32.0, "original_max_position_embeddings": 8192},
-    },
-    "llama-8b": LLAMA
-    | {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "tie_word_embeddings": False,
-        "rope_parameters": ROPE | {"factor": 8.0, "original_max_position_embeddings": 8192},
-    },
-}
-
-
-def new_model(shape: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """A Llama of that shape with random weights, on the GPU where there is one."""
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        config = LlamaConfig(**SHAPES[shape], bos_token_id=1, eos_token_id=END, dtype=dtype)
-        return LlamaForCausalLM._from_config(config).eval()
 
 
 def new_prompts(model, length: int, seed: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`.
 
 What a run has: `status FILE...`, `verify RUN`. What is made from it: `figures [RUN...]`, `report RUN`, `results RUN
-COMMAND`.
+COMMAND`, `merge RUN FOLDER`. Texts of a server: `ask FILE... --server ADDRESS`. Whether a GPU works: `check-gpu`.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     lab = commands.add_parser("lab", help="write notebooks with these parameters to RUN/lab, for JupyterLab")
     add_parameters(lab)
     lab.set_defaults(verb=_lab)
+    merge = commands.add_parser("merge", help="write the fine-tuned model as one folder in 16 bits, as vLLM loads it")
+    merge.add_argument("run_dir", metavar="RUN", type=Path)
+    merge.add_argument("to", metavar="FOLDER", type=Path)
+    merge.set_defaults(verb=_merge)
+    ask = commands.add_parser("ask", help="let a server of the merged model write the texts, to a queries_file")
+    add_parameters(ask)
+    ask.add_argument("--server", required=True, metavar="ADDRESS", help="OpenAI-compatible, as http://localhost:8000")
+    ask.add_argument("--model", metavar="NAME", help="as the server calls it; default: its first")
+    ask.add_argument("--to", required=True, type=Path, metavar="FILE", help="queries file to write")
+    ask.add_argument("--at-once", type=int, default=16, metavar="N", help="users that are asked for side by side")
+    ask.set_defaults(verb=_ask)
+    gpu = commands.add_parser("check-gpu", help="in minutes: does fine-tuning and generation work on this GPU")
+    gpu.add_argument("--shape", default="llama-1b", choices=("llama-1b", "llama-3b", "llama-8b", "15m", "tiny"))
+    gpu.add_argument("--tokens", type=int, default=512, metavar="N", help="of each text and prompt")
+    gpu.add_argument("--scratch", type=Path, metavar="DIR", help="where the random model is written for a while")
+    gpu.set_defaults(verb=_check_gpu)
     cells = commands.add_parser("cells", help="write all parameters and their defaults into the notebooks' first cells")
     cells.set_defaults(verb=_cells)
     return parser
@@ -121,6 +138,26 @@ def _lab(options) -> list[str]:
     from gloss_utils.runs import notebooks
 
     return notebooks.write_lab(options.files, [tuple(pair) for pair in options.overrides])
+
+
+def _merge(options) -> list[str]:
+    from gloss_utils.runs.export import merge
+    from gloss_utils.runs.folder import RunFolder
+
+    return [merge(RunFolder(options.run_dir.resolve()), options.to.resolve())]
+
+
+def _ask(options) -> Iterator[str]:
+    from gloss_utils.runs import export, notebooks
+
+    folder, parameters = notebooks.planned(options.files, [tuple(pair) for pair in options.overrides])
+    return export.ask(folder, parameters, options.server, options.model, options.to.resolve(), options.at_once)
+
+
+def _check_gpu(options) -> Iterator[str]:
+    from gloss_utils.runs.check_gpu import check
+
+    return check(options.shape, options.tokens, options.scratch)
 
 
 def _cells(options) -> list[str]:

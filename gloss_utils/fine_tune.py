@@ -1,24 +1,23 @@
 """Stage 2: QLoRA fine-tuning (METHOD, 2) on the training split, stopped early by the loss on the validation users.
 
-With one GPU and unsloth installed, unsloth loads the model; otherwise transformers, peft and bitsandbytes do, on the
-CPU too. On several GPUs, in place of notebook 2:
+With one GPU and unsloth installed, unsloth loads the model (not with GLOSS_UNSLOTH=off in the environment); otherwise
+transformers, peft and bitsandbytes do, on the CPU too. On several GPUs, in place of notebook 2:
 
     accelerate launch --multi_gpu --num_processes 2 -m gloss_utils.fine_tune FILE... [-p NAME VALUE]...
 """
 
 # ruff: noqa: E402
 import argparse
-import importlib.util
 import os
 import sys
 import time
 
 import pandas as pd
-import torch
+
+from gloss_utils.base.unsloth_first import import_unsloth
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # as `accelerate launch` started them
-if PROCESSES == 1 and torch.cuda.is_available() and importlib.util.find_spec("unsloth"):
-    import unsloth  # noqa: F401  before transformers and peft, which it patches
+import_unsloth()  # before transformers and peft, which it patches
 
 from accelerate.utils import parse_flag_from_env
 

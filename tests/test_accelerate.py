@@ -1,8 +1,10 @@
 """Fine-tuning in several processes: the same steps, the same losses, and a run that goes on from them."""
 
+import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -150,3 +152,19 @@ def test_the_configuration_of_fsdp_is_one_that_accelerate_reads():
 
     config = load_config_from_file(str(Path(notebooks.ROOT, "params/accelerate/fsdp_qlora.yaml")))
     assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
+
+
+def test_fsdp_shards_float32_norms_and_embeddings_beside_4bit_weights_in_bf16(tmp_path):
+    """On two CPU processes; FSDP2 asks only the weights that are trained to be of one type."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.fsdp", str(tmp_path), str(port)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=notebooks.ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, together = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    expected = {"rest": ["torch.float32"], "4 bits": ["torch.bfloat16"], "trained": ["torch.float32"]}
+    assert together["types"] == expected
+    assert together["sharded"] == pytest.approx(alone["alone"], rel=2e-3)  # its losses are in bf16
+    assert together["sharded"][-1] < together["sharded"][0]

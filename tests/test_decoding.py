@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from helpers import small_llama
+from peft import LoraConfig, get_peft_model
 
 from benchmarks import agreement
 from gloss_utils.language import beam_search, cache_tree, hf_generate
@@ -233,3 +234,45 @@ def test_a_model_that_makes_its_own_positions_is_found_out(monkeypatch):
     forward = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda **given: forward(**(given | {"position_ids": None})))
     assert "more than the positions and the mask" in cache_tree.unfit(model)
+
+
+NASTY = {  # what a base model's generation_config.json may hold
+    "repetition_penalty": 3.0,
+    "length_penalty": -2.0,
+    "top_k": 2,
+    "top_p": 0.1,
+    "min_p": 0.5,
+    "temperature": 0.01,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": [1, 2, 3, 4],
+    "begin_suppress_tokens": [5, 6],
+    "bad_words_ids": [[7], [8]],
+    "min_new_tokens": 9,
+    "forced_bos_token_id": 11,
+    "forced_eos_token_id": 12,
+    "eos_token_id": [20, 21, 22],
+    "early_stopping": True,
+    "encoder_repetition_penalty": 2.0,
+    "max_length": 3,
+    "do_sample": True,
+    "use_cache": False,
+}
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_generate_takes_nothing_from_the_base_models_own_generation_config(with_adapter):
+    model, end = small_llama(VOCABULARY), 3
+    uniforms = torch.rand(len(LENGTHS), 4, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = hf_generate.beam_search(model, prompts(), 4, 12, end)
+    drawn = hf_generate.sample(model, prompts(), uniforms, end, temperature=0.7)
+    assert not agreement.differing(beam_search.beam_search(model, prompts(), 4, 12, end), expected)
+    if with_adapter:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2)).eval()  # which changes nothing yet
+    nasty = transformers.GenerationConfig(**NASTY)
+    model.generation_config = nasty
+    plain = model.generate(torch.tensor([prompts()[4]]), max_new_tokens=12, num_beams=4, pad_token_id=end)
+    assert plain[0, 30:].tolist() != expected[4].tokens[0]  # the config would have counted
+    assert_same(hf_generate.beam_search(model, prompts(), 4, 12, end), expected)
+    assert_same(hf_generate.sample(model, prompts(), uniforms, end, temperature=0.7), drawn)
+    assert_same(beam_search.beam_search(model, prompts(), 4, 12, end), expected)
+    assert model.generation_config is nasty

@@ -15,7 +15,7 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import prompts
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import models, qlora
+from gloss_utils.language import memory, models, qlora
 from gloss_utils.language.sizes import Sizes
 from gloss_utils.rank import sasrec
 from gloss_utils.runs import estimates
@@ -106,12 +106,12 @@ def test_texts_and_rankings_on_disk(small_run, tmp_path):
 def test_memory_of_a_base_model_and_of_generation(small_run, sizes):
     model, _ = models.load_base(run_of(small_run).folder.base, load_in_4bit=False)
     truth = sum(weights.nbytes for weights in model.parameters())
-    assert estimates.base(sizes, load_in_4bit=False, weight=4) == truth
+    assert memory.base(sizes, load_in_4bit=False, weight=4) == truth
     inner = sizes.parameters - sizes.embeddings
-    assert estimates.base(sizes, load_in_4bit=True) == int(0.55 * inner) + 2 * sizes.embeddings
+    assert memory.base(sizes, load_in_4bit=True) == int(0.55 * inner) + 2 * sizes.embeddings
     cache = model(torch.ones(6, 40, dtype=torch.long), use_cache=True).past_key_values
     truth = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert estimates.generation(sizes, 6, 40, weight=4) == truth
+    assert memory.generation(sizes, 6, 40, weight=4) == truth
 
 
 def test_memory_of_training(small_run, sizes):
@@ -134,7 +134,7 @@ def test_memory_of_training(small_run, sizes):
     states = sum(state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
     truth = activations + states + sum(parameter.nbytes + parameter.grad.nbytes for parameter in trained)
     lora = sum(parameter.numel() for parameter in trained)
-    assert 0.5 * truth <= estimates.training(sizes, lora, tokens.numel(), False, weight=4) <= 2 * truth
+    assert 0.5 * truth <= memory.training(sizes, lora, tokens.numel(), False, weight=4) <= 2 * truth
 
 
 def test_a_disk_with_and_without_room(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What holds for every model that comes from outside: no network is waited for, and no pickle is read."""
 
 import re
+import shutil
 from pathlib import Path
 
 import httpx
@@ -65,6 +66,37 @@ def _cached(name: str, revision: str) -> str | None:
     found = reference.read_text().strip() if reference.is_file() else revision
     is_hash = re.fullmatch("[0-9a-f]{40}", found)
     return found if is_hash and (folder / "snapshots" / found).is_dir() else None
+
+
+def in_cache(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a hub model in the cache of this machine, or the local folder itself.
+
+    For packages that ask the hub though they are told not to: of a folder they ask nothing. Raises
+    `huggingface_hub.errors.LocalEntryNotFoundError` where the cache does not have it.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(huggingface_hub.snapshot_download(str(name), revision=revision, local_files_only=True))
+
+
+def check_room(name: str | Path, revision: str | None, size: int):
+    """Raise `GlossError` where the weights of a hub model, of about `size` bytes, are still to be downloaded, and the
+    disk of the cache has no room for them."""
+    if Path(name).is_dir() or _has_weights(str(name), revision):
+        return
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    if free < size:
+        raise GlossError(
+            f"the weights of {name} are about {size / 2**30:.1f} GiB to download to {cache}, where {free / 2**30:.1f} "
+            "are free; make room, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _has_weights(name: str, revision: str | None) -> bool:
+    commit = _cached(name, revision or "main")
+    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=name, repo_type="model")
+    return bool(commit) and any((folder / "snapshots" / commit).glob("*.safetensors"))
 
 
 def only_safetensors(folder: str | Path):

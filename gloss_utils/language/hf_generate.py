@@ -3,7 +3,10 @@
 `beam_search` and `sample` return what those of `beam_search.py` do, but other random draws.
 """
 
+from contextlib import contextmanager
+
 import torch
+from transformers import GenerationConfig
 
 from gloss_utils.language.beam_search import Decoded, by_mean, until_end
 from gloss_utils.language.trie import ROOT, Trie
@@ -16,9 +19,25 @@ def generate(model, prompts: list[list[int]], end: int, **options):
     ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     filled = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     neutral = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "eos_token_id": end}
-    return model.generate(
-        ids, attention_mask=torch.tensor(filled, device=model.device), pad_token_id=end, **(neutral | options)
-    )
+    with _neutral(model):
+        return model.generate(
+            ids, attention_mask=torch.tensor(filled, device=model.device), pad_token_id=end, **(neutral | options)
+        )
+
+
+@contextmanager
+def _neutral(model):
+    """Set the model's own `generation_config` aside: `generate` takes from it all that it is not told (a penalty for
+    repetitions or length, forbidden or forced tokens, a least length), which `beam_search.py` knows nothing of."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft, which sets both
+    own = [(each, each.generation_config) for each in (model, inner)]
+    try:
+        for each, _ in own:
+            each.generation_config = GenerationConfig()
+        yield
+    finally:
+        for each, config in own:
+            each.generation_config = config
 
 
 def beam_search(

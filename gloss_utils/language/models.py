@@ -16,17 +16,29 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.hub import only_local, only_safetensors
+from gloss_utils.language import memory
+from gloss_utils.language.sizes import Sizes
 
 transformers.utils.logging.disable_progress_bar()  # of reading and writing weights
 
 TINY = "tiny"  # stands for the base model of `tiny.py`, where a name or a folder is asked for
 
 
+def has_bf16() -> bool:
+    """Whether the GPU itself multiplies in bf16. On an older one, as a T4, PyTorch emulates it, slowly: that is no."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def compute_dtype() -> torch.dtype:
-    """bf16 where the device has it; float32 on the CPU, where 4-bit layers run about ten times faster in it."""
+    """bf16 where the GPU has it, else fp16; float32 on the CPU, where 4-bit layers run about ten times faster in it."""
     if not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if has_bf16() else torch.float16
+
+
+def device_map() -> dict[str, int | str]:
+    """All of a model on one device: this process's GPU, though several may be visible, or else the CPU."""
+    return {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
 
 
 def peak_memory() -> float:
@@ -72,7 +84,6 @@ def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None)
     source = {"revision": revision, "local_files_only": local}
     with one_line(name, revision), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes warns of features that the CPU does not have
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             quantization_config=quantization() if load_in_4bit else None,
@@ -80,10 +91,10 @@ def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None)
             use_safetensors=True,
             trust_remote_code=False,
             adapter_kwargs=source,  # else it looks for an adapter in the latest revision, online
-            device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
+            device_map=device_map(),
             **source,
         )
-    return model, with_padding(tokenizer)
+    return model, base_tokenizer(name, revision, local, model.get_input_embeddings().num_embeddings)
 
 
 def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision: str | None = None):
@@ -93,20 +104,52 @@ def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision
     Raises `GlossError` where base and adapter do not have the same vocabulary, and as `load_base` does.
     """
     model, tokenizer = load_base(base, load_in_4bit, revision)
-    known, size = load_tokenizer(adapter).get_vocab(), model.get_input_embeddings().num_embeddings
-    if known != tokenizer.get_vocab() or max(known.values()) >= size:
+    check_vocabulary(base, adapter, model, tokenizer)
+    only_safetensors(adapter)
+    if not merges(model, load_in_4bit):
+        return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
+    if load_in_4bit:
+        # The same weights, unpacked once. Unpacking them at every step would take most of the time on a CPU.
+        model = model.dequantize()
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    return pack(model.merge_and_unload()), tokenizer
+
+
+def check_vocabulary(base: str | Path, adapter: Path, model, tokenizer):
+    """Raise `GlossError` where a base model and an adapter do not have the same vocabulary (see `same_texts`)."""
+    trained, size = load_tokenizer(adapter), model.get_input_embeddings().num_embeddings
+    known = trained.get_vocab()
+    if not same_texts(tokenizer, trained) or max(_written(trained).values()) >= size:
         raise GlossError(
             f"base model {base} has another vocabulary ({len(tokenizer):,} tokens, {size:,} embeddings) than the "
             f"adapter in {adapter} was trained with ({len(known):,} tokens); run stage 02 again"
         )
-    if load_in_4bit and not torch.cuda.is_available():
-        # The same weights, unpacked once. Without a GPU, unpacking them at every step would take most of the time.
-        model = model.dequantize()
-    only_safetensors(adapter)
-    model = PeftModel.from_pretrained(model, adapter).eval()
+
+
+def merges(model, load_in_4bit: bool) -> bool:
+    """Whether generation unpacks the weights of a loaded model and merges the adapter, or keeps 4 bits and the adapter
+    beside them, which is slower and for a GPU with too little memory. On a GPU, prints a line on it.
+    """
+    free = free_gpu_memory()
+    if free is None:
+        return True
+    numbers = Sizes.of(model.config)
+    # What is loaded already takes its part of the memory, and does not count among what is free.
+    more = memory.unpacked(numbers) - memory.base(numbers, load_in_4bit) if load_in_4bit else 0
+    amounts = f"about {more / 2**30:.1f} GiB more of GPU memory, and {free / 2**30:.1f} are free"
+    if more <= free:
+        how = f"unpacked to 16 bits (it takes {amounts})" if load_in_4bit else "in 16 bits"
+        print(f"Generation holds the model {how}, with the adapter merged.")
+        return True
+    print(f"Generation keeps the model in 4 bits and the adapter beside it, which is slower: unpacked takes {amounts}.")
+    return False
+
+
+def free_gpu_memory() -> int | None:
+    """The bytes that are free on this process's GPU, with what PyTorch holds and does not use; None without a GPU."""
     if not torch.cuda.is_available():
-        model = pack(model.merge_and_unload())
-    return model, tokenizer
+        return None
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def load_tokenizer(adapter: Path):
@@ -114,17 +157,45 @@ def load_tokenizer(adapter: Path):
     return with_padding(AutoTokenizer.from_pretrained(adapter, local_files_only=True, trust_remote_code=False))
 
 
-def with_padding(tokenizer):
+def base_tokenizer(name: str | Path, revision: str | None, local: bool, embeddings: int):
+    """The tokenizer of a base model, by one rule whatever package loads the model. embeddings: rows of its matrix.
+
+    Errors as of `load_base`.
+    """
+    with one_line(name, revision):
+        source = {"revision": revision, "local_files_only": local}
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
+    return with_padding(tokenizer, embeddings)
+
+
+def same_texts(one, other) -> bool:
+    """Whether two tokenizers stand for the same texts: their vocabularies, padding aside, and their end tokens.
+
+    A padding token is in no text, and packages that repair tokenizers choose or add different ones.
+    """
+    differing = {token for token, _ in set(one.get_vocab().items()) ^ set(other.get_vocab().items())}
+    paddings = {one.pad_token, other.pad_token} - {one.eos_token, other.eos_token}
+    return one.eos_token_id == other.eos_token_id and differing <= paddings
+
+
+def _written(tokenizer) -> dict[str, int]:
+    """The vocabulary without a token that only pads."""
+    padding = {tokenizer.pad_token} - {tokenizer.eos_token}
+    return {token: place for token, place in tokenizer.get_vocab().items() if token not in padding}
+
+
+def with_padding(tokenizer, embeddings: int | None = None):
     """Give the tokenizer a padding token where it has none: Llama-3's own spare one, or else the end token.
 
-    Raises `GlossError` where it has no end-of-sequence token.
+    So, too, where the model has no embedding for its padding token. (Padding is masked everywhere, so that no result
+    depends on which token it is.) Raises `GlossError` where the tokenizer has no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
         raise GlossError(
             f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, so no text could "
             "end; choose another base_model"
         )
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None or (embeddings is not None and tokenizer.pad_token_id >= embeddings):
         spare = "<|finetune_right_pad_id|>"
         tokenizer.pad_token = spare if spare in tokenizer.get_vocab() else tokenizer.eos_token
     return tokenizer
@@ -167,6 +238,16 @@ def one_line(name: str | Path, revision: str | None = None):
         if "No space left" in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
+        if isinstance(error, TimeoutError):
+            raise GlossError(
+                f"{model} cannot be loaded now: the Hugging Face hub did not answer in time ({reason}); run again "
+                "later, or set HF_HUB_OFFLINE=1 to take what is in the cache of this machine"
+            ) from error
+        if "out of memory" in reason:
+            raise GlossError(
+                f"{model} does not fit in the GPU's memory ({reason}); end what else runs on it, set load_in_4bit, or "
+                "take a smaller model (docs/gpu.md says what fits)"
+            ) from error
         if any(isinstance(cause, GatedRepoError) for cause in _causes(error)):
             raise GlossError(
                 f"{model} is gated: accept its licence on its Hugging Face page, run `hf auth login`, and run again"

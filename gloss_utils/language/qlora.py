@@ -1,24 +1,31 @@
 """QLoRA (METHOD, 2): a base model in 4 bits that stays as it is, and low-rank adapters beside it, which are trained.
 
-transformers, peft and bitsandbytes set the model up, on the CPU too. Where the caller has imported unsloth, unsloth
-does: it has to be imported before transformers and peft, which it patches, so before this module. Either way the
-adapter is saved in PEFT's format.
+transformers, peft and bitsandbytes set the model up, on the CPU too. Where `base.unsloth_first` has imported unsloth,
+unsloth does: it patches transformers and peft, so it comes before this module. Either way the tokenizer is the same,
+and the adapter is saved in PEFT's format.
 """
 
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
-from gloss_utils.base.hub import only_safetensors
-from gloss_utils.language.models import compute_dtype, load_base, load_config, one_line, with_padding
+from gloss_utils.base.hub import in_cache, only_local, only_safetensors
+from gloss_utils.base.unsloth_first import SWITCH
+from gloss_utils.language.models import (
+    base_tokenizer,
+    compute_dtype,
+    device_map,
+    load_base,
+    load_config,
+    one_line,
+)
+from gloss_utils.language.sizes import is_of, linear_layers, without_weights
 from gloss_utils.language.training import seed_everything
 
 
@@ -47,7 +54,7 @@ class QLoRA:
 
 
 def uses_unsloth() -> bool:
-    """Whether unsloth sets models up here, because it was imported."""
+    """Whether unsloth sets models up here, because it was imported (see `base.unsloth_first`)."""
     return "unsloth" in sys.modules
 
 
@@ -76,43 +83,45 @@ def check_modules(base: str | Path, lora_modules: list[str], revision: str | Non
         )
 
 
-def is_of(name: str, modules: list[str]) -> bool:
-    """Whether peft takes a layer of this full name for one of these modules."""
-    return any(f".{name}".endswith(f".{module}") for module in modules)
-
-
-def without_weights(config) -> torch.nn.Module:
-    """The language model of a transformers config, whose parameters have a shape, but no values."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
-def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The linear layers of a model, by name: those that can have an adapter."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)}
-
-
 def _with_unsloth(base: str | Path, settings: QLoRA, revision: str | None):
-    unsloth = sys.modules["unsloth"]
+    unsloth, local = sys.modules["unsloth"], only_local(base)
     only_safetensors(base)
-    with one_line(base, revision):
-        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-            str(base),
-            revision=revision,
+    with one_line(base, revision), _cure():
+        # unsloth loads some files without `local_files_only`, and would wait for a hub that does not answer; of a
+        # folder it asks nothing.
+        in_hub = not Path(base).is_dir()
+        name, at = (in_cache(base, revision), None) if local and in_hub else (base, revision)
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
+            str(name),
+            revision=at,
             max_seq_length=settings.max_length,
             dtype=compute_dtype(),
             load_in_4bit=settings.load_in_4bit,
+            device_map=device_map(),  # its own would spread a model over all GPUs that are visible
+            local_files_only=local,
+            fix_tokenizer=False,
             use_safetensors=True,
             trust_remote_code=False,
             use_exact_model_name=True,  # else it trains on its own copy of the weights, which generation does not load
         )
-    model = unsloth.FastLanguageModel.get_peft_model(
-        model,
-        random_state=settings.seed,
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
-        **settings.lora(),
-    )
-    return model, with_padding(tokenizer)
+        model = unsloth.FastLanguageModel.get_peft_model(
+            model,
+            random_state=settings.seed,
+            use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+            **settings.lora(),
+        )
+    # Not unsloth's tokenizer: its repair may choose or add another padding token than generation finds in the base.
+    return model, base_tokenizer(name, at, local, model.get_input_embeddings().num_embeddings)
+
+
+@contextmanager
+def _cure():
+    """Say of an error of unsloth's own that one can do without unsloth."""
+    try:
+        yield
+    except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RuntimeError(f"{reason}; or {SWITCH}=off in the environment trains without unsloth") from error
 
 
 def _with_peft(base: str | Path, settings: QLoRA, revision: str | None):

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from gloss_utils.language import qlora
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,14 @@ class Sizes:
     @classmethod
     def of(cls, config) -> "Sizes":
         """From a transformers config of a causal language model; no weights are made."""
-        model, heads = qlora.without_weights(config), config.num_attention_heads
+        model, heads = without_weights(config), config.num_attention_heads
         ends = {layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
         groups = getattr(config, "num_key_value_heads", None) or heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
         return cls(
             parameters=sum(weights.numel() for weights in model.parameters()),
             embeddings=sum(weights.numel() for weights in ends),
-            linear={name: sum(layer.weight.shape) for name, layer in qlora.linear_layers(model).items()},
+            linear={name: sum(layer.weight.shape) for name, layer in linear_layers(model).items()},
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             keys=groups * head,
@@ -37,4 +39,20 @@ class Sizes:
 
     def lora(self, modules: list[str], rank: int) -> int:
         """The parameters of low-rank adapters on the linear layers of these names."""
-        return rank * sum(size for name, size in self.linear.items() if qlora.is_of(name, modules))
+        return rank * sum(size for name, size in self.linear.items() if is_of(name, modules))
+
+
+def is_of(name: str, modules: list[str]) -> bool:
+    """Whether peft takes a layer of this full name for one of these modules."""
+    return any(f".{name}".endswith(f".{module}") for module in modules)
+
+
+def without_weights(config) -> torch.nn.Module:
+    """The language model of a transformers config, whose parameters have a shape, but no values."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The linear layers of a model, by name: those that can have an adapter."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear | Conv1D)}

@@ -24,7 +24,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, full_disk_in_one_line, read_json, write_json
 from gloss_utils.base.seals import is_sealed, seal
 from gloss_utils.language import checkpoints
-from gloss_utils.language.models import peak_memory
+from gloss_utils.language.models import has_bf16, peak_memory
 
 # Seconds between checkpoints within an epoch, in one process; several processes write one at the end of each epoch.
 SAVE_EVERY = 600
@@ -214,7 +214,7 @@ def cpu_has_bf16() -> bool:
 
 def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    in_bf16 = torch.cuda.is_bf16_supported() if on_gpu else settings.bf16_on_cpu and cpu_has_bf16()
+    in_bf16 = has_bf16() if on_gpu else settings.bf16_on_cpu and cpu_has_bf16()
     count = processes().num_processes
     batch_size, accumulation = per_process_batch(settings.batch_size, settings.gradient_accumulation, count)
     arguments = TrainingArguments(

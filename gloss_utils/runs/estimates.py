@@ -1,18 +1,14 @@
-"""What a run will write to disk, and hold in memory, in bytes, estimated from plain numbers before it starts.
+"""What a run will write to disk, in bytes, estimated from plain numbers before it starts.
 
-Disk: what is there at most, also of what is deleted at the end. The estimates are on the safe side: at least what is
-written, and less than twice that for identifiers and titles like Amazon's. Memory: the model's part, roughly.
+What is there at most, also of what is deleted at the end. The estimates are on the safe side: at least what is written,
+and less than twice that for identifiers and titles like Amazon's. `language.memory` estimates what a model holds.
 """
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.search import on_disk
-
-if TYPE_CHECKING:
-    from gloss_utils.language.sizes import Sizes
 
 FLOAT = 4  # bytes
 NOTES = 16 * 2**10  # configs, logs and cards of a model's folder
@@ -70,32 +66,6 @@ def texts(users: int, num_beams: int, max_new_tokens: int, history: float) -> in
 def rankings(users: int, depth: int, methods: int) -> int:
     """The TREC files of all methods."""
     return methods * users * depth * (USER + ITEM + 31)
-
-
-# ---- in memory
-
-
-def base(model: "Sizes", load_in_4bit: bool, weight: int = 2) -> int:
-    """A base model's weights. weight: bytes of one that is not in 4 bits, as those of the embeddings are not."""
-    inner = model.parameters - model.embeddings
-    return int(inner * (0.55 if load_in_4bit else weight)) + weight * model.embeddings
-
-
-def training(model: "Sizes", lora: int, tokens: int, checkpointing: bool, moment: int = FLOAT, weight: int = 2) -> int:
-    """What training adapters of `lora` parameters takes beside the base model.
-
-    tokens: of all texts of a batch, padding included. moment: bytes of each of the optimiser's two (1 in 8 bits).
-    Activations: 17 values per layer, token and width (Korthikanti et al., arXiv:2205.05198, with fused attention), or
-    one, and 17 of a single layer, with gradient checkpointing; and the logits, in float32, with their gradients.
-    """
-    kept = (model.layers + 17) if checkpointing else 17 * model.layers
-    activations = tokens * (kept * model.width * weight + 2 * FLOAT * model.vocabulary)
-    return lora * (2 * FLOAT + 2 * moment) + activations
-
-
-def generation(model: "Sizes", sequences: int, tokens: int, weight: int = 2) -> int:
-    """The keys and values of sequences (users × beams) of so many tokens (prompt and new ones)."""
-    return 2 * model.layers * model.keys * weight * sequences * tokens
 
 
 # ---- is there room?

@@ -2,6 +2,8 @@
 
 import psutil
 
+from gloss_utils.base import hub
+from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
 from gloss_utils.runs import estimates
 from gloss_utils.runs.artefacts import TO_MAKE
@@ -17,7 +19,7 @@ BATCH_OF_USERS = 32  # prompts that are answered together, at a guess
 
 def check(folder: RunFolder, parameters: dict) -> list[str]:
     """Lines on the disk and the memory that a run needs whose data are there. Raises `GlossError` where the disk has
-    less, and where the base model cannot be had.
+    less, where the base model cannot be had, lacks one of `lora_modules`, or is too large for the GPU.
 
     parameters: those of all stages.
     """
@@ -36,7 +38,7 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
         else:
             model = _sizes(folder, parameters)
             vocabulary, lora = model.vocabulary, model.lora(parameters["lora_modules"], parameters["lora_rank"])
-            lines.append(_memory(model, lora, parameters))
+            lines += _memory(model, lora, parameters)
         needed["adapter"] = estimates.weights(lora, vocabulary) + estimates.checkpoints(lora)
     if "dense" in making:
         dimensions, kind = DIMENSIONS.get(parameters["encoder"], 1024), parameters["index"]
@@ -56,24 +58,50 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
 
 def _sizes(folder: RunFolder, parameters: dict):
     """The base model in numbers, from its config."""
-    from gloss_utils.language import models, sizes  # load torch and transformers
+    from gloss_utils.language import models, qlora, sizes  # load torch and transformers
 
-    revision = known_revision(folder.root, "base_model", parameters, folder.stages())
-    return sizes.Sizes.of(models.load_config(parameters["base_model"], revision or parameters["base_revision"]))
+    revision = known_revision(folder.root, "base_model", parameters, folder.stages()) or parameters["base_revision"]
+    model = sizes.Sizes.of(models.load_config(parameters["base_model"], revision))
+    qlora.check_modules(parameters["base_model"], parameters["lora_modules"], revision)
+    hub.check_room(parameters["base_model"], revision, 2 * model.parameters)  # as most are published, in 16 bits
+    return model
 
 
-def _memory(model, lora: int, parameters: dict) -> str:
+def _memory(model, lora: int, parameters: dict) -> list[str]:
+    """A line on what is held in memory, and one on how training could fit where it may not. Raises `GlossError` where
+    a GPU is too small for any."""
     import torch
 
-    on_gpu = torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    from gloss_utils.language import memory
+
+    on_gpu, in_4bit = torch.cuda.is_available(), parameters["load_in_4bit"]
+    free, total = torch.cuda.mem_get_info() if on_gpu else (psutil.virtual_memory().available, None)
     weight, moment = 2 if on_gpu else 4, 1 if parameters["optimizer"] == "adamw_8bit" else 4
-    base = estimates.base(model, parameters["load_in_4bit"], weight)
+    base = memory.base(model, in_4bit, weight, rest=4 if in_4bit else weight)
     tokens = parameters["batch_size"] * parameters["max_length"]
-    training = estimates.training(model, lora, tokens, parameters["gradient_checkpointing"], moment, weight)
+    training = memory.training(model, lora, tokens, parameters["gradient_checkpointing"], moment, weight)
     sequences = BATCH_OF_USERS * parameters["num_beams"]
-    writing = estimates.generation(model, sequences, parameters["max_length"], weight)
-    return (
+    writing = memory.generation(model, sequences, parameters["max_length"], weight)
+    lines = [
         f"Training will hold at most about {(base + training) / 2**30:.1f} GiB in {'GPU ' * on_gpu}memory, and "
         f"generation about {(base + writing) / 2**30:.1f}; {free / 2**30:.1f} GiB are free now."
-    )
+    ]
+    if not on_gpu or base + training <= free:
+        return lines
+    least = memory.needed(model, lora, parameters["max_length"], True, in_4bit)
+    if least > total:
+        raise GlossError(
+            f"base model {parameters['base_model']} is too large for this GPU: training takes about "
+            f"{least / 2**30:.1f} GiB with the smallest batch and gradient_checkpointing, and it has "
+            f"{total / 2**30:.1f}; take a smaller model, {'' if in_4bit else 'load_in_4bit, '}a shorter max_length or "
+            "a larger GPU (docs/gpu.md says what fits)"
+        )
+    texts = parameters["batch_size"] * parameters["gradient_accumulation"]
+    if fit := memory.fits(model, lora, free, parameters["max_length"], in_4bit):
+        return [
+            *lines,
+            f"That may not fit. -p batch_size {fit.batch_size} -p gradient_accumulation {texts // fit.batch_size} "
+            f"-p gradient_checkpointing {str(fit.gradient_checkpointing).lower()} takes about "
+            f"{fit.needs / 2**30:.1f} GiB.",
+        ]
+    return [*lines, "That may not fit while something else holds memory of this GPU; see nvidia-smi."]

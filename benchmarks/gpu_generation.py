@@ -1,0 +1,116 @@
+"""How fast are texts written in the ways in which a GPU can hold a fine-tuned model, and beside vLLM's beam search?
+
+`python -m benchmarks.gpu_generation --shape llama-1b` (3b, 8b): random weights with an adapter on all layers; in 16 and
+in 4 bits, the adapter merged or beside the weights, each by the tree search and by `generate`, 8 prompts, 5 beams, 30
+new tokens; and vLLM's beam search on the merged folder, where vLLM is installed. Each way has a process of its own. It
+has not been run on a GPU: on a CPU, `--shape tiny` tries it.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig
+
+from benchmarks import generation, timing
+from gloss_utils.language import export, models, qlora, shapes, tiny
+from gloss_utils.runs.parameters import LORA_MODULES
+
+WAYS = {  # in 4 bits, adapter merged
+    "16 bits, merged": (False, True),
+    "16 bits, beside": (False, False),
+    "4 bits, merged": (True, True),
+    "4 bits, beside": (True, False),
+}
+VLLM = "vllm"
+QLORA = qlora.QLoRA(16, 16, 0.0, LORA_MODULES, False, 1024, False, seed=1)
+
+
+def write(shape: str, folder: Path):
+    """A base model of that shape with random weights, an adapter for it, and both merged."""
+    tiny.train_tokenizer(["Rose Toner", "Day Cream"], 300).save_pretrained(folder / "base")
+    shapes.write_model(shape, folder / "base")
+    model, tokenizer = models.load_base(folder / "base", load_in_4bit=False)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **QLORA.lora()))
+    torch.manual_seed(1)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:  # else zero, and the adapter would do nothing
+            torch.nn.init.normal_(weight, std=0.01)
+    qlora.save_adapter(folder / "adapter", adapted, tokenizer, QLORA)
+    del model, adapted
+    export.save_merged(folder / "base", folder / "adapter", folder / "merged", load_in_4bit=False)
+
+
+def measure(way: str, folder: Path, lengths: list[int], runs: int) -> dict:
+    """Median seconds by length of prompt, and the peak memory in MiB, of one way."""
+    if way == VLLM:
+        return {"seconds": _vllm(folder / "merged", lengths, runs)}
+    in_4bit, merged = WAYS[way]
+    with mock.patch.object(models, "merges", lambda *_: merged):
+        model, _ = models.load_finetuned(folder / "base", folder / "adapter", in_4bit)
+    seconds = {}
+    for length in lengths:
+        rivals = {
+            "ours": lambda run, length=length: generation.ours(model, generation.new_prompts(model, length, run)),
+            "generate": lambda run, length=length: generation.theirs(model, generation.new_prompts(model, length, run)),
+        }
+        found, answers = timing.alternate(rivals, runs)
+        seconds[length] = {name: round(statistics.median(values), 4) for name, values in found.items()}
+        last = answers[-1]
+        seconds[length]["overlap"] = round(generation.overlap(last["ours"], last["generate"]), 3)
+    return {"seconds": seconds, "peak": round(models.peak_memory())}
+
+
+def _vllm(folder: Path, lengths: list[int], runs: int) -> dict:
+    from vllm import LLM
+    from vllm.sampling_params import BeamSearchParams
+
+    longest = max(lengths) + generation.NEW_TOKENS
+    engine = LLM(str(folder), max_model_len=longest, max_logprobs=2 * generation.NUM_BEAMS, generation_config="vllm")
+    how = BeamSearchParams(beam_width=generation.NUM_BEAMS, max_tokens=generation.NEW_TOKENS, temperature=0.0)
+    shape = SimpleNamespace(config=AutoConfig.from_pretrained(folder))  # all that prompts are drawn by
+    seconds = {}
+    for length in lengths:
+
+        def search(run, length=length):
+            prompts = generation.new_prompts(shape, length, run)
+            return engine.beam_search([{"prompt_token_ids": prompt} for prompt in prompts], how)
+
+        found, _ = timing.alternate({"vllm": search}, runs)
+        seconds[length] = {"vllm": round(statistics.median(found["vllm"]), 4)}
+    return seconds
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=shapes.SHAPES, default="llama-1b")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(generation.LENGTHS))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--way", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(measure(options.way[0], Path(options.way[1]), options.lengths, options.runs)))
+        return
+    ways = [*WAYS, *([VLLM] if importlib.util.find_spec("vllm") else [])]
+    given = ["--lengths", *map(str, options.lengths), "--runs", str(options.runs)]
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        write(options.shape, Path(scratch))
+        for way in ways:
+            try:
+                found[way] = timing.in_fresh_process("benchmarks.gpu_generation", *given, "--way", way, scratch)
+            except RuntimeError as error:  # as where it does not fit
+                found[way] = {"failed": str(error).strip().splitlines()[-1][:200]}
+    print(json.dumps({"shape": options.shape, "device": timing.device(), "runs": options.runs, "ways": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A fine-tuned model as one folder in 16 bits, with the adapter merged, as vLLM and others load it."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+
+from gloss_utils.base.files import write_whole
+from gloss_utils.base.hub import only_safetensors
+from gloss_utils.language.models import check_vocabulary, compute_dtype, load_base
+
+
+def save_merged(base: str | Path, adapter: Path, to: Path, load_in_4bit: bool, revision: str | None = None):
+    """Write a model folder: safetensors, tokenizer, and a generation config that changes no text.
+
+    load_in_4bit: as the adapter was trained; then the weights are the unpacked ones, which it was fitted to. They are
+    added up in float32 on a CPU, in 16 bits on a GPU. Raises `GlossError` as `models.load_finetuned` does.
+    """
+    model, tokenizer = load_base(base, load_in_4bit, revision)
+    check_vocabulary(base, adapter, model, tokenizer)
+    if load_in_4bit:
+        model = model.dequantize()
+    only_safetensors(adapter)
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model = model.to(torch.bfloat16 if compute_dtype() == torch.float32 else compute_dtype())
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model.config.update(ends)
+    # A server takes its defaults from here, as penalties, which the search here knows nothing of.
+    model.generation_config = GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id)
+    with write_whole(to) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)

@@ -1,0 +1,252 @@
+"""Does the GPU's path work on this machine, how fast is it, and what is to be set? `python -m gloss_utils check-gpu`.
+
+A model of the asked shape with random weights is trained for three steps in 4 bits, with unsloth where it is installed
+and without, and continues the prompts of eight users, by the tree search and by `generate`. Each step is a process of
+its own, as stages 2 and 4 are, and may fail without the others.
+"""
+
+import argparse
+import importlib.metadata
+import io
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields
+from pathlib import Path
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.unsloth_first import SWITCH, import_unsloth
+from gloss_utils.runs.parameters import FINE_TUNE, ROOT, defaults
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "unsloth")
+STEPS, USERS, NUM_BEAMS, NEW_TOKENS = 3, 8, 5, 30
+LIMIT = 600  # seconds for a step
+SCORES = 0.05  # how far the best texts' mean log-probabilities may be apart, by rounding
+TITLES = ["Rose Toner", "Day Cream", "Base Coat", "Alum Block"]
+
+
+def check(shape: str, tokens: int = 512, scratch: Path | None = None) -> Iterator[str]:
+    """Run all steps and yield a line on each: what works, how fast it is, and what to set.
+
+    shape: of `language.shapes`. tokens: of each text and prompt. scratch: where the model is written, by default the
+    system's folder for such files. Raises `GlossError` at the end where a step failed, and where there is no GPU and
+    the shape is too large for a CPU.
+    """
+    device = _step("device", shape, tokens, Path())
+    yield f"device: {device['error'] if 'error' in device else device['line']}"
+    yield "packages: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    if not device.get("gpu") and shape.startswith("llama"):
+        raise GlossError(
+            f"there is no GPU that PyTorch can use, and {shape} is too large for a CPU; install PyTorch for your CUDA "
+            "and its driver (nvidia-smi shows that), or try the steps here with --shape 15m"
+        )
+    failed, found = [], {}
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        for name, title in (
+            ("weights", "weights"),
+            *([("unsloth", "training with unsloth")] if device.get("unsloth") else []),
+            ("train", "training with transformers"),
+            ("generate", "generation"),
+        ):
+            found[name] = _step(name, shape, tokens, Path(folder))
+            error = found[name].get("error")
+            failed += [title] if error else []
+            yield f"{'FAILED' if error else 'ok'}  {title}: {error or found[name]['line']}"
+            if error and name == "weights":
+                break
+    yield from _advice(device, found)
+    if failed:
+        raise GlossError(f"{', '.join(failed)} failed; report these lines, they hold nothing of your data")
+
+
+def _advice(device: dict, found: dict[str, dict]) -> Iterator[str]:
+    """What to set."""
+    with_unsloth, without = found.get("unsloth"), found.get("train", {})
+    if with_unsloth and "speed" in without and with_unsloth.get("speed", 0) < without["speed"]:
+        why = "fails" if "error" in with_unsloth else "is slower"
+        yield f"set: {SWITCH}=off in the environment, because training with unsloth {why} here"
+    if device.get("gpu"):
+        yield f"set: {device['fit']}"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "is not installed"
+
+
+def _step(name: str, shape: str, tokens: int, folder: Path) -> dict:
+    """What a step found, from a process of its own: `line` and more, or the one line of its `error`."""
+    environment = os.environ | ({} if name == "unsloth" else {SWITCH: "off"})
+    command = [sys.executable, "-m", __name__, name, shape, str(tokens), str(folder)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"error": f"it was not done in {LIMIT} seconds"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode == 0 and lines:
+        return json.loads(lines[-1])
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return {"error": (said[-1][:300] if said else f"it ended with status {done.returncode} and said nothing")}
+
+
+# ---- the steps, each in its process
+
+
+def _device(shape: str, tokens: int, folder: Path) -> dict:
+    import torch
+
+    from gloss_utils.language import memory, models, shapes
+
+    if not torch.cuda.is_available():
+        why = "is built for the CPU" if torch.version.cuda is None else "finds no GPU or no driver for its CUDA"
+        return {"gpu": False, "line": f"no GPU: PyTorch {torch.__version__} {why}"}
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    free, total = torch.cuda.mem_get_info()
+    model = shapes.sizes(shape)
+    lora = model.lora(defaults(FINE_TUNE)["lora_modules"], defaults(FINE_TUNE)["lora_rank"])
+    fit, how = memory.fits(model, lora, free), memory.writing(model, free)
+    said = f"{shape} is too large to be trained here; take a smaller model"
+    if fit:
+        said = (
+            f"for {shape} with texts of 1,024 tokens: -p batch_size {fit.batch_size} -p gradient_accumulation "
+            f"{16 // fit.batch_size} -p gradient_checkpointing {str(fit.gradient_checkpointing).lower()}; stage 4 will "
+            f"hold it in {how or 'no way'}"
+        )
+    dtype = str(models.compute_dtype()).removeprefix("torch.")
+    return {
+        "gpu": True,
+        "unsloth": _version("unsloth") != "is not installed",
+        "fit": f"{said} (by formulas, not measured)",
+        "line": f"{gpu.name}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} free, compute capability {gpu.major}."
+        f"{gpu.minor}, computes in {dtype}; {torch.cuda.device_count()} visible, one is used",
+    }
+
+
+def _weights(shape: str, tokens: int, folder: Path) -> dict:
+    from gloss_utils.language import shapes, tiny
+    from gloss_utils.runs.estimates import check_disk
+
+    begun, size = time.perf_counter(), 2 * shapes.sizes(shape).parameters
+    check_disk(folder, {"model": size})
+    tiny.train_tokenizer(TITLES, 400).save_pretrained(folder / "base")
+    shapes.write_model(shape, folder / "base")
+    seconds = time.perf_counter() - begun
+    return {"line": f"{shape} with random weights, {size / 2**30:.1f} GiB, written to {folder} in {seconds:.0f} s"}
+
+
+def _train(shape: str, tokens: int, folder: Path) -> dict:
+    import_unsloth()  # before transformers and peft, which it patches
+    import torch
+
+    from gloss_utils.language import memory, models, qlora, shapes, training
+
+    model = shapes.sizes(shape)
+    settings = _of(qlora.QLoRA, max_length=max(tokens, 16), gradient_checkpointing=False, load_in_4bit=True, seed=1)
+    lora, free = model.lora(settings.lora_modules, settings.lora_rank), models.free_gpu_memory()
+    fit = memory.Fit(2, False, 0) if free is None else memory.fits(model, lora, free, tokens)
+    if fit is None:
+        raise GlossError(f"{shape} is too large for the {free / 2**30:.1f} GiB that are free; take a smaller one")
+    how = _of(training.Settings, batch_size=fit.batch_size, gradient_accumulation=1, epochs=1, warmup_steps=0, seed=1)
+    texts, begun = _texts(STEPS * fit.batch_size, tokens), time.perf_counter()
+    tuned, tokenizer = qlora.with_adapters(folder / "base", settings)
+    loading = time.perf_counter() - begun
+    result = training.train(tuned, tokenizer, texts, texts[:2], how, folder / "training", {}, name="check")
+    loss = next(log["eval_loss"] for log in result["history"] if "eval_loss" in log)
+    changed = sum(float(w.detach().abs().sum()) for name, w in tuned.named_parameters() if "lora_B" in name)
+    if not math.isfinite(loss) or not math.isfinite(changed) or not changed:
+        raise GlossError(f"it trains nothing: the loss is {loss}, the adapters' change {changed}")
+    qlora.save_adapter(folder / "adapter", tuned, tokenizer, settings)
+    peak, place = result["peak_memory_gb"], "GPU memory" if torch.cuda.is_available() else "memory"
+    speed, estimated = result["tokens_per_second"], f" (estimated {fit.needs / 2**30:.1f})" if fit.needs else ""
+    return {
+        "speed": speed,
+        "line": f"{result['steps']} steps of {fit.batch_size} texts of {tokens} tokens, {speed:,} "
+        f"tokens a second, at most {peak} GiB of {place}{estimated}; loaded in {loading:.0f} s; loss {loss:.2f}",
+    }
+
+
+def _generate(shape: str, tokens: int, folder: Path) -> dict:
+    from gloss_utils.language import generation, hf_generate, models
+
+    base, adapter = folder / "base", folder / "adapter"
+    with _kept_print() as said:
+        if adapter.exists():
+            model, tokenizer = models.load_finetuned(base, adapter, load_in_4bit=True)
+        else:
+            model, tokenizer = models.load_base(base, load_in_4bit=True)
+            said.append("There is no adapter, because training failed: this is the base model alone.")
+    prompts, end = _texts(USERS, tokens), tokenizer.eos_token_id
+    writer = generation.Writer(model, tokenizer, generation.Decoding(NUM_BEAMS, NEW_TOKENS))
+    seconds, texts = {}, {}
+    for name, engine in (("tree search", writer.engine), ("generate", hf_generate)):
+        engine.beam_search(model, prompts[:1], NUM_BEAMS, 2, end)  # to warm up
+        begun = time.perf_counter()
+        texts[name] = engine.beam_search(model, prompts, NUM_BEAMS, NEW_TOKENS, end)
+        seconds[name] = time.perf_counter() - begun
+    pairs = list(zip(*texts.values(), strict=True))
+    same = sum(one.tokens[0] == other.tokens[0] for one, other in pairs)
+    apart = max(abs(_mean(one) - _mean(other)) for one, other in pairs)
+    compared = f"{same} of {USERS} best texts are the same, their scores differ by at most {apart:.1e} per token"
+    if not apart <= SCORES:
+        raise GlossError(f"the tree search and generate differ: {compared}")
+    ours, theirs = seconds.values()
+    chosen = " ".join([*said, *([writer.notice] if writer.notice else [])])
+    return {
+        "line": f"{USERS} users, {NUM_BEAMS} beams of {NEW_TOKENS} tokens after {tokens}: tree search {ours:.2f} s, "
+        f"generate {theirs:.2f} s ({theirs / ours:.1f} times as long); {compared}; at most "
+        f"{models.peak_memory() / 2**10:.1f} GiB. {chosen}".strip()
+    }
+
+
+def _mean(found) -> float:
+    return found.logprobs[0] / len(found.tokens[0])
+
+
+@contextmanager
+def _kept_print() -> Iterator[list[str]]:
+    """Lines that are printed inside, in a list."""
+    out, lines = io.StringIO(), []
+    with redirect_stdout(out):
+        yield lines
+    lines[:0] = out.getvalue().splitlines()
+
+
+def _texts(count: int, tokens: int) -> list[list[int]]:
+    rng = random.Random(1)
+    return [[rng.randrange(3, 300) for _ in range(tokens)] for _ in range(count)]
+
+
+def _of(kind: type, **values):
+    """Settings with the parameters' defaults, and `values` over them."""
+    given = defaults(FINE_TUNE)
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given} | values)
+
+
+def main() -> int:
+    """Do one step, and print what it found as JSON; returns the exit status."""
+    parser = argparse.ArgumentParser(prog=__name__)
+    parser.add_argument("step", choices=("device", "weights", "unsloth", "train", "generate"))
+    parser.add_argument("shape")
+    parser.add_argument("tokens", type=int)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    steps = {"device": _device, "weights": _weights, "unsloth": _train, "train": _train, "generate": _generate}
+    try:
+        print(json.dumps(steps[options.step](options.shape, options.tokens, options.folder)))
+    except Exception as error:  # whatever it is, it is what the user of the card wants to know
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

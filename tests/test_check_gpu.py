@@ -1,0 +1,112 @@
+"""`check-gpu`, as far as a CPU can tell: a tiny shape goes through all steps, and a failing step stops no other."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gloss_utils.__main__ import main
+from gloss_utils.base.errors import GlossError
+from gloss_utils.runs import check_gpu
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
+
+
+@NO_GPU
+def test_all_steps_on_a_cpu(capsys, tmp_path):
+    assert main(["check-gpu", "--shape", "tiny", "--tokens", "40", "--scratch", str(tmp_path)]) == 0
+    device, packages, weights, trained, generated = capsys.readouterr().out.splitlines()
+    assert device.startswith("device: no GPU: PyTorch") and "transformers" in packages
+    assert weights.startswith("ok  weights: tiny with random weights") and str(tmp_path) in weights
+    assert trained.startswith("ok  training with transformers: 3 steps of 2 texts of 40 tokens")
+    assert generated.startswith("ok  generation: 8 users, 5 beams of 30 tokens after 40: tree search")
+    assert "8 of 8 best texts are the same" in generated
+    assert not list(tmp_path.iterdir())
+
+
+@NO_GPU
+def test_a_large_shape_without_a_gpu_is_one_line(capsys):
+    assert main(["check-gpu"]) == 1
+    out, error = capsys.readouterr()
+    assert "no GPU" in out.splitlines()[0] and error.count("\n") == 1 and "--shape 15m" in error
+
+
+def lines(monkeypatch, answers: dict) -> tuple[list[str], str]:
+    """What is printed where the steps answer so; and the error at the end."""
+    monkeypatch.setattr(check_gpu, "_step", lambda name, *_: answers.get(name, {"line": name}))
+    found = []
+    try:
+        for line in check_gpu.check("llama-1b"):
+            found.append(line)
+    except GlossError as error:
+        return found[2:], str(error)
+    return found[2:], ""
+
+
+GPU = {"gpu": True, "unsloth": True, "line": "a card", "fit": "-p batch_size 4"}
+
+
+def test_a_step_that_fails_stops_no_other(monkeypatch):
+    answers = {"device": GPU, "unsloth": {"error": "ImportError: no triton"}, "train": {"line": "", "speed": 9.0}}
+    found, error = lines(monkeypatch, answers)
+    assert found == [
+        "ok  weights: weights",
+        "FAILED  training with unsloth: ImportError: no triton",
+        "ok  training with transformers: ",
+        "ok  generation: generate",
+        "set: GLOSS_UNSLOTH=off in the environment, because training with unsloth fails here",
+        "set: -p batch_size 4",
+    ]
+    assert error.startswith("training with unsloth failed")
+    found, error = lines(monkeypatch, {"device": GPU, "weights": {"error": "no room"}})
+    assert found == ["FAILED  weights: no room", "set: -p batch_size 4"] and error  # nothing can go on from there
+
+
+def test_what_is_slower_is_told(monkeypatch):
+    speeds = {"unsloth": {"line": "", "speed": 5.0}, "train": {"line": "", "speed": 9.0}}
+    assert any("unsloth is slower here" in line for line in lines(monkeypatch, {"device": GPU} | speeds)[0])
+    speeds["unsloth"]["speed"] = 20.0
+    assert lines(monkeypatch, {"device": GPU} | speeds)[1] == ""
+
+
+def test_the_error_of_a_process_is_one_line(tmp_path, monkeypatch):
+    error = check_gpu._step("train", "tiny", 40, tmp_path)["error"]
+    assert "\n" not in error and error.startswith("GlossError: ") and "base" in error
+    monkeypatch.setattr(check_gpu, "LIMIT", 0.01)
+    assert check_gpu._step("device", "tiny", 40, tmp_path) == {"error": "it was not done in 0.01 seconds"}
+
+
+def test_a_card_is_described(monkeypatch, tmp_path):
+    cuda, gib = torch.cuda, 2**30
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    card = SimpleNamespace(name="a T4", major=7, minor=5)
+    monkeypatch.setattr(cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(cuda, "mem_get_info", lambda: (14 * gib, 15 * gib))
+    found = check_gpu._device("llama-1b", 512, tmp_path)
+    expected = "a T4, 15.0 GiB, 14.0 free, compute capability 7.5, computes in float16; 2 visible, one is used"
+    assert found["line"] == expected
+    assert "-p batch_size 4 -p gradient_accumulation 4" in found["fit"] and "not measured" in found["fit"]
+    assert found["unsloth"] is False
+    monkeypatch.setattr(cuda, "mem_get_info", lambda: (gib, gib))
+    assert "too large to be trained here" in check_gpu._device("llama-8b", 512, tmp_path)["fit"]
+
+
+def test_a_search_that_differs_from_generate_is_told(monkeypatch, tmp_path):
+    from gloss_utils.language import beam_search
+    from gloss_utils.language.beam_search import Decoded
+
+    check_gpu._weights("tiny", 40, tmp_path)
+    search = beam_search.beam_search
+
+    def wrong(*arguments):
+        found = search(*arguments)
+        return [Decoded(one.tokens, [logprob - 9.0 for logprob in one.logprobs]) for one in found]
+
+    monkeypatch.setattr(beam_search, "beam_search", wrong)
+    with pytest.raises(GlossError, match="the tree search and generate differ: 8 of 8 best texts are the same"):
+        check_gpu._generate("tiny", 40, tmp_path)
+    monkeypatch.setattr(beam_search, "beam_search", search)
+    assert "There is no adapter, because training failed" in check_gpu._generate("tiny", 40, tmp_path)["line"]

@@ -1,0 +1,173 @@
+"""The merged model as others load it, and texts from a small local server that speaks as vLLM does."""
+
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+from helpers import one_line_error, run_of
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from gloss_utils.__main__ import main
+from gloss_utils.base.files import read_json
+from gloss_utils.data import prompts, server, splits
+from gloss_utils.data import queries as query_files
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.language import models
+from gloss_utils.runs import export
+
+# ---- merge
+
+
+def test_a_merged_folder_is_an_ordinary_model_that_computes_the_same(copied_run, tmp_path, capsys):
+    run, to = run_of(copied_run), tmp_path / "merged"
+    GenerationConfig(repetition_penalty=3.0, top_k=2, do_sample=True).save_pretrained(run.folder.base)
+    assert main(["merge", str(run.folder.root), str(to)]) == 0
+    assert str(to) in capsys.readouterr().out
+    assert (to / "model.safetensors").exists() and (to / "tokenizer.json").exists()
+    merged, tokenizer = AutoModelForCausalLM.from_pretrained(to), AutoTokenizer.from_pretrained(to)
+    assert merged.dtype == torch.bfloat16 and "quantization_config" not in read_json(to / "config.json")
+    kept = read_json(to / "generation_config.json")
+    assert kept["eos_token_id"] == tokenizer.eos_token_id and "repetition_penalty" not in kept and "top_k" not in kept
+    expected, own = models.load_finetuned(run.folder.base, run.folder.adapter, True)
+    assert own.get_vocab() == tokenizer.get_vocab()
+    ids = torch.tensor([list(range(3, 60))])
+    with torch.inference_mode():
+        found, right = merged.float()(ids).logits, expected(ids).logits
+    assert (found - right).abs().max() < 0.05 * right.std()
+    assert main(["merge", str(run.folder.root), str(to)]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_run_without_a_model_cannot_be_merged(tmp_path, capsys):
+    assert main(["merge", str(tmp_path), str(tmp_path / "merged")]) == 1
+    assert "holds no finished 02_fine_tune" in capsys.readouterr().err
+
+
+# ---- ask
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers like vLLM; `answers` says with which status, request by request (then 200). Keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests, self.statuses, self.texts, self.scores = [], [], None, True
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self._answer(200, {"data": [{"id": "merged"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(body)
+        status = self.server.statuses.pop(0) if self.server.statuses else 200
+        if status != 200:
+            self._answer(status, {"error": "no such thing"})
+            return
+        choices = [
+            {
+                "text": f" Title: item {sum(body['prompt'])} {number}",
+                "logprobs": {"token_logprobs": [-1.0, -0.5 * number]} if self.server.scores else None,
+            }
+            for number in reversed(range(self.server.texts or body["n"]))
+        ]
+        self._answer(200, {"choices": choices})
+
+    def _answer(self, status: int, value: dict):
+        raw = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    monkeypatch.setattr(server, "WAITS", (0, 0))
+    found = Server()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+def asked(small_run, vllm, to, *more: str) -> int:
+    _, file = small_run
+    return main(["ask", str(file), *more, "--server", f"{vllm.address}/v1", "--to", str(to), "--at-once", "2"])
+
+
+def test_a_server_writes_a_queries_file(small_run, vllm, tmp_path, capsys):
+    run, to = run_of(small_run), tmp_path / "texts.jsonl"
+    vllm.statuses = [503]  # it is busy for a moment
+    assert asked(small_run, vllm, to) == 0, capsys.readouterr().err
+    data = Dataset.load(run.folder.data)
+    examples, titles = splits.evaluation_examples(data, "test"), data.titles()
+    named = [[titles[item] for item in history] for history in examples["history"]]
+    tokenizer = models.load_tokenizer(run.folder.adapter)
+    inputs = prompts.encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
+    found = query_files.read(to, run["num_beams"], 0)
+    assert found["user"].tolist() == examples["user"].tolist()
+    assert found["target"].tolist() == examples["target"].tolist()
+    for ids, row in zip(inputs, found.itertuples(), strict=True):
+        assert row.texts == [f"Title: item {sum(ids)} {number}" for number in range(3)]  # best first
+        assert row.logprobs == [-1.0, -1.5, -2.0] and row.lengths == [2, 2, 2]
+    assert len(vllm.requests) == len(inputs) + 1
+    first = vllm.requests[0]
+    assert first["use_beam_search"] and first["n"] == 3 and first["model"] == "merged"
+    assert (first["repetition_penalty"], first["length_penalty"], first["temperature"]) == (1.0, 1.0, 0.0)
+    settings = read_json(to.with_name("texts.jsonl.settings.json"))
+    assert settings["asked"]["beams"] and settings["asked"]["max_new_tokens"] == run["max_new_tokens"]
+    assert settings["prompt"].startswith(prompts.INSTRUCTION) and settings["adapter"]["sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl", "texts.jsonl.settings.json"]
+
+
+def test_what_was_written_before_is_not_asked_for_again(small_run, vllm, tmp_path, capsys):
+    to, half = tmp_path / "texts.jsonl", 20
+    vllm.statuses = [200] * half + [400] * 100
+    assert asked(small_run, vllm, to, "-p", "decoding", "sample", "-p", "temperature", "0.7") == 1
+    assert "refuses /v1/completions: status 400" in capsys.readouterr().err and not to.exists()
+    before, vllm.statuses = len(vllm.requests), []
+    assert asked(small_run, vllm, to, "-p", "decoding", "sample", "-p", "temperature", "0.7") == 0
+    users = len(query_files.read(to, 3, 0))
+    done = users - (len(vllm.requests) - before)
+    assert (
+        half - 2 <= done <= half and f"{done} of {users} users are those of an earlier start" in capsys.readouterr().out
+    )
+    drawn = vllm.requests[-1]
+    assert "use_beam_search" not in drawn and drawn["temperature"] == 0.7
+    assert len({request["seed"] for request in vllm.requests[before:]}) == users - done
+
+
+def test_a_server_that_says_no_scores(small_run, vllm, tmp_path):
+    vllm.scores = False
+    assert asked(small_run, vllm, tmp_path / "texts.jsonl") == 0
+    assert query_files.read(tmp_path / "texts.jsonl", 3, 0)["logprobs"].iloc[0] == [None] * 3
+
+
+def test_servers_that_cannot_be_used(small_run, vllm, tmp_path, capsys):
+    vllm.texts = 1
+    assert asked(small_run, vllm, tmp_path / "texts.jsonl") == 1
+    assert "gave 1 of 3 texts; it may not write beams" in capsys.readouterr().err
+    assert asked(small_run, vllm, tmp_path / "texts.jsonl", "-p", "decoding", "catalogue") == 1
+    assert "cannot be bound to the catalogue" in capsys.readouterr().err
+    vllm.shutdown()
+    vllm.server_close()
+    assert asked(small_run, vllm, tmp_path / "texts.jsonl", "-p", "num_beams", "2") == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_run_without_an_adapter_cannot_be_asked_for(copied_run, tmp_path):
+    folder, _ = copied_run
+    folder.adapter.rename(tmp_path / "elsewhere")
+    with one_line_error("holds no finished 02_fine_tune"):
+        list(export.ask(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
