@@ -6,8 +6,9 @@ The score of an item c for a history whose last items are j = 1 … l, the newes
     sum over j of rating_j · DECAY ^ (j - 1) · (SHARE · semantic(j, c) + (1 - SHARE) · collaborative(j, c))
 
 semantic: the cosine of the two items' text embeddings. collaborative: the users who took both items, divided by the
-root of the product of how many took each. All ratings are 1 here, where only that an item was taken counts. The paper embeds
-titles, descriptions, categories and more with a large model; here the texts and the encoder are the run's.
+root of the product of how many took each. All ratings are 1 here, where only that an item was taken
+counts. The paper embeds titles, descriptions, categories and more with a large model; here the texts and the encoder
+are the run's.
 """
 
 from collections.abc import Sequence
