@@ -20,7 +20,7 @@ from gloss_utils.report import data_plots, plots, published, result_plots, table
 from gloss_utils.runs import notebooks, results
 from gloss_utils.runs.parameters import ROOT
 
-DRAWN = ("rankings", "comparison", "coverage", "number_of_queries", "retrievers", "segments", "cost")
+DRAWN = ("rankings", "comparison", "number_of_queries", "retrievers", "segments", "cost")
 COMMITTED = sorted((ROOT / "figures/results").glob("*.json"))
 
 

@@ -226,7 +226,7 @@ def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:
 
 def coverage(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
     """A metric of all users against the share of the catalogue that is recommended to anybody, one panel per run."""
-    measured = [table for table in _distinct(tables) if any(COVERAGE in row for row in table["rows"])]
+    measured = _distinct([table for table in tables if any(COVERAGE in row for row in table["rows"])])
     if not measured:
         return None
     rows = [row | {"run": textwrap.fill(_title(table), 36)} for table in measured for row in _of_all_users(table)]
