@@ -7,6 +7,7 @@ from helpers import dense
 
 from gloss_utils.rank import Ease, HybridSettings, Ranker, Star, as_run, baselines, popularity
 from gloss_utils.rank.baselines import NAMES
+from gloss_utils.rank.scores import best
 from gloss_utils.rank.weights import FEATURES
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search.bm25 import BM25Index
@@ -145,3 +146,26 @@ def test_features_of_texts_alone_do_not_hang_on_the_order():
     one = ranker()
     same = [as_run(some.weighted({"": weights})[""]).to_csv() for some in (one, one.shuffled(3))]
     assert same[0] == same[1]
+
+
+def test_the_best_items_by_a_plain_sort():
+    rng = np.random.default_rng(5)
+    items, histories = [f"i{number}" for number in range(30)], {f"u{n}": [f"i{n}", "i3"] for n in range(20)}
+    scores = rng.integers(0, 4, (20, 30)).astype(float)  # full of ties
+    scores[:, 7], scores[2] = -np.inf, -np.inf
+    at = {user: place for place, user in enumerate(histories)}
+
+    def score(rows):
+        return np.stack([scores[int(history[0][1:])] for history in rows])
+
+    for depth, unseen in ((5, True), (5, False), (99, True)):
+        ranked = shown_list(best(score, histories, pd.Index(items), depth, unseen))
+        for user, history in histories.items():
+            row = scores[at[user]]
+            left = [place for place in range(30) if row[place] > -np.inf and not (unseen and items[place] in history)]
+            expected = sorted(left, key=lambda place: (-row[place], place))[:depth]
+            assert ranked.get(user, []) == [items[place] for place in expected]
+
+
+def shown_list(ranked: pd.DataFrame) -> dict[str, list[str]]:
+    return {user: rows["item"].tolist() for user, rows in ranked.groupby("user", sort=False)}

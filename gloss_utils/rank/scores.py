@@ -32,10 +32,11 @@ def best(
         scores = np.round(score(rows), DECIMALS)
         if exclude_seen:
             scores[cooccurrence.encode(rows, items)] = -np.inf
-        places = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        values = np.take_along_axis(scores, places, axis=1)
-        user = np.repeat(np.array(some, dtype=object), places.shape[1])
-        frame = pd.DataFrame({"user": user, "item": items[places.ravel()], "score": values.ravel()})
-        found.append(frame[frame["score"] > -np.inf])
+        last = max(0, len(items) - depth)  # only those as good as the user's last one are sorted: most are not
+        enough = np.partition(scores, last, axis=1)[:, last, None] if len(items) else scores
+        user, item = np.nonzero((scores >= enough) & (scores > -np.inf))
+        order = np.lexsort((item, -scores[user, item], user))
+        user, item = user[order], item[order]
+        found.append(pd.DataFrame({"user": np.array(some)[user], "item": items[item], "score": scores[user, item]}))
     found = found[1:] or found
     return as_ranking(pd.concat(found, ignore_index=True), histories, depth)

@@ -225,7 +225,8 @@ def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:
 
 
 def coverage(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric of all users against the share of the catalogue that is recommended to anybody, one panel per run."""
+    """A metric of all users against the share of the catalogue that is recommended to anybody, seen items left out, one
+    panel per run."""
     measured = _distinct([table for table in tables if any(COVERAGE in row for row in table["rows"])])
     if not measured:
         return None
@@ -234,7 +235,7 @@ def coverage(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
     frame["label"] = [shown_as(method)[0] for method in frame["method"]]
     plot = plots.with_intervals(frame, DOTS, x=COVERAGE).facet("run", wrap=2)
     plot = plot.limit(x=(0, None), y=(0, None)).label(x=f"coverage@{K}, share of the catalogue", y=LABELS[metric])
-    return plots.draw(plot, _size(len(measured), 2, 2.6), ncols=3)
+    return plots.draw(plot, _size(len(measured), 2, 2.6), ncols=2 if len(measured) == 1 else 3)
 
 
 def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
