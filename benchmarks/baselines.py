@@ -19,6 +19,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank import HybridSettings, Ranker, as_run, baselines, sasrec
 from gloss_utils.report import metrics
+from gloss_utils.report.metrics import LEFT_OUT, SEEN
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search.bm25 import BM25Index
@@ -45,22 +46,29 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
     settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
     known = splits.training_sequences(data, examples)
     ranker = Ranker(examples, titles, indexes, known, settings, depth=DEPTH)
-    rankings = baselines.rank_all(ranker)
+    rankings = {
+        (method, seen): rank(ranker.histories, seen == LEFT_OUT)
+        for method, rank in baselines.rivals(ranker).items()
+        for seen in SEEN
+    }
     seconds = {"all but SASRec": time.time() - begun}
     if epochs:
         sequences, validation = list(known.values()), sasrec.validation_sequences(data, examples, "test")
         how = sasrec.Settings(epochs, WIDTH, SEED)
         model = sasrec.train(sequences, validation, list(titles), how, folder / "checkpoints")
-        rankings["sasrec"] = sasrec.rank(model, ranker.histories, sequences, list(titles), DEPTH)
+        for seen in SEEN:
+            ranked = sasrec.rank(model, ranker.histories, sequences, list(titles), DEPTH, seen == LEFT_OUT)
+            rankings["sasrec", seen] = ranked
         seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
     frames = [
         metrics.per_user_metrics(as_run(ranked), metrics.targets_of(examples))
         .rename_axis("user")
         .reset_index()
-        .assign(method=method, segment="", new_item=False)
-        for method, ranked in rankings.items()
+        .assign(method=method, seen=seen, segment="", new_item=False)
+        for (method, seen), ranked in rankings.items()
     ]
     rows = metrics.summarise(pd.concat(frames), "test", SEED)
+    rows = [row | {"loss": sasrec.CROSS_ENTROPY} if row["method"] == "sasrec" else row for row in rows]
     return [row for row in rows if row["segment"] == "all"], {name: round(value, 1) for name, value in seconds.items()}
 
 
@@ -78,7 +86,7 @@ def main():
         rows, seconds = measure(load(name, options.data_dir), options.sasrec_epochs, options.work / name)
         for row in rows:
             cells = (f"{row[m]:.4f} [{row[f'{m}_low']:.4f}, {row[f'{m}_high']:.4f}]" for m in ("recall@5", "ndcg@5"))
-            print(f"| {name} | {row['users']:,} | {row['method']} | {' | '.join(cells)} |", flush=True)
+            print(f"| {name} | {row['users']:,} | {row['method']} | {row['seen']} | {' | '.join(cells)} |", flush=True)
         print(f"seconds: {seconds}", flush=True)
         if options.results:
             inputs = {fingerprint(path): path.name for path in sources.find(name, options.data_dir).paths}

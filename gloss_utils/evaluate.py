@@ -2,39 +2,51 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from gloss_utils import retrieve
+from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import write_json, write_whole
 from gloss_utils.data import queries as query_files
+from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank.baselines import rank_all
+from gloss_utils.rank import baselines
+from gloss_utils.rank.baselines import Rival
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
-from gloss_utils.rank.trec import read_trec, write_trec
+from gloss_utils.rank.trec import as_run, read_trec, write_trec
 from gloss_utils.rank.weights import PARTS
-from gloss_utils.report import metrics, published, result_plots, segments, significance, tables
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, METRICS, targets_of
+from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
+from gloss_utils.report.beyond import BEYOND, COVERAGE, TAKEN, Catalogue
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, LEFT_OUT, METRICS, SEEN, targets_of
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 from gloss_utils.runs.run import Run, open_run
 
-COLUMNS = ["user", "method", "segment", "new_item", "interactions", *METRICS]
-FOUND = ("rows", "comparisons", "ablation", "parts", "importances", "ties")  # the lists in metrics.json
+SASREC = "sasrec"
+COLUMNS = ["user", "method", "seen", "segment", "new_item", "interactions", *METRICS, *BEYOND, TAKEN]
+# What is in metrics.json.
+FOUND = ("rows", "comparisons", "ablation", "parts", "importances", "ties", "sasrec", "trials", "seeds", "shuffled")
 FIGURES = {
     "05_methods": partial(result_plots.methods, metrics=COMPARED),
     "05_parts": result_plots.parts,
+    "05_coverage": result_plots.coverage,
     "05_ties": result_plots.tie_orders,
     "05_number_of_queries": result_plots.number_of_queries,
 }
 TABLES = {
     "rows": tables.methods,
+    "beyond": tables.beyond_accuracy,
     "comparisons": tables.comparisons,
     "parts": tables.parts,
     "importances": tables.importances,
+    "shuffled": tables.shuffled,
+    "trials": tables.sasrec_trials,
+    "seeds": tables.over_seeds,
 }
 
 
@@ -55,8 +67,13 @@ def prepare(run: Run) -> dict:
         data = Dataset.load(run.open("data"))
         queries = query_files.read(run.folder.queries, run["num_beams"], 0)
         ranker = retrieve.ranker(run, queries, data)
-        per_user = _per_user(run, data, queries, (*_rank_rivals(run, data, ranker), GLOSS_PAPER, GLOSS))
-        found = _found(run, ranker, per_user, targets_of(queries))
+        rivals, by_seed, sasrec = _rivals(run, data, ranker)
+        catalogue = Catalogue(ranker.items, ranker.training_sequences, ranker.indexes["dense"].vectors())
+        _write_rankings(run, ranker, rivals | {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()})
+        per_user, covered = _per_user(run, data, queries, [*rivals, GLOSS_PAPER, GLOSS], catalogue)
+        found = _found(run, ranker, per_user, targets_of(queries), covered, sasrec)
+        found["seeds"] = _seeds(run, found["rows"], by_seed, targets_of(queries))
+        found["shuffled"] = _shuffled(run, ranker, rivals, per_user)
     with write_whole(run.folder.per_user) as part:
         per_user.to_parquet(part, index=False)
     write_json(run.folder.metrics, found)
@@ -64,41 +81,76 @@ def prepare(run: Run) -> dict:
     return table(run, found)
 
 
-def _rank_rivals(run: Run, data: Dataset, ranker: Ranker) -> list[str]:
-    """Write the rankings of all rivals; returns their names."""
-    rivals = rank_all(ranker)
-    if run["sasrec_epochs"]:
-        rivals["sasrec"] = _by_sasrec(run, data, ranker)
-    for method, ranked in rivals.items():
-        write_trec(run.folder.ranking(method), ranked, method)
-        run.outputs.append(run.folder.ranking(method))
-    return list(rivals)
-
-
-def _by_sasrec(run: Run, data: Dataset, ranker: Ranker) -> pd.DataFrame:
-    """The ranking by the run's SASRec, which is trained where it is not yet."""
-    from gloss_utils.rank import sasrec  # loads torch and transformers, which a run without SASRec does not need
+def _rivals(run: Run, data: Dataset, ranker: Ranker) -> tuple[dict[str, Rival], dict[int, Rival], dict]:
+    """What ranks by each rival's method, trained where it has to be; by SASRec's further seeds; and what was tried for
+    SASRec (see `sasrec_search.train`)."""
+    rivals = baselines.rivals(ranker)
+    if not run["sasrec_epochs"]:
+        return rivals, {}, {}
+    from gloss_utils.rank import sasrec, sasrec_search  # load torch and transformers, which others do not need
 
     sequences = list(ranker.training_sequences.values())
-    validation = sasrec.validation_sequences(data, ranker.queries, run["split"])
-    settings = sasrec.Settings(run["sasrec_epochs"], run["sasrec_width"], run["seed"])
+    validation = sasrec.validation_users(data, ranker.queries, run["split"])
+    if run["sasrec_search"] and validation.empty:
+        raise GlossError(
+            f"parameter sasrec_search is {run['sasrec_search']}, but split {run['split']} leaves no validation user to "
+            "search on; set it to 0, or split to test"
+        )
     if not run.keeps("sasrec"):
-        model = sasrec.train(sequences, validation, ranker.items, settings, run.unfinished("sasrec"))
+        world = sasrec_search.World(sequences, validation, ranker.items)
+        given = sasrec.Settings(run["sasrec_epochs"], run["sasrec_width"], run["seed"], run["sasrec_loss"])
+        budget = run["sasrec_search"], run["sasrec_seeds"]
+        trained = sasrec_search.train(world, given, *budget, run.unfinished("sasrec"))
         with run.writing("sasrec") as part:
-            model.save_pretrained(part)
-    model = sasrec.load(run.open("sasrec"))
-    return sasrec.rank(model, ranker.histories, sequences, ranker.items, run["ranking_depth"])
+            sasrec_search.save(*trained, part)
+    models, about = sasrec_search.load(run.open("sasrec"))
+    by_seed = {seed: sasrec.rival(model, sequences, ranker.items, ranker.depth) for seed, model in models.items()}
+    return rivals | {SASREC: by_seed.pop(about["seeds"][0])}, by_seed, about
 
 
-def _per_user(run: Run, data: Dataset, queries: pd.DataFrame, methods: tuple[str, ...]) -> pd.DataFrame:
-    """The metrics of each user and method, from the TREC files in the run folder; columns `COLUMNS`."""
+def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Rival], targets: dict[str, str]) -> list[dict]:
+    """Rows of all users by the seed of what was trained with several; none where one was."""
+    if not by_seed:
+        return []
+    found = [row | {"seed": run["seed"]} for row in rows if row["method"] == SASREC and row["segment"] == "all"]
+    for seed, seen in product(by_seed, SEEN):
+        trec = read_trec(run.folder.ranking(f"{SASREC}-seed-{seed}", seen))
+        means = metrics.per_user_metrics(trec, targets).mean().round(6).to_dict()
+        found.append({"method": SASREC, "seen": seen, "seed": seed} | means)
+    return found
+
+
+def _write_rankings(run: Run, ranker: Ranker, rivals: dict[str, Rival]):
+    """Write the rankings of all methods, with seen items left out and kept in."""
+    for seen in SEEN:
+        out = seen == LEFT_OUT
+        rankings = {method: rank(ranker.histories, out) for method, rank in rivals.items()}
+        rankings[GLOSS_PAPER] = ranker.paper(run["retriever"], exclude_seen=out)
+        rankings[GLOSS] = ranker.rank(exclude_seen=out)
+        for method, ranked in rankings.items():
+            write_trec(run.folder.ranking(method, seen), ranked, method)
+            run.outputs.append(run.folder.ranking(method, seen))
+
+
+def _per_user(
+    run: Run, data: Dataset, queries: pd.DataFrame, methods: list[str], catalogue: Catalogue
+) -> tuple[pd.DataFrame, dict[tuple, float | None]]:
+    """The metrics of each user and method, from the TREC files in the run folder, columns `COLUMNS`; and the coverage
+    of each method, with seen items left out or kept in, and segment."""
     targets, interactions = targets_of(queries), interactions_of(data, queries, run["split"])
     bounds = run["cold_start_max"], run["power_min"], data.users["interactions"]
     about = pd.DataFrame({"segment": segments.assign(interactions, *bounds), "interactions": interactions})
     about["new_item"] = pd.Series(targets).isin(data.new_items())
-    trec = {method: read_trec(run.folder.ranking(method)) for method in methods}
-    frames = [metrics.per_user_metrics(trec[method], targets).join(about).assign(method=method) for method in methods]
-    return pd.concat([frame.rename_axis("user").reset_index() for frame in frames], ignore_index=True)[COLUMNS]
+    histories, frames, covered = dict(zip(queries["user"], queries["history"], strict=True)), [], {}
+    for method, seen in product(methods, SEEN):
+        trec = read_trec(run.folder.ranking(method, seen))
+        first = catalogue.first(trec)
+        found = metrics.per_user_metrics(trec, targets).join(about).join(catalogue.per_user(first, histories))
+        frames.append(found.assign(method=method, seen=seen).rename_axis("user").reset_index())
+        for segment, inside in segments.members(frames[-1]).items():
+            users = frames[-1].loc[inside, "user"]
+            covered[method, seen, segment] = catalogue.coverage(first, users) if len(users) else None
+    return pd.concat(frames, ignore_index=True)[COLUMNS], covered
 
 
 def interactions_of(data: Dataset, queries: pd.DataFrame, split: str) -> pd.Series:
@@ -107,15 +159,19 @@ def interactions_of(data: Dataset, queries: pd.DataFrame, split: str) -> pd.Seri
     known = data.users.set_index("user")["interactions"]
     ahead = {"test": 1, "validation": 2}[split]
     lengths = queries.set_index("user")["history"].map(len) + ahead
-    return known.reindex(lengths.index).fillna(lengths).astype(int)
+    counted = known.reindex(lengths.index.map(splits.owner)).set_axis(lengths.index)
+    return counted.fillna(lengths).astype(int)
 
 
-def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, str]) -> dict:
+def _found(
+    run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, str], covered: dict, sasrec: dict
+) -> dict:
     """What goes into `metrics.json`.
 
-    rows: means by method and segment. comparisons: paired tests of `gloss` against every other method. ablation: by
-    rule, retriever and number of texts. parts: `hybrid` or `learned` without each of its parts. importances: what
-    `learned` gains by each signal. ties: NDCG@5 of the paper's rule under random orders of equal scores.
+    rows: means by method, seen items left out or kept in, and segment. comparisons: paired tests of `gloss` against
+    every other method. ablation: by rule, retriever and number of texts. parts: `hybrid` or `learned` without each of
+    its parts. importances: what `learned` gains by each signal. ties: NDCG@5 of the paper's rule under random orders of
+    equal scores. sasrec: its settings and how they were chosen. trials: what was tried for it.
     """
     split, seed = run["split"], run["seed"]
     inputs = run.folder.stages()[RETRIEVE]["inputs"]
@@ -123,9 +179,17 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
     most = int(ranker.queries["texts"].map(len).max())
     return {
         "rows": [
-            row | {"in_sample": fitted.get(row["method"], False)} for row in metrics.summarise(per_user, split, seed)
+            row
+            | _of_group(row, per_user, covered)
+            | {"in_sample": fitted.get(row["method"], False)}
+            | ({"loss": sasrec["chosen"]["loss"]} if row["method"] == SASREC else {})
+            for row in metrics.summarise(per_user, split, seed)
         ],
-        "comparisons": significance.compare(per_user, GLOSS, COMPARED, seed),
+        "comparisons": [
+            {"seen": seen} | row
+            for seen in SEEN
+            for row in significance.compare(per_user[per_user["seen"] == seen], GLOSS, COMPARED, seed)
+        ],
         "ablation": [
             {"ranking": rule, "retriever": retriever} | row
             for (rule, retriever), rank in _rules(run, ranker).items()
@@ -134,7 +198,33 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
         "parts": metrics.leave_parts_out(_without_parts(ranker), targets, seed),
         "importances": ranker.learned.importances().to_dict("records") if ranker.rule == LEARNED else [],
         "ties": significance.tie_orders(ranker.paper_candidates(run["retriever"]), targets, seed).round(6).tolist(),
+        "sasrec": {name: value for name, value in sasrec.items() if name != "trials"},
+        "trials": sasrec.get("trials", []),
     }
+
+
+def _of_group(row: dict, per_user: pd.DataFrame, covered: dict[tuple, float | None]) -> dict:
+    """Coverage and popularity bias, which are of a group and not of each user."""
+    inside = segments.members(per_user)[row["segment"]]
+    group = per_user[inside & (per_user["method"] == row["method"]) & (per_user["seen"] == row["seen"])]
+    share = covered[row["method"], row["seen"], row["segment"]]
+    bias = beyond.bias(row, group[TAKEN].mean() if len(group) else None)
+    return {COVERAGE: None if share is None else round(share, 6)} | bias
+
+
+def _shuffled(run: Run, ranker: Ranker, rivals: dict[str, Rival], per_user: pd.DataFrame) -> list[dict]:
+    """Rows of what each method loses, seen items left out, where it ranks from shuffled histories (`shuffle_test`).
+
+    What was learnt stays, and so do the generated texts: `gloss-paper`, which ranks by them alone, is not in it.
+    """
+    if not run["shuffle_test"]:
+        return []
+    other = ranker.shuffled(run["seed"])
+    rankings = {method: rank(other.histories, True) for method, rank in rivals.items()}
+    rankings[GLOSS] = other.rank(exclude_seen=True)
+    as_they_are = per_user[per_user["seen"] == LEFT_OUT]
+    runs = {name: as_run(ranked) for name, ranked in rankings.items()}
+    return metrics.losses(as_they_are, runs, targets_of(ranker.queries), run["seed"])
 
 
 def _rules(run: Run, ranker: Ranker) -> dict:
@@ -167,7 +257,8 @@ def table(run: Run, found: dict) -> dict:
 
 def show(table: dict, name: str) -> pd.DataFrame | None:
     """One of the lists of a result table (see `TABLES`) for looking at; None where it is empty."""
-    return TABLES[name](table[name]) if table[name] else None
+    rows = table["rows" if name == "beyond" else name]
+    return TABLES[name](rows) if rows else None
 
 
 def draw(run: Run, table: dict, name: str) -> plt.Figure | None:

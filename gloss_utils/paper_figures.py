@@ -10,6 +10,7 @@ from gloss_utils.runs.parameters import ROOT
 FIGURES = {
     "rankings": result_plots.rankings,
     "comparison": result_plots.methods,
+    "coverage": result_plots.coverage,
     "number_of_queries": result_plots.number_of_queries,
     "retrievers": result_plots.retrievers,
     "segments": result_plots.segments,
@@ -35,6 +36,12 @@ def draw(found: list[dict], name: str, figures_dir: str) -> plt.Figure | None:
         return None
     plots.write(figure, ROOT / figures_dir, name)
     return figure
+
+
+def over_seeds(found: list[dict]) -> Styler | None:
+    """The spread over seeds of runs that are the same otherwise; None where there are none."""
+    shown = tables.seeds_of_runs(found)
+    return None if shown.empty else tables.in_full(shown)
 
 
 def provenance(found: list[dict]) -> Styler:

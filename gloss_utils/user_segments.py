@@ -15,6 +15,7 @@ from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank.ranker import FUSED
 from gloss_utils.report import published, result_plots, segments, tables
+from gloss_utils.report.metrics import LEFT_OUT
 from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
@@ -46,6 +47,11 @@ def by_segment(table: dict, metric: str) -> Styler | None:
     return tables.segments(table["rows"], metric).style.set_caption(f"{metric}, with 95 % interval")
 
 
+def beyond_accuracy(table: dict, segment: str) -> pd.DataFrame | None:
+    """Coverage, novelty, diversity and popularity bias of a segment's users, by method."""
+    return tables.beyond_accuracy(table["rows"], segment) if table["rows"] else None
+
+
 def draw_segments(run: Run, table: dict) -> plt.Figure | None:
     """Draw Recall@5 by segment and method; None where there is nothing to draw."""
     figure = result_plots.segments([table])
@@ -56,7 +62,8 @@ def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.
     """Draw a metric against the length of the history; None where there is nothing to draw."""
     if not table["rows"]:
         return None
-    binned = segments.by_history_length(pd.read_parquet(run.folder.per_user), metric, run["seed"])
+    per_user = pd.read_parquet(run.folder.per_user)
+    binned = segments.by_history_length(per_user[per_user["seen"] == LEFT_OUT], metric, run["seed"])
     return run.save_figure(result_plots.history_length(binned, metric), "06_history_length")
 
 

@@ -102,6 +102,8 @@ def test_interactions_are_counted_in_the_dataset_whatever_the_split():
     queries = pd.DataFrame({"user": ["v", "u", "stranger"], "history": [["a"], ["a", "b"], ["x", "y", "z"]]})
     assert evaluate.interactions_of(data, queries, "test").to_dict() == {"v": 3, "u": 5, "stranger": 4}
     assert evaluate.interactions_of(data, queries, "validation").to_dict() == {"v": 3, "u": 5, "stranger": 5}
+    further = queries.assign(user=["v@target2", "u@target3", "stranger"])  # the second and third target of v and u
+    assert evaluate.interactions_of(data, further, "test").tolist() == [3, 5, 4]
 
 
 def test_summary_by_method_and_segment():
@@ -116,7 +118,7 @@ def test_summary_by_method_and_segment():
     per_user = pd.DataFrame(rows, columns=["method", "segment", "value"])
     per_user = per_user.assign(**dict.fromkeys(metrics.METRICS, per_user["value"]), user=list("abcabc"))
     per_user["mrr@10"] = [0.5, 0, 0.25, 0, 0, 0.5]
-    per_user["new_item"] = False
+    per_user["new_item"], per_user["seen"] = False, "left out"
     found = metrics.summarise(per_user, "test", 3)
     assert [(row["method"], row["segment"], row["users"]) for row in found] == [
         (method, segment, users)
@@ -149,15 +151,26 @@ def test_tables_show_intervals_and_mark_what_is_in_sample():
         for metric in metrics.METRICS
         for end, value in (("", 0.5), ("_low", 0.4), ("_high", 0.6))
     }
-    shown = tables.methods([row | {"in_sample": False, "method": "popularity"}, row, row | {"segment": "power"}])
-    assert shown.index.tolist() == ["popularity", "gloss (in-sample)"]
-    assert shown.loc["popularity"].tolist() == ["1,234"] + ["0.5000 [0.4000, 0.6000]"] * 4
+    others = {"in_sample": False, "method": "sasrec", "loss": "sampled softmax"}
+    rows = [other | {"seen": seen} for other in (row | others, row) for seen in metrics.SEEN]
+    rows[1]["recall@5"] = 0.55  # of SASRec, seen items kept in
+    shown = tables.methods([*rows, row | {"segment": "power", "seen": "left out"}])
+    assert shown.index.tolist() == ["sasrec, sampled softmax", "gloss (in-sample)"]
+    names = ["recall@5", "ndcg@5", "recall@10", "mrr@10"]
+    assert shown.columns.tolist() == [
+        ("", "users"),
+        *(("seen items left out", name) for name in names),
+        *(("seen items kept in", name) for name in names),
+    ]
+    value = "0.5000 [0.4000, 0.6000]"
+    expected = ["1,234", *[value] * 4, "0.5500 [0.4000, 0.6000]", *[value] * 3]
+    assert shown.loc["sasrec, sampled softmax"].tolist() == expected
 
 
 def test_segments_are_shown_with_their_users():
     row = {"method": "gloss", "recall@5": 0.5, "recall@5_low": 0.4, "recall@5_high": 0.6}
     shown = tables.segments(
-        [row | {"segment": name, "users": 1234} for name in ("all", segments.NEW_ITEMS)], "recall@5"
+        [row | {"segment": name, "users": 1234, "seen": "left out"} for name in ("all", segments.NEW_ITEMS)], "recall@5"
     )
     assert shown.columns.tolist() == ["all (1,234 users)", "new-items (1,234 users)"]
 
@@ -165,6 +178,7 @@ def test_segments_are_shown_with_their_users():
 def test_tables_of_differences():
     compared = [
         {
+            "seen": "kept in",
             "other": other,
             "metric": metric,
             "difference": 0.01,
@@ -176,8 +190,10 @@ def test_tables_of_differences():
         for other in ("popularity", "item-knn")
     ]
     shown = tables.comparisons(compared)
-    assert shown.index.tolist() == ["popularity", "item-knn"] and shown.columns.tolist() == ["recall@5", "ndcg@5"]
-    assert shown.loc["item-knn", "ndcg@5"] == "+0.0100 [-0.0200, +0.0400], p = 0.5000"
+    assert shown.index.tolist() == ["popularity", "item-knn"] and shown.columns.tolist() == [
+        f"{metric}, seen items kept in" for metric in ("recall@5", "ndcg@5")
+    ]
+    assert shown.loc["item-knn", "ndcg@5, seen items kept in"] == "+0.0100 [-0.0200, +0.0400], p = 0.5000"
     ends = {f"{name}{end}": 0.1 for name in ("recall@5", "recall@5_lost") for end in ("", "_low", "_high")}
     shown = tables.parts([{"left_out": part} | ends for part in ("none", "last item")], metrics=("recall@5",))
     assert shown["recall@5"].tolist() == ["0.1000 [0.1000, 0.1000]"] * 2

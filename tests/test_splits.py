@@ -211,3 +211,72 @@ def test_the_demo_split_by_time_keeps_its_periods_apart(tmp_path):
         assert len(lengths) > 100
         for user, length in lengths.items():
             assert times[user][length] >= period[0] > times[user][length - 1] and times[user][length] < period[1]
+
+
+def test_a_time_split_predicts_the_last_item_of_a_period_or_each_in_turn():
+    data = by_time({"u": "abcfgij", "v": "aei", "w": "acfgh", "z": "fgjklm"}, [5, 8])
+    data.items["new"] = False
+    data.statistics["time_target"] = "last"
+    assert shown(splits.training_examples(data)) == {"u": "ab>c", "v": "a>e", "w": "a>c"}
+    assert shown(splits.held_out_examples(data, "validation")) == {"u": "abcf>g", "w": "acfg>h", "z": "f>g"}
+    assert shown(splits.held_out_examples(data, "test")) == {"u": "abcfgi>j", "v": "ae>i", "z": "fgjkl>m"}
+    data.statistics["time_target"] = "all"
+    # Each target's history holds those before it; z has nothing before f, so that g is its first target.
+    assert shown(splits.held_out_examples(data, "validation")) == {
+        "u": "abc>f",
+        "u@target2": "abcf>g",
+        "w": "ac>f",
+        "w@target2": "acf>g",
+        "w@target3": "acfg>h",
+        "z": "f>g",
+    }
+    assert shown(splits.held_out_examples(data, "test")) == {
+        "u": "abcfg>i",
+        "u@target2": "abcfgi>j",
+        "v": "ae>i",
+        "z": "fg>j",
+        "z@target2": "fgj>k",
+        "z@target3": "fgjk>l",
+        "z@target4": "fgjkl>m",
+    }
+    assert shown(splits.held_out_examples(data, "next"))["u"] == "abcfgij>"
+
+
+def test_new_items_are_in_test_targets_alone_whichever_is_predicted():
+    data = by_time({"u": "abcfgi", "v": "acfg", "w": "abg"}, [5, 8])
+    data.items["new"] = data.items["item"].isin(["f", "i"])
+    data.statistics["time_target"] = "all"
+    assert shown(splits.held_out_examples(data, "validation")) == {"u": "abc>g", "v": "ac>g", "w": "ab>g"}
+    assert shown(splits.held_out_examples(data, "test")) == {"u": "abcfg>i"}
+
+
+@pytest.mark.parametrize("which", ["first", "last", "all"])
+@pytest.mark.parametrize("longest", [None, 3])
+def test_nothing_of_the_future_is_learnt_whichever_item_is_predicted(which, longest):
+    data = by_time({"u": "abcfgij", "v": "aeij", "x": "ijk", "y": "abe"}, [5, 8])
+    data.statistics |= {"time_target": which, "max_history": longest}
+    for split in ("test", "validation", "next"):
+        examples = splits.held_out_examples(data, split)
+        for history in examples["history"]:
+            assert len(history) <= (longest or 9)
+        known = splits.training_sequences(data, examples)
+        assert {user: "".join(items) for user, items in known.items()} == {"u": "abc", "v": "ae", "x": "", "y": "abe"}
+
+
+def test_whose_example_it_is():
+    names = ["ann", "ann@target2", "ann@target", "a@target2@target13", "@targetb2"]
+    assert [splits.owner(name) for name in names] == ["ann", "ann", "ann@target", "a@target2", "@targetb2"]
+
+
+def test_the_rule_of_targets_is_kept_with_the_data(tmp_path):
+    rows = [("u", item, time) for time, item in enumerate("abcdefgh")] + [("v", item, 1) for item in "abc"]
+    data = build(
+        reviews(*rows), metadata(*((item, item) for item in "abcdefgh")), None, 1,
+        Rules(holdout="time", holdout_share=0.2, time_target="all"),
+    )  # fmt: skip
+    data.save(tmp_path)
+    assert Dataset.load(tmp_path).statistics["time_target"] == "all"
+    assert shown(splits.held_out_examples(Dataset.load(tmp_path), "test")) == {
+        "u": "abcdef>g",
+        "u@target2": "abcdefg>h",
+    }

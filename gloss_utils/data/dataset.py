@@ -24,7 +24,7 @@ class Dataset:
     interactions: user, item, time; sorted by user, then time; without users of fewer than `min_history` interactions.
     users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`); sorted by user.
     statistics: counts of the whole data set and of what was left out; the `periods` of a time split (when validation
-    and test begin; null: leave-one-out), with its `min_history` and `max_history`.
+    and test begin; null: leave-one-out), with its `min_history`, `max_history` and `time_target`.
     """
 
     items: pd.DataFrame
@@ -72,7 +72,9 @@ class Rules:
     k_core: users and items with fewer interactions are left out, again and again until none remains (0: all stay).
     min_history: users with fewer interactions are counted and left out. max_history: only this many of each user's
     latest interactions stay (None: all). holdout: "leave_one_out", or "time": the last `holdout_share` of all
-    interactions are the test period, and as many before them the validation period.
+    interactions are the test period, and as many before them the validation period. time_target: which items of
+    a user's period are predicted under a time split, each from all before it: the "first", the "last" or "all"
+    (time-to-split, arXiv:2507.16289, says why results hang on that).
     new_item_fraction: share of items held out of all training.
 
     Under a time split, training must not depend on anything later. So the k-core is that of the training period, and
@@ -86,6 +88,7 @@ class Rules:
     max_history: int | None = None
     holdout: str = LEAVE_ONE_OUT
     holdout_share: float = 0.1
+    time_target: str = "first"
     new_item_fraction: float = 0.0
 
 
@@ -230,7 +233,7 @@ def build(
         "std_history": round(float(counts.std()), 2),
         "dropped": dropped,
         "periods": begin,
-    } | ({"min_history": rules.min_history, "max_history": rules.max_history} if begin else {})
+    } | ({name: getattr(rules, name) for name in ("min_history", "max_history", "time_target")} if begin else {})
     interactions = interactions[interactions["user"].isin(kept.index)].reset_index(drop=True)
     users = draw_users(kept, max_users, seed)
     return Dataset(items, interactions, users.assign(validation=True) if begin else users, statistics)

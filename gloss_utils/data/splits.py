@@ -9,19 +9,29 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
 
 COLUMNS = ["user", "history", "target"]
+FURTHER = "@target"  # a user's second target has the user "NAME@target2"
+
+
+def owner(user: str) -> str:
+    """Whose example this is: the user, without the number of a further target (see `Rules.time_target`)."""
+    name, mark, number = user.rpartition(FURTHER)
+    return name if mark and number.isdigit() else user
 
 
 class Cut(NamedTuple):
     """A user's items, oldest first, and where they are cut.
 
     known: those that training may read: the first ones, without new ones. validation, test: the positions of the
-    targets among `items`, None where there is none.
+    targets among `items`; several only under a time split that takes all.
     """
 
     items: list[str]
     known: list[str]
-    validation: int | None
-    test: int | None
+    validation: list[int]
+    test: list[int]
+
+
+CHOSEN = {"first": slice(1), "last": slice(-1, None), "all": slice(None)}  # of a user's items in a period
 
 
 def cuts(data: Dataset) -> dict[str, Cut]:
@@ -29,8 +39,8 @@ def cuts(data: Dataset) -> dict[str, Cut]:
 
     Leave-one-out: the last item is the test target. Of validation users, the last item before it that is not new is the
     validation target, and training ends before that. Time: training ends where the validation period begins, and reads
-    nothing of users with fewer than `min_history` items before. A target is a user's first item in the period, but new
-    items are no validation targets.
+    nothing of users with fewer than `min_history` items before. A target is a user's first item in the period, or the
+    last, or each (`time_target`), but new items are no validation targets.
     """
     new, found = data.new_items(), {}
     validated = dict(zip(data.users["user"], data.users["validation"], strict=True))
@@ -38,15 +48,16 @@ def cuts(data: Dataset) -> dict[str, Cut]:
     times = data.interactions.groupby("user", sort=True)["time"].agg(list).to_dict() if begin else {}
     for user, items in data.sequences().items():
         if begin:
-            end, test = map(int, np.searchsorted(times[user], begin))
-            validation = next((place for place in range(end, test) if items[place] not in new), None)
+            end, later = map(int, np.searchsorted(times[user], begin))
+            chosen = CHOSEN[data.statistics.get("time_target", "first")]
+            validation = [place for place in range(end, later) if items[place] not in new][chosen]
+            test = list(range(later, len(items)))[chosen]
             train = end if end >= data.statistics.get("min_history", 0) else 0
-            test = test if test < len(items) else None
         else:
-            train, validation, test = len(items) - 1, None, len(items) - 1
+            train, validation, test = len(items) - 1, [], [len(items) - 1]
             if validated[user]:
-                validation = next((place for place in reversed(range(test)) if items[place] not in new), None)
-                train = validation or 0
+                validation = [place for place in range(len(items) - 1) if items[place] not in new][-1:]
+                train = validation[0] if validation else 0
         found[user] = Cut(items, _without(items[:train], new), validation, test)
     return found
 
@@ -89,19 +100,25 @@ def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
 
     split: "test" or "validation", where the history is all that came before the target (validation: without new items),
     and users with an empty history are left out; or "next", where it is the whole sequence, and the target is None.
-    `max_history` cuts each history.
+    `max_history` cuts each history. Of a user with several targets (`time_target`: all), each history holds the targets
+    before, and the second target has the user "NAME@target2" (see `owner`).
     """
     new, rows = data.new_items(), []
     for user, cut in _of_drawn_users(data):
         if split == "next":
             rows.append((user, _latest(data, cut.items), None))
             continue
-        place = cut.test if split == "test" else cut.validation
-        history = cut.items[: place or 0]
-        history = _without(history, new) if split == "validation" else history
-        if history:
-            rows.append((user, _latest(data, history), cut.items[place]))
+        places = cut.test if split == "test" else cut.validation
+        found = [(_before(data, cut.items, place, split, new), cut.items[place]) for place in places]
+        found = [(history, target) for history, target in found if history]
+        for number, (history, target) in enumerate(found, 1):
+            rows.append((user if number == 1 else f"{user}{FURTHER}{number}", history, target))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _before(data: Dataset, items: list[str], place: int, split: str, new: set[str]) -> list[str]:
+    """The history from which the item at a place is predicted."""
+    return _latest(data, _without(items[:place], new) if split == "validation" else items[:place])
 
 
 def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list[str]]:
@@ -119,8 +136,9 @@ def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list
         if target is None or user not in sequences:
             continue
         (items, _, validation, test), history = at[user], list(history)
-        before = _without(items[:test], new)
-        offered = (_latest(data, items[:test]), _latest(data, _without(items[:validation], new)))
+        before = _without(items[: test[0] if test else None], new)
+        offered = [_before(data, items, place, "test", new) for place in test]
+        offered += [_before(data, items, place, "validation", new) for place in validation]
         if begin and history in offered:
             continue  # the target came after all that is learnt
         if items[: len(history)] == history:

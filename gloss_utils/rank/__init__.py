@@ -5,26 +5,30 @@ items, oldest first), training sequences (the same, of all that may be learned f
 Out: a ranking, columns user, rank (from 1), item, score; `write_trec` writes it for any evaluation tool.
 
 `paper_rule`, `fused` and `hybrid` rank by generated texts; `Learned` by what trees learn from training users, with or
-without texts (`text_neighbours` says which items have texts alike); `popularity`, `last_item_search` and `item_knn` are
-rivals.
+without texts (`text_neighbours` says which items have texts alike); `popularity`, `last_item_search`, `item_knn`,
+`Ease` and `Star` are rivals.
 `gloss_utils.rank.sasrec`, a rival that is trained, has to be imported by itself: it needs torch.
 """
 
 from gloss_utils.rank.baselines import item_knn, last_item_search, popularity
 from gloss_utils.rank.candidates import items_of_exact_titles, nearest_items
+from gloss_utils.rank.ease import Ease
 from gloss_utils.rank.evidence import Evidence, fused, hybrid
 from gloss_utils.rank.learned import Learned
 from gloss_utils.rank.paper import paper_rule
 from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.signals import text_neighbours
+from gloss_utils.rank.star import Star
 from gloss_utils.rank.trec import as_run, read_trec, write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 
 __all__ = [
+    "Ease",
     "Evidence",
     "HybridSettings",
     "Learned",
     "Ranker",
+    "Star",
     "as_run",
     "fused",
     "hybrid",

@@ -1,38 +1,80 @@
-"""Rivals that are measured on the same users: popularity, last-item search, item-kNN."""
+"""Rivals that are measured on the same users: popularity, last-item search, item-kNN, EASE, STAR.
 
-from collections.abc import Mapping, Sequence
+TGH (arXiv:2605.07125), another training-free ranker, is not here: its definition was not at hand.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pandas as pd
 
 from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.candidates import Histories, Index, as_ranking, last_item_texts, nearest_items
+from gloss_utils.rank.ease import Ease
 from gloss_utils.rank.evidence import hybrid
 from gloss_utils.rank.ranker import Ranker
+from gloss_utils.rank.star import Star
 from gloss_utils.rank.weights import HybridSettings
 
-LAST_ITEM = ("lis-bm25", "lis-dense", "lis-bm25-unseen", "lis-dense-unseen")
+NAMES = ("popularity", "lis-bm25", "lis-dense", "item-knn", "ease", "star")
+Rival = Callable[[Histories, bool], pd.DataFrame]  # histories, whether seen items are left out -> a ranking
 
 
-def rank_all(ranker: Ranker) -> dict[str, pd.DataFrame]:
-    """The rankings of these rivals, by method, for the users of a ranker."""
-    histories, known, items, depth = ranker.histories, ranker.training_sequences, ranker.items, ranker.depth
-    rankings = {"popularity": popularity(histories, known, items, depth)}
-    for method in LAST_ITEM:
-        index, unseen = ranker.indexes[method.split("-")[1]], method.endswith("unseen")
-        rankings[method] = last_item_search(histories, index, ranker.titles, depth, unseen)
-    return rankings | {"item-knn": item_knn(histories, known, items, ranker.settings, depth)}
+def rivals(ranker: Ranker) -> dict[str, Rival]:
+    """What ranks by each of these rivals' methods, counted on what the ranker may learn from.
+
+    EASE is left out of a catalogue that is too large for it, with a line that says so.
+    """
+    known, items, depth = ranker.training_sequences, ranker.items, ranker.depth
+    found = {
+        "popularity": lambda histories, unseen: popularity(histories, known, items, depth, unseen),
+        "item-knn": lambda histories, unseen: item_knn(histories, known, items, ranker.settings, depth, unseen),
+    }
+    for name, index in ranker.indexes.items():
+        found[f"lis-{name}"] = partial(_by_last_item, index, ranker.titles, depth)
+    by_count = {"star": Star(known, items, ranker.indexes["dense"].vectors())}
+    try:
+        by_count["ease"] = Ease(known, items)
+    except ValueError as error:
+        print(f"{error}: it is left out")
+    for name, model in by_count.items():
+        found[name] = partial(_of_model, model, depth)
+    return {name: found[name] for name in NAMES if name in found}
+
+
+def _by_last_item(index: Index, titles: Mapping[str, str], depth: int, histories: Histories, unseen: bool):
+    return last_item_search(histories, index, titles, depth, unseen)
+
+
+def _of_model(model: Ease | Star, depth: int, histories: Histories, unseen: bool) -> pd.DataFrame:
+    return model.rank(histories, depth, unseen)
 
 
 def popularity(
-    histories: Histories, training_sequences: Histories, items: Sequence[str], depth: int = 10
+    histories: Histories,
+    training_sequences: Histories,
+    items: Sequence[str],
+    depth: int = 10,
+    exclude_seen: bool = False,
 ) -> pd.DataFrame:
     """Rank for every user the items that occur most often in the training sequences.
 
     Equally popular items keep the catalogue's order, in which `items` are; those that do not occur are not ranked.
+    exclude_seen: leave out what the user has.
     """
     counts = pd.Series(cooccurrence.counts(training_sequences.values(), items), pd.Index(items, name="item"), float)
     top = counts[counts > 0].sort_values(ascending=False, kind="stable").rename("score").reset_index()
-    return as_ranking(pd.DataFrame({"user": list(histories)}).merge(top[:depth], how="cross"), histories, depth)
+    users = pd.DataFrame({"user": list(histories)})
+    if not exclude_seen or users.empty:
+        return as_ranking(users.merge(top[:depth], how="cross"), histories, depth)
+    found = [some.merge(top[:k], how="cross") for k, some in users.groupby(_deep(users["user"], histories, depth))]
+    return as_ranking(pd.concat(found), histories, depth, exclude_seen=True)
+
+
+def _deep(users: pd.Series, histories: Histories, depth: int) -> pd.Series:
+    """How far to look past each user's history. Users with histories of like length get the same depth, and are ranked
+    for together, so that a long history costs only itself."""
+    return users.map(lambda user: depth + 2 ** len(set(histories[user])).bit_length())
 
 
 def last_item_search(
@@ -46,9 +88,8 @@ def last_item_search(
     queries, items = last_item_texts(histories, titles), list(titles)
     if not unseen or queries.empty:
         return as_ranking(nearest_items(queries, index, items, depth), histories, depth)
-    # Look past a history, users with histories of like length together, so that a long one costs only itself.
-    deep = queries["user"].map(lambda user: depth + 2 ** len(set(histories[user])).bit_length())
-    found = [nearest_items(some, index, items, k) for k, some in queries.groupby(deep)]
+    by_depth = queries.groupby(_deep(queries["user"], histories, depth))
+    found = [nearest_items(some, index, items, k) for k, some in by_depth]
     return as_ranking(pd.concat(found), histories, depth, exclude_seen=True)
 
 
@@ -58,12 +99,14 @@ def item_knn(
     items: Sequence[str],
     settings: HybridSettings,
     depth: int = 10,
+    exclude_seen: bool = True,
 ) -> pd.DataFrame:
     """Rank the items that follow those of the history most in the training sequences, counted as for `hybrid`.
 
-    What the user has and items that do not occur are not ranked; where too little follows, popular items fill up.
+    Items that do not occur are not ranked; where too little follows, popular items fill up. exclude_seen: nor is what
+    the user has.
     """
     weights = {"cooccurrence": 1.0}
-    ranked = hybrid({}, histories, training_sequences, items, settings, depth, weights=weights)
+    ranked = hybrid({}, histories, training_sequences, items, settings, depth, exclude_seen, weights)
     occur = {item for sequence in training_sequences.values() for item in sequence}
     return ranked[ranked["item"].isin(occur)].reset_index(drop=True)  # those that do not occur come last

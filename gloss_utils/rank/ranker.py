@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 
 from gloss_utils.rank.candidates import Histories, Index, items_of_exact_titles, last_item_texts, nearest_items
@@ -53,14 +54,21 @@ class Ranker:
         self.votes = (f"texts_{self.retriever}",) if self.rule == FUSED else VOTES
         self._found: dict[str, pd.DataFrame] = {}
 
-    def rank(self, texts: float = math.inf) -> pd.DataFrame:
-        """By the rule, from each user's first so many `texts`."""
+    def rank(self, texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
+        """By the rule, from each user's first so many `texts`. exclude_seen: instead of the ranker's own."""
+        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
         if self.rule == PAPER:
-            return self.paper(self.retriever, texts, self.top_k or TOP_K, bool(self.exclude_seen))
+            return self.paper(self.retriever, texts, self.top_k or TOP_K, bool(exclude_seen))
         if self.rule == LEARNED:
-            return self._by_learned(texts)
+            return self._by_learned(texts, exclude_seen)
         weights = dict.fromkeys(self.votes, 1.0) if self.rule == FUSED else self.settings.weights
-        return self.weighted({"": weights}, texts)[""]
+        return self.weighted({"": weights}, texts, exclude_seen)[""]
+
+    def shuffled(self, seed: int) -> "Ranker":
+        """The same with each history in a random order; what is learnt, and the generated texts, stay as they are."""
+        rng = np.random.default_rng(seed)
+        histories = [[history[place] for place in rng.permutation(len(history))] for history in self.queries["history"]]
+        return replace(self, queries=self.queries.assign(history=pd.Series(histories, self.queries.index, object)))
 
     def paper(
         self, retriever: str, texts: float = math.inf, top_k: int = TOP_K, exclude_seen: bool = False
@@ -76,11 +84,14 @@ class Ranker:
         found = self.candidates(f"texts_{retriever}")
         return found[found.groupby(["user", "query"], sort=False).cumcount() < top_k]
 
-    def weighted(self, weightings: Mapping[str, Mapping], texts: float = math.inf) -> dict[str, pd.DataFrame]:
+    def weighted(
+        self, weightings: Mapping[str, Mapping], texts: float = math.inf, exclude_seen: bool | None = None
+    ) -> dict[str, pd.DataFrame]:
         """By the sum of all evidence (see `evidence`), one ranking per weighting."""
+        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
         found = {feature: self.candidates(feature) for feature in self.votes}
         found = {feature: rows[rows["query"] <= texts] for feature, rows in found.items()}
-        return self.evidence.rankings(found, weightings, self.depth, self.exclude_seen is not False)
+        return self.evidence.rankings(found, weightings, self.depth, exclude_seen is not False)
 
     def candidates(self, feature: str) -> pd.DataFrame:
         """The candidates whose votes a feature is: of the generated texts, or of the last item's own text."""
@@ -91,8 +102,8 @@ class Ranker:
             self._found[feature] = nearest_items(texts, self.indexes[retriever], self.items, top_k)
         return self._found[feature]
 
-    def _by_learned(self, texts: float) -> pd.DataFrame:
-        how = self.depth, self.exclude_seen is not False
+    def _by_learned(self, texts: float, exclude_seen: bool | None) -> pd.DataFrame:
+        how = self.depth, exclude_seen is not False
         if not self.text_targets:
             return self.learned.rank(*how)
         found = {feature: self.candidates(feature) for feature in TEXTS}

@@ -1,11 +1,12 @@
-"""The rival SASRec (Kang and McAuley, 2018): a small decoder over item ids, trained with full cross-entropy.
+"""The rival SASRec (Kang and McAuley, 2018): a small decoder over item ids.
 
 A transformers GPT-2 whose tokens are items takes the place of the original's blocks: learned positions, causal
-attention, one table of embeddings for reading and for scoring. The loss is over all items at every position, where the
-original draws one negative; the published numbers, which used the original's, are lower.
+attention, one table of embeddings for reading and for scoring. The loss at every position is cross-entropy over all
+items, or over the right one and `NEGATIVES` others (sampled softmax), where the original draws one other; the published
+numbers, which used the original's, are lower. `sasrec_search` chooses the loss and other settings.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,16 +29,22 @@ PAD = 0  # item number i is token i + 1
 LENGTH = 50  # the last so many items of a history are read
 LAYERS, HEADS, DROPOUT = 2, 2, 0.5
 BATCH, LEARNING_RATE, WEIGHT_DECAY, PATIENCE = 128, 1e-3, 0.01, 5
+CROSS_ENTROPY, SAMPLED_SOFTMAX = LOSSES = ("cross-entropy", "sampled softmax")
+NEGATIVES = 256  # drawn uniformly, for all positions of a batch together
 USERS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
 class Settings:
-    """epochs: passes over the sequences, at most. width: numbers per item. seed: of weights and order."""
+    """epochs: passes over the sequences, at most. width: numbers per item. seed: of weights, order and negatives.
+    loss: of `LOSSES`. dropout, learning_rate: null takes `DROPOUT` and `LEARNING_RATE`."""
 
     epochs: int
     width: int = 64
     seed: int = 3407
+    loss: str = CROSS_ENTROPY
+    dropout: float | None = None
+    learning_rate: float | None = None
 
 
 class SASRec(GPT2LMHeadModel):
@@ -47,23 +54,38 @@ class SASRec(GPT2LMHeadModel):
         """The loss: the sum over all next items, divided by `num_items_in_batch`, by default by how many they are."""
         hidden = self.transformer(input_ids, attention_mask=attention_mask).last_hidden_state
         known = labels[:, 1:] != -100
-        scores, following = self.lm_head(hidden[:, :-1][known]), labels[:, 1:][known]
+        hidden, following = hidden[:, :-1][known], labels[:, 1:][known]
+        if self.training and self.config.sasrec_loss == SAMPLED_SOFTMAX:
+            scores, following = self.sampled(hidden, following)
+        else:  # always over all items where nothing is learnt, so that losses can be compared
+            scores = self.lm_head(hidden)
         loss = torch.nn.functional.cross_entropy(scores, following, reduction="sum")
         return {"loss": loss / (len(following) if num_items_in_batch is None else num_items_in_batch)}
 
+    def sampled(self, hidden: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scores of the right item and of `NEGATIVES` others, [positions, 1 + NEGATIVES], and where the right one
+        is: first. Negatives that are the right one do not count."""
+        table = self.lm_head.weight
+        others = torch.randint(1, len(table), (NEGATIVES,), device=table.device)
+        right = (hidden * table[following]).sum(dim=1, keepdim=True)
+        wrong = (hidden @ table[others].T).masked_fill(others == following[:, None], -torch.inf)
+        return torch.cat([right, wrong], dim=1), torch.zeros_like(following)
 
-def new_model(items: int, width: int) -> SASRec:
+
+def new_model(items: int, settings: Settings) -> SASRec:
     """An untrained model for a catalogue of so many items."""
+    dropout = DROPOUT if settings.dropout is None else settings.dropout
     return SASRec(
         GPT2Config(
             vocab_size=items + 1,
             n_positions=LENGTH,
-            n_embd=width,
+            n_embd=settings.width,
             n_layer=LAYERS,
             n_head=HEADS,
-            embd_pdrop=DROPOUT,
-            resid_pdrop=DROPOUT,
-            attn_pdrop=DROPOUT,
+            embd_pdrop=dropout,
+            resid_pdrop=dropout,
+            attn_pdrop=dropout,
+            sasrec_loss=settings.loss,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=None,
@@ -72,12 +94,16 @@ def new_model(items: int, width: int) -> SASRec:
     )
 
 
-def validation_sequences(data: Dataset, evaluated: pd.DataFrame, split: str) -> list[list[str]]:
-    """The sequences whose loss says when training stops: those of all validation users under split test, else of the
-    validation users who are not evaluated, if there are any."""
+def validation_users(data: Dataset, evaluated: pd.DataFrame, split: str) -> pd.DataFrame:
+    """Whose targets say when training stops and which settings are best (user, history, target): all validation users
+    under split test, else the validation users who are not evaluated, if there are any."""
     held_out = splits.held_out_examples(data, "validation")
-    held_out = held_out if split == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
-    return [[*row.history, row.target] for row in held_out.itertuples()]
+    return held_out if split == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
+
+
+def validation_sequences(data: Dataset, evaluated: pd.DataFrame, split: str) -> list[list[str]]:
+    """The sequences of `validation_users`, with their targets."""
+    return [[*row.history, row.target] for row in validation_users(data, evaluated, split).itertuples()]
 
 
 def train(
@@ -95,9 +121,9 @@ def train(
     texts = [ids for ids in encode(sequences, items) if len(ids) > 1]
     held_out = encode(validation, items)
     training.seed_everything(settings.seed)
-    model = new_model(len(items), settings.width)
+    model = new_model(len(items), settings)
     how = training.Settings(
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE if settings.learning_rate is None else settings.learning_rate,
         lr_scheduler="linear",
         warmup_steps=100,
         weight_decay=WEIGHT_DECAY,
@@ -129,9 +155,15 @@ def encode(histories: Iterable[Sequence[str]], items: Sequence[str]) -> list[lis
 
 @torch.inference_mode()
 def rank(
-    model: SASRec, histories: Histories, sequences: Iterable[Sequence[str]], items: Sequence[str], depth: int = 10
+    model: SASRec,
+    histories: Histories,
+    sequences: Iterable[Sequence[str]],
+    items: Sequence[str],
+    depth: int = 10,
+    exclude_seen: bool = True,
 ) -> pd.DataFrame:
-    """Rank for each user the items that occur in `sequences`, which it was trained on, and not in the user's history.
+    """Rank for each user the items that occur in `sequences`, which it was trained on. exclude_seen: and are not in the
+    user's history.
 
     A user whose history holds nothing of the catalogue `items` is not ranked for.
     """
@@ -145,10 +177,18 @@ def rank(
         hidden = model.transformer(tokens, attention_mask=(tokens != PAD).long()).last_hidden_state
         last = hidden[torch.arange(len(some)), torch.tensor([len(row) - 1 for row in rows])]
         scores = model.lm_head(last)[:, 1:].float().cpu().masked_fill(unknown, -torch.inf)
-        owners, seen = cooccurrence.encode([histories[user] for user in some], ids)
-        scores[owners, seen] = -torch.inf
+        if exclude_seen:
+            owners, seen = cooccurrence.encode([histories[user] for user in some], ids)
+            scores[owners, seen] = -torch.inf
         best, places = (values.numpy() for values in scores.topk(min(depth, len(ids))))
         user = some.repeat(best.shape[1])
         found.append(pd.DataFrame({"user": user, "item": ids[places.ravel()], "score": best.ravel()}))
     found = pd.concat(found) if found else pd.DataFrame(columns=RANKING_COLUMNS)
     return as_ranking(found[found["score"] > -np.inf], histories, depth)
+
+
+def rival(
+    model: SASRec, sequences: Iterable[Sequence[str]], items: Sequence[str], depth: int
+) -> Callable[[Histories, bool], pd.DataFrame]:
+    """What ranks by a model, as `baselines.rivals` has it for the others."""
+    return lambda histories, exclude_seen: rank(model, histories, sequences, items, depth, exclude_seen)

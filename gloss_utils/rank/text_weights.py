@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
+from gloss_utils.data import splits
+
 FOLDS, PENALTY = 5, 0.01
 TEXTS = ("texts_dense", "texts_bm25")
 
@@ -57,4 +59,4 @@ def fit(scored: pd.DataFrame, is_target: pd.Series) -> np.ndarray:
 
 
 def _fold(user: str) -> int:
-    return int(hashlib.sha256(user.encode()).hexdigest(), 16) % FOLDS
+    return int(hashlib.sha256(splits.owner(user).encode()).hexdigest(), 16) % FOLDS

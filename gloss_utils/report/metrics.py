@@ -5,7 +5,8 @@ No metric looks further than ten places: MRR@10 is the mean of 1 / place of the 
 may be shorter: those of the paper's rule have at most `num_beams` items, by default five.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 
 import ir_measures
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 
 from gloss_utils.rank.trec import as_run
 from gloss_utils.report import segments, significance
+from gloss_utils.report.beyond import BEYOND
 
 # To add a metric, add a line here: all else follows.
 MEASURES = {
@@ -26,6 +28,7 @@ MEASURES = {
 }
 METRICS = list(MEASURES)
 COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and drawn
+LEFT_OUT, KEPT_IN = SEEN = ("left out", "kept in")  # what each method does with items that the user already has
 GLOSS, GLOSS_PAPER = "gloss", "gloss-paper"  # GLoSS by the run's own ranking, and by the paper's rule
 
 
@@ -49,10 +52,15 @@ def per_user_metrics(run: pd.DataFrame, targets: dict[str, str]) -> pd.DataFrame
     return wide.reindex(index=list(targets), columns=METRICS).fillna(0.0)
 
 
-def means(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means of the columns of `values` [users, columns], and the low and high ends of their 95 % intervals."""
-    mean = values.mean(axis=0) if len(values) else np.full(values.shape[1], np.nan)
-    return mean, *significance.intervals(values, seed)
+def means(values: np.ndarray, seed: int, users: Iterable[str] | None = None) -> tuple[np.ndarray, ...]:
+    """Means of the columns of `values` [users, columns], and the low and high ends of their 95 % intervals.
+
+    NaN does not count. users: whose each row is, in case some have several targets (see `splits.owner`).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column of nothing but NaN
+        mean = np.nanmean(values, axis=0) if len(values) else np.full(values.shape[1], np.nan)
+    return mean, *significance.intervals(values, seed, None if users is None else significance.owners_of(users))
 
 
 def rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:
@@ -63,19 +71,22 @@ def rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarra
 
 
 def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
-    """A row for each method and segment: means over users, with 95 % bootstrap intervals.
+    """A row for each method, seen items left out and kept in, and segment: means over users, with 95 % bootstrap
+    intervals.
 
-    per_user: user, method, segment, new_item, metrics. All methods share the resamples.
+    per_user: user, method, seen, segment, new_item, metrics, and those of `beyond.BEYOND` where they are measured. All
+    methods share the resamples.
     """
-    methods, rows = list(per_user["method"].unique()), []
+    methods = list(per_user[["method", "seen"]].drop_duplicates().itertuples(index=False, name=None))
+    measured, rows = [name for name in (*METRICS, *BEYOND) if name in per_user], []
     for segment, inside in segments.members(per_user).items():
-        wide = per_user[inside].pivot(index="user", columns="method", values=METRICS)
-        wide = wide.reindex(columns=pd.MultiIndex.from_product([METRICS, methods]))
-        found = means(wide.to_numpy(), seed)
-        for place, method in enumerate(methods):
-            row = {"method": method, "split": split, "segment": segment, "users": len(wide)}
-            rows.append(row | rounded(METRICS, *(values[place :: len(methods)] for values in found)))
-    return sorted(rows, key=lambda row: methods.index(row["method"]))
+        wide = per_user[inside].pivot(index="user", columns=["method", "seen"], values=measured)
+        wide = wide.reindex(columns=pd.MultiIndex.from_tuples([(name, *one) for name in measured for one in methods]))
+        found = means(wide.to_numpy(), seed, wide.index)
+        for place, (method, seen) in enumerate(methods):
+            row = {"method": method, "seen": seen, "split": split, "segment": segment, "users": len(wide)}
+            rows.append(row | rounded(measured, *(values[place :: len(methods)] for values in found)))
+    return sorted(rows, key=lambda row: methods.index((row["method"], row["seen"])))
 
 
 def ablate(
@@ -86,7 +97,7 @@ def ablate(
     for number in range(1, most + 1):
         values = per_user_metrics(as_run(rank(number)), targets).to_numpy()
         row = {"queries": number, "split": split, "users": len(targets)}
-        rows.append(row | rounded(METRICS, *means(values, seed)))
+        rows.append(row | rounded(METRICS, *means(values, seed, targets)))
     return rows
 
 
@@ -99,7 +110,22 @@ def leave_parts_out(rankings: dict[str, pd.DataFrame], targets: dict[str, str], 
     lost = [f"{metric}_lost" for metric in METRICS]
     return [
         {"left_out": part, "users": len(targets)}
-        | rounded(METRICS, *means(values, seed))
-        | rounded(lost, *means(found["none"] - values, seed))
+        | rounded(METRICS, *means(values, seed, targets))
+        | rounded(lost, *means(found["none"] - values, seed, targets))
         for part, values in found.items()
     ]
+
+
+def losses(per_user: pd.DataFrame, rankings: dict[str, pd.DataFrame], targets: dict[str, str], seed: int) -> list[dict]:
+    """A row for each method: its metrics by other rankings, and what is lost by them (paired over users).
+
+    per_user: user, method, metrics. rankings: by method, as `rank.read_trec` and `as_run` return them.
+    """
+    rows, lost = [], [f"{metric}_lost" for metric in METRICS]
+    for method, run in rankings.items():
+        before = per_user[per_user["method"] == method].set_index("user")[METRICS].reindex(list(targets)).to_numpy()
+        values = per_user_metrics(run, targets).to_numpy()
+        found = rounded(METRICS, *means(values, seed, targets))
+        found |= rounded(lost, *means(before - values, seed, targets))
+        rows.append({"method": method, "users": len(targets)} | found)
+    return rows

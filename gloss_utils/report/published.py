@@ -8,6 +8,7 @@ import pandas as pd
 ID_BASED, LLM_BASED, SEARCH, OTHER = KINDS = ("ID-based", "LLM-based", "search by text", "other")
 GROUPS = (
     ("table1", "table1", ID_BASED),
+    ("esasrec", "esasrec", ID_BASED),
     ("table2", "table2", LLM_BASED),
     ("gloss", "paper", LLM_BASED),
     ("lis", "lis", SEARCH),
@@ -33,19 +34,22 @@ def statistics_beside(dataset: str, ours: dict) -> pd.DataFrame:
 
 
 def results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:
-    """Published Recall@5 and NDCG@5 on a dataset, the kind of method (`KINDS`) and the source, or None: they are all
-    of leave-one-out tests."""
+    """Published Recall and NDCG at 5 or 10 on a dataset, what was done with items that users already had (seen items),
+    the kind of method (`KINDS`) and the source, or None: they are all of leave-one-out tests."""
     if split != "test" or holdout != "leave_one_out" or dataset not in NUMBERS["dataset_statistics"]:
         return None
     rows = []
     for group, source, kind in GROUPS:
         citation = NUMBERS["source"][source].removeprefix("Acharya, Petrov, ")
+        names = NUMBERS.get(f"columns_of_{group}", NUMBERS["columns"])
         for method, by_dataset in NUMBERS[group].items():
             if by_dataset.get(dataset):
                 name = f"last item, {method.replace('bm25', 'BM25')}" if kind == SEARCH else method
-                rows.append((name, kind, *by_dataset[dataset], citation))
-    columns = ["published method", "kind", "recall@5", "ndcg@5", "source"]
-    return pd.DataFrame(rows, columns=columns).set_index("published method")
+                about = {"published method": name, "kind": kind, "seen items": NUMBERS["seen"][source]}
+                rows.append(about | dict(zip(names, by_dataset[dataset], strict=True)) | {"source": citation})
+    columns = ["published method", "kind", "seen items", "recall@5", "ndcg@5", "recall@10", "ndcg@10", "source"]
+    frame = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[3:7], float))
+    return frame.set_index("published method")
 
 
 def segment_results(dataset: str, split: str, holdout: str = "leave_one_out") -> pd.DataFrame | None:

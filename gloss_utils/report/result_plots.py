@@ -15,10 +15,11 @@ import seaborn.objects as so
 from matplotlib.ticker import MaxNLocator
 
 from gloss_utils.report import plots, published
+from gloss_utils.report.beyond import COVERAGE, K
 from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
 from gloss_utils.report.plots import COLUMN, DOTS, LINES, PAGE, SHADES, SideBySide
 from gloss_utils.report.segments import COLD_START
-from gloss_utils.report.tables import LABELS, shown_as
+from gloss_utils.report.tables import LABELS, one_protocol, shown_as
 
 RANKINGS = {
     "paper": "paper's rule",
@@ -27,7 +28,7 @@ RANKINGS = {
     "hybrid without generated texts": "hybrid without the texts",
     "learned": "learned",
 }
-IN_SEGMENTS = ("lis-dense-unseen", "item-knn", "sasrec", GLOSS_PAPER, GLOSS)
+IN_SEGMENTS = ("lis-dense", "item-knn", "sasrec", GLOSS_PAPER, GLOSS)
 BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` measures together
 RUN_STAGES = ("02_fine_tune", "03_build_index", "04_retrieve")  # whose seconds are the cost of a run
 
@@ -81,19 +82,20 @@ def _lines(measured: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
 def _of_all_users(table: dict) -> list[dict]:
     """The rows of all users, each with its kind and what it is called beside those of other runs."""
     parameters, rows = table["parameters"], []
+    of_all = [row for row in table["rows"] if row.get("segment") == "all"]
     own = parameters.get("ranking_weights") not in (None, "params/ranking/weights.yaml")
-    for row in table["rows"]:
-        if row.get("segment") == "all":
-            name, kind = shown_as(row["method"])
-            if row["method"] == GLOSS_PAPER:
-                name = f"GLoSS {_texts(table)}, paper's rule"
-            elif row["method"] == GLOSS:
-                ranking = parameters.get("ranking", "own ranking")
-                weights = ", own weights" if own and ranking == "hybrid" else ""
-                name = f"GLoSS {_texts(table)}, {ranking}{weights}"
-            name += " (in-sample)" if row.get("in_sample") else ""
-            about = {"dataset": table["dataset"], "holdout": parameters.get("holdout", "leave_one_out")}
-            rows.append(row | about | {"name": name, "kind": kind})
+    for row in one_protocol(of_all):
+        name, kind = shown_as(row["method"])
+        if row["method"] == GLOSS_PAPER:
+            name = f"GLoSS {_texts(table)}, paper's rule"
+        elif row["method"] == GLOSS:
+            ranking = parameters.get("ranking", "own ranking")
+            weights = ", own weights" if own and ranking == "hybrid" else ""
+            name = f"GLoSS {_texts(table)}, {ranking}{weights}"
+        name += f", {row['loss']}" if row.get("loss") else ""
+        name += row["note"] + (" (in-sample)" if row.get("in_sample") else "")
+        about = {"dataset": table["dataset"], "holdout": parameters.get("holdout", "leave_one_out")}
+        rows.append(row | about | {"name": name, "kind": kind})
     return rows
 
 
@@ -196,6 +198,7 @@ def _ablation(tables: list[dict], metric: str, width: int) -> pd.DataFrame:
 def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] = IN_SEGMENTS) -> plt.Figure | None:
     """A metric by user segment and method, one panel per run; users whose target is a new item are the last group."""
     measured = [table for table in tables if any(row.get("segment") == COLD_START for row in table["rows"])]
+    measured = [table | {"rows": one_protocol(table["rows"])} for table in measured]
     frame = _of_runs(measured, "rows", {metric: LABELS[metric]})
     if frame.empty:
         return None
@@ -220,6 +223,20 @@ def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:
     """The rows of some methods, with what each is called."""
     frame = frame[frame["method"].isin(of)]
     return frame.assign(label=[shown_as(method)[0] for method in frame["method"]])
+
+
+def coverage(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
+    """A metric of all users against the share of the catalogue that is recommended to anybody, seen items left out, one
+    panel per run."""
+    measured = _distinct([table for table in tables if any(COVERAGE in row for row in table["rows"])])
+    if not measured:
+        return None
+    rows = [row | {"run": textwrap.fill(_title(table), 36)} for table in measured for row in _of_all_users(table)]
+    frame = plots.by_metric(pd.DataFrame(rows), {metric: LABELS[metric]})
+    frame["label"] = [shown_as(method)[0] for method in frame["method"]]
+    plot = plots.with_intervals(frame, DOTS, x=COVERAGE).facet("run", wrap=2)
+    plot = plot.limit(x=(0, None), y=(0, None)).label(x=f"coverage@{K}, share of the catalogue", y=LABELS[metric])
+    return plots.draw(plot, _size(len(measured), 2, 2.6), ncols=2 if len(measured) == 1 else 3)
 
 
 def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:

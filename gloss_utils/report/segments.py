@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from gloss_utils.report.significance import intervals
+from gloss_utils.report.significance import intervals, owners_of
 
 COLD_START, REGULAR, POWER, NEW_ITEMS = "cold-start", "regular", "power", "new-items"
 SEGMENTS = ("all", COLD_START, REGULAR, POWER)  # and NEW_ITEMS, where items are held out as new
@@ -41,7 +41,7 @@ def by_history_length(per_user: pd.DataFrame, metric: str, seed: int, bins: int 
     found = []
     for _, users in counts.groupby(groups, observed=True):
         values = wide.loc[users.index]
-        low, high = intervals(values.to_numpy(), seed)
+        low, high = intervals(values.to_numpy(), seed, owners_of(values.index))
         about = {"interactions": users.mean(), "range": f"{users.min()}–{users.max()}", "users": len(users)}
         found.append(values.mean().rename("mean").reset_index().assign(low=low, high=high, **about))
     columns = ["method", "interactions", "range", "users", "mean", "low", "high"]

@@ -1,48 +1,87 @@
 """How sure a number is: bootstrap intervals of means over users, paired tests of differences, and the noise of ties."""
 
+import warnings
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pandas as pd
+
+from gloss_utils.data import splits
 
 RESAMPLES = 1000
 PERMUTATIONS = 9999
 TIE_ORDERS = 100
 
 
-def intervals(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bootstrap intervals (percentile, over users) of the column means of `values` [users, columns].
+def intervals(values: np.ndarray, seed: int, owners: Sequence | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bootstrap intervals (percentile, over users) of the column means of `values` [rows, columns].
 
-    All columns share the resamples.
+    All columns share the resamples. owners: whose each row is, where users have several; they are drawn with all their
+    rows. NaN does not count.
     """
-    users = len(values)
-    if not users:
+    if not len(values):
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    rng = np.random.default_rng(seed)
-    means = np.stack(
-        [np.bincount(rng.integers(users, size=users), minlength=users) @ values / users for _ in range(RESAMPLES)]
-    )
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    counted = ~np.isnan(values)
+    sums, counts = by_owner(np.where(counted, values, 0.0), owners), by_owner(counted.astype(float), owners)
+    rng, users = np.random.default_rng(seed), len(sums)
+    means = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(users, size=users), minlength=users)
+        of = users if owners is None and counted.all() else times @ counts
+        with np.errstate(invalid="ignore"):
+            means.append(times @ sums / of)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column of nothing but NaN
+        low, high = np.nanpercentile(np.stack(means), [2.5, 97.5], axis=0)
     return low, high
+
+
+def by_owner(values: np.ndarray, owners: Sequence | None) -> np.ndarray:
+    """The sums of each owner's rows, in the order in which owners first come; without owners, the rows as they are."""
+    if owners is None:
+        return values
+    codes, names = pd.factorize(np.asarray(owners, dtype=object))
+    if len(names) == len(codes):
+        return values
+    found = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(found, codes, values)
+    return found
 
 
 def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed: int) -> list[dict]:
     """Is a method better than each other one? Paired over users, two-sided, corrected for the number of comparisons.
 
     per_user: user, method, metrics. Each row: method, other, metric, difference of the means (method - other) with its
-    95 % bootstrap interval, p (permutation test: the two values of each user are swapped at random) and p_corrected
-    (Holm, over all rows).
+    95 % bootstrap interval, p (permutation test: the two values of each user are swapped at random, of a user with
+    several targets all together) and p_corrected (Holm, over all rows).
     """
     rows = []
     for metric in metrics:
         wide = per_user.pivot(index="user", columns="method", values=metric)
+        owners = owners_of(wide.index)
         others = [other for other in per_user["method"].unique() if other != method]
         differences = wide[[method]].to_numpy() - wide[others].to_numpy()
-        for other, values, low, high in zip(others, differences.T, *intervals(differences, seed), strict=True):
+        for other, values, low, high in zip(others, differences.T, *intervals(differences, seed, owners), strict=True):
             found = {"difference": values.mean(), "difference_low": low, "difference_high": high}
             found = {name: round(float(value), 6) for name, value in found.items()}
-            rows.append({"method": method, "other": other, "metric": metric, **found, "p": paired_p(values, seed)})
+            rows.append(
+                {
+                    "method": method,
+                    "other": other,
+                    "metric": metric,
+                    **found,
+                    "p": paired_p(by_owner(values, owners), seed),
+                }
+            )
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_corrected"] = corrected
     return rows
+
+
+def owners_of(users: Iterable[str]) -> list[str] | None:
+    """Whose target each of these is, where some users have several (see `splits.owner`); else null."""
+    owners = list(map(splits.owner, users))
+    return None if len(set(owners)) == len(owners) else owners
 
 
 def paired_p(differences: np.ndarray, seed: int) -> float:

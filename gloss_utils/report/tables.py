@@ -1,28 +1,32 @@
 """Result tables for looking at, and for a paper as CSV and LaTeX.
 
 A result table is a dict of what one run or benchmark measured. `rows` holds a dict for each method and segment: method,
-split, segment, users, and each metric as `<metric>`, `<metric>_low`, `<metric>_high`. A run's table also has `dataset`,
+seen (whether items that users already have are "left out" or "kept in"), split, segment, users, and each metric as
+`<metric>`, `<metric>_low`, `<metric>_high`. A run's table also has `dataset`,
 `parameters`, `comparisons`, `ablation`, `parts`, `ties` and `seconds`.
 """
 
+import json
 import textwrap
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from gloss_utils.base.files import write_whole
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
+from gloss_utils.report.beyond import BEYOND, COVERAGE
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, LEFT_OUT
 from gloss_utils.report.published import ID_BASED, LLM_BASED, OTHER, SEARCH
 
 METHODS = {  # how each is shown, and its kind
     "popularity": ("popularity", ID_BASED),
     "lis-bm25": ("last item, BM25", SEARCH),
     "lis-dense": ("last item, dense", SEARCH),
-    "lis-bm25-unseen": ("last item, BM25, unseen", SEARCH),
-    "lis-dense-unseen": ("last item, dense, unseen", SEARCH),
     "item-knn": ("item-kNN", ID_BASED),
+    "ease": ("EASE", ID_BASED),
+    "star": ("STAR", SEARCH),
     "sasrec": ("SASRec", ID_BASED),
     GLOSS_PAPER: ("GLoSS, the paper's ranking", LLM_BASED),
     GLOSS: ("GLoSS, this run's ranking", LLM_BASED),
@@ -42,32 +46,73 @@ def with_interval(frame: pd.DataFrame, metric: str, sign: str = "") -> pd.Series
     return pd.Series([shown.format(*row) for row in columns.to_numpy()], index=frame.index)
 
 
-def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@1", "recall@5", "ndcg@5", "mrr@10")) -> pd.DataFrame:
-    """The metrics of all users by method; methods that were fitted on these users' targets are marked.
+def one_protocol(rows: list[dict]) -> list[dict]:
+    """The rows with seen items left out, and of a method that has none the others, which its name then says."""
+    left_out = {row["method"] for row in rows if row.get("seen", LEFT_OUT) == LEFT_OUT}
+    kept = (row for row in rows if row.get("seen", LEFT_OUT) == LEFT_OUT or row["method"] not in left_out)
+    return [row | {"note": "" if row["method"] in left_out else ", seen items kept in"} for row in kept]
+
+
+def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5", "recall@10", "mrr@10")) -> pd.DataFrame:
+    """The metrics of all users by method, seen items left out and kept in; methods that were fitted on these users'
+    targets are marked, and SASRec has its loss.
 
     MRR@10 looks at the first ten items, and the paper's rule ranks at most `num_beams` (see `metrics`).
     """
-    frame = pd.DataFrame([row for row in rows if row["segment"] == "all"]).set_index("method")
-    frame.index = frame.index + frame["in_sample"].map({True: " (in-sample)", False: ""})
-    return pd.DataFrame({"users": frame["users"].map("{:,}".format)} | {m: with_interval(frame, m) for m in metrics})
+    frame = _by_protocol(rows)
+    shown = {name: with_interval(frame, name) for name in metrics}
+    wide = pd.DataFrame(shown).unstack("seen").reindex(frame.index.unique("method"))
+    wide = wide.reorder_levels([1, 0], axis=1)[
+        [(seen, name) for seen in frame.index.unique("seen") for name in metrics]
+    ]
+    wide.columns = wide.columns.set_levels([f"seen items {seen}" for seen in wide.columns.levels[0]], level=0)
+    users = frame["users"].groupby("method", sort=False).first().map("{:,}".format)
+    wide.insert(0, ("", "users"), users)
+    return wide.rename_axis(columns=[None, None])
+
+
+def _by_protocol(rows: list[dict], segment: str = "all") -> pd.DataFrame:
+    """The rows of a segment by method, as it is shown, and seen."""
+    frame = pd.DataFrame([row for row in rows if row["segment"] == segment])
+    loss = frame["loss"] if "loss" in frame else pd.Series(np.nan, frame.index)
+    frame["method"] += loss.map(", {}".format, na_action="ignore").fillna("")
+    frame["method"] += frame["in_sample"].map({True: " (in-sample)", False: ""})
+    return frame.set_index(["method", "seen"])
+
+
+def beyond_accuracy(rows: list[dict], segment: str = "all") -> pd.DataFrame:
+    """Coverage, novelty, diversity and popularity by method, and seen items left out and kept in (see `beyond`).
+
+    Coverage is of all users together, so that it has no interval over users.
+    """
+    frame = _by_protocol(rows, segment)
+    shown = {COVERAGE: frame[COVERAGE].map("{:.1%}".format, na_action="ignore")}
+    shown |= {name: with_interval(frame.astype(_floats(name)), name) for name in (*BEYOND, "popularity_bias")}
+    return pd.DataFrame(shown).reset_index("seen").rename(columns={"seen": "seen items"})
+
+
+def _floats(metric: str) -> dict[str, type]:
+    return {f"{metric}{end}": float for end in ("", "_low", "_high")}
 
 
 def segments(rows: list[dict], metric: str) -> pd.DataFrame:
-    """A metric by method and segment."""
+    """A metric by method, seen items left out and kept in, and segment."""
     frame = pd.DataFrame(rows)
-    frame["shown"] = with_interval(frame.astype({f"{metric}{end}": float for end in ("", "_low", "_high")}), metric)
+    frame["shown"] = with_interval(frame.astype(_floats(metric)), metric)
     frame["shown"] = frame["shown"].where(frame["users"] > 0, "no users")
     frame["column"] = frame["segment"] + frame["users"].map(" ({:,} users)".format)
-    shown = frame.pivot(index="method", columns="column", values="shown")
-    return shown.loc[frame["method"].unique(), frame["column"].unique()].rename_axis(columns="segment")
+    shown = frame.pivot(index=["method", "seen"], columns="column", values="shown")
+    order = pd.MultiIndex.from_frame(frame[["method", "seen"]].drop_duplicates())
+    return shown.loc[order, frame["column"].unique()].rename_axis(columns="segment")
 
 
 def comparisons(rows: list[dict]) -> pd.DataFrame:
-    """The paired differences between `gloss` and every other method."""
+    """The paired differences between `gloss` and every other method, seen items left out and kept in."""
     frame = pd.DataFrame(rows)
     frame["shown"] = with_interval(frame, "difference", "+") + frame["p_corrected"].map(", p = {:.4f}".format)
-    wide = frame.pivot(index="other", columns="metric", values="shown")
-    return wide.loc[frame["other"].unique(), frame["metric"].unique()].rename_axis(index="gloss against", columns=None)
+    frame["column"] = frame["metric"] + ", seen items " + frame["seen"]
+    wide = frame.pivot(index="other", columns="column", values="shown")
+    return wide.loc[frame["other"].unique(), frame["column"].unique()].rename_axis(index="gloss against", columns=None)
 
 
 def parts(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
@@ -78,6 +123,36 @@ def parts(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame
     return pd.DataFrame({metric: with_interval(frame, metric) for metric in metrics} | lost)
 
 
+def shuffled(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
+    """What each method loses where it ranks from shuffled histories, seen items left out."""
+    frame = pd.DataFrame(rows).set_index("method")
+    shown = {f"{metric}, shuffled": with_interval(frame, metric) for metric in metrics}
+    return pd.DataFrame(shown | {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in metrics})
+
+
+def over_seeds(rows: list[dict], by: tuple[str, ...] = ("method", "seen"), metrics: tuple[str, ...] = COMPARED):
+    """What the seed of a training changes: mean, standard deviation and range of a metric over seeds.
+
+    rows: of all users, with `seed`, and what they are grouped `by`. Groups of one seed are left out; a frame.
+    """
+    found, frame = [], pd.DataFrame(rows)
+    for names, some in frame.groupby(list(by), sort=False) if rows else ():
+        if some["seed"].nunique() < 2:
+            continue
+        row = dict(zip(by, names, strict=True)) | {"seeds": ", ".join(map(str, sorted(some["seed"].unique())))}
+        for metric in metrics:
+            values = some.drop_duplicates("seed")[metric]
+            row[metric] = f"{values.mean():.4f} ± {values.std():.4f} ({values.min():.4f} to {values.max():.4f})"
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def sasrec_trials(rows: list[dict]) -> pd.DataFrame:
+    """What was tried for SASRec within the budget of the search, the best first."""
+    frame = pd.DataFrame(rows).sort_values("ndcg@10", ascending=False, kind="stable")
+    return frame.set_index("trial")
+
+
 def importances(rows: list[dict]) -> pd.DataFrame:
     """What the trees of `learned` gain by each signal, as a share of all."""
     frame = pd.DataFrame(rows)
@@ -85,16 +160,32 @@ def importances(rows: list[dict]) -> pd.DataFrame:
 
 
 def all_methods(tables: list[dict]) -> pd.DataFrame:
-    """Every measured row of all users: dataset, split, method, users, metrics, and the table that it is from."""
-    rows = [
-        {"texts": "", "dataset": table.get("dataset"), "from": table["name"]} | row
+    """Every measured row of all users: dataset, split, method, seen items, users, metrics, and the table it is from."""
+    frame = pd.DataFrame(_of_all_users(tables))
+    shown = {LABELS[metric]: with_interval(frame, metric) for metric in COMPARED}
+    return frame[["dataset", "split", "method", "seen", "texts", "users", "from"]].assign(**shown)
+
+
+def seeds_of_runs(tables: list[dict]) -> pd.DataFrame:
+    """The spread over seeds of runs whose other parameters are the same, by dataset, split, method and seen items."""
+    rows = []
+    for row, parameters in ((row, row["parameters"]) for row in _of_all_users(tables)):
+        rest = {name: value for name, value in parameters.items() if name != "seed"}
+        if "seed" in parameters:
+            rows.append(row | {"seed": parameters["seed"], "same": json.dumps(rest, sort_keys=True)})
+    found = over_seeds(rows, ("dataset", "split", "method", "seen", "texts", "same"))
+    return found.drop(columns="same", errors="ignore")
+
+
+def _of_all_users(tables: list[dict]) -> list[dict]:
+    return [
+        {"texts": "", "seen": "", "dataset": table.get("dataset"), "from": table["name"]}
+        | row
+        | {"parameters": table["parameters"]}
         for table in tables
         for row in table["rows"]
         if row.get("segment", "all") == "all"
     ]
-    frame = pd.DataFrame(rows)
-    shown = {LABELS[metric]: with_interval(frame, metric) for metric in COMPARED}
-    return frame[["dataset", "split", "method", "texts", "users", "from"]].assign(**shown)
 
 
 def provenance(tables: list[dict]) -> pd.DataFrame:

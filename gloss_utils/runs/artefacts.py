@@ -37,13 +37,15 @@ class Recipe:
 
 
 _RAW = ("dataset", "user_column", "item_column", "time_column", "item_id_column", "item_text")
-_RULES = ("k_core", "min_history", "max_history", "holdout", "holdout_share", "max_users", "new_item_fraction", "seed")
+_RULES = ("k_core", "min_history", "max_history", "holdout", "holdout_share", "time_target", "max_users")
+_RULES += ("new_item_fraction", "seed")
 _TINY = ("tiny_layers", "tiny_width", "tiny_vocabulary", "tiny_steps", "tiny_learning_rate", "max_length")
 _LORA = ("load_in_4bit", "lora_rank", "lora_alpha", "lora_dropout", "lora_modules", "max_length")
 _TRAINING = ("learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "optimizer", "batch_size")
 _TRAINING += ("gradient_accumulation", "epochs", "patience", "bf16_on_cpu", "seed")
 _DECODING = ("split", "num_beams", "max_new_tokens", "decoding", "temperature", "top_p", "generation_batch_tokens")
 _DECODING += ("max_length", "load_in_4bit", "lora_alpha", "seed")
+_SASREC = ("sasrec_epochs", "sasrec_width", "sasrec_loss", "sasrec_search", "sasrec_seeds", "split", "seed")
 
 RECIPES = {
     "data": Recipe(EXPLORE, "data", _RAW + _RULES, ("raw",)),
@@ -54,9 +56,7 @@ RECIPES = {
     "dense": Recipe(INDEX, "index/dense", ("index", "rerank_from_disk"), ("encoder", "items")),
     "bm25": Recipe(INDEX, "index/bm25", (), ("items",)),
     "texts": Recipe(RETRIEVE, "queries.jsonl", _DECODING, ("base_model", "adapter", "data")),
-    "sasrec": Recipe(
-        EVALUATE, "model/sasrec", ("sasrec_epochs", "sasrec_width", "split", "seed"), ("histories", "data")
-    ),
+    "sasrec": Recipe(EVALUATE, "model/sasrec", _SASREC, ("histories", "data"), version=2),
 }
 assert tuple(RECIPES) == REMAKE  # the names that the parameter `remake` takes
 

@@ -80,9 +80,10 @@ class RunFolder:
         self.kept = self.root / "kept"  # artefacts in whose place another came
         self.hashes = self.root / ".hashes.json"
 
-    def ranking(self, method: str) -> Path:
-        """The TREC file of a method's rankings."""
-        return self.rankings / f"{method}.trec"
+    def ranking(self, method: str, seen: str | None = None) -> Path:
+        """The TREC file of a method's rankings: as stage 4 offers them, or, by stage 5, with seen items "left out" or
+        "kept in"."""
+        return self.rankings / (f"{method}-seen-{seen.replace(' ', '-')}.trec" if seen else f"{method}.trec")
 
     def stages(self) -> dict:
         """The manifest: what is known of each finished stage. Raises `GlossError` where it is damaged."""

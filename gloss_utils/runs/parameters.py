@@ -121,6 +121,7 @@ class ExploreData(Files):
     max_history: Whole | None = default(None, "only so many latest interactions per user; None: all", ge=3)
     holdout: Literal["leave_one_out", "time"] = default("leave_one_out", "each user's last item; time: what came last")
     holdout_share: Number = default(0.1, "time: the share for test, and as much for validation", ge=0.001, le=0.4)
+    time_target: Literal["first", "last", "all"] = default("first", "time: the items of a user's period to predict")
     max_users: Whole | None = default(None, "train and evaluate on so many users, drawn; None: on all", ge=1)
     new_item_fraction: Number = default(0.0, "share of items kept out of all training", ge=0, le=0.5)
     seed: Whole = default(3407, "of every random draw", ge=0, lt=2**32)
@@ -188,6 +189,11 @@ class Retrieve(Workers, Queries, Files):
     ranking_depth: Whole = default(10, "items in a ranking, at most", ge=1)
     sasrec_epochs: Whole = default(20, "training of the rival SASRec, at most; 0: without it", ge=0)
     sasrec_width: Whole = default(64, ge=2, multiple_of=2)
+    sasrec_loss: Literal["cross-entropy", "sampled softmax"] = default(
+        "cross-entropy", "cross-entropy (over all items) or sampled softmax"
+    )
+    sasrec_search: Whole = default(0, "trials of its hyperparameters, on validation users; 0: none", ge=0)
+    sasrec_seeds: Whole = default(1, "trained with so many seeds, whose spread is shown", ge=1)
     show_user: User | None = default(None, "whose story is shown; None: one is chosen")
 
 
@@ -196,6 +202,7 @@ class Evaluate(Parameters):
 
     cold_start_max: Whole = default(5, "users with at most so many interactions are cold-start users", ge=3)
     power_min: Whole | None = default(None, "users with at least so many are power users; None: the top tenth", ge=4)
+    shuffle_test: Flag = default(False, "rank again from shuffled histories: how much does each method lose?")
 
 
 class UserSegments(Parameters):

@@ -13,7 +13,7 @@ from gloss_utils.search import on_disk
 from gloss_utils.search.encoder import DEFAULT_ENCODER
 
 DIMENSIONS = {DEFAULT_ENCODER: 384}  # of other encoders' vectors: 1024, which few exceed
-METHODS = 9  # rankings that are written, with all rivals
+METHODS = 20  # rankings that are written: nine methods with seen items left out and in, and those of stage 4
 BATCH_OF_USERS = 32  # prompts that are answered together, at a guess
 
 
@@ -52,7 +52,10 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
         needed["texts"] = estimates.texts(*written)
     if "sasrec" in making:
         size = estimates.sasrec_parameters(counts["items"], parameters["sasrec_width"])
-        needed["sasrec"] = estimates.weights(size) + estimates.checkpoints(size)
+        trained = bool(parameters["sasrec_search"]) + parameters["sasrec_seeds"]
+        widest = estimates.sasrec_parameters(counts["items"], max(parameters["sasrec_width"], 256))
+        size = max(size, widest) if parameters["sasrec_search"] else size
+        needed["sasrec"] = parameters["sasrec_seeds"] * estimates.weights(size) + trained * estimates.checkpoints(size)
     return [estimates.check_disk(folder.root, needed), *lines]
 
 

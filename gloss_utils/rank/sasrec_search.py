@@ -1,0 +1,107 @@
+"""The search for SASRec's settings: so many trials on validation users, and the training with several seeds.
+
+A trial trains with settings drawn from `GRID` and ranks for held-out users, seen items left out. The settings that the
+run was given are the first trial, so that a search ends with nothing worse on these users. No evaluated user's target
+is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gloss_utils.base.files import read_json, remove, write_json
+from gloss_utils.rank import sasrec
+from gloss_utils.rank.candidates import Histories
+from gloss_utils.rank.sasrec import LOSSES, SASRec, Settings
+
+GRID = {"width": (64, 128, 256), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3, 3e-3), "loss": LOSSES}
+CRITERION, K = "ndcg@10", 10
+TRIALS = "trials.json"
+
+
+@dataclass(frozen=True)
+class World:
+    """What is learnt from and what is chosen by.
+
+    sequences: items, oldest first. validation: user, history, target, of users whose targets no sequence holds. items:
+    ids in the catalogue's order.
+    """
+
+    sequences: list[Sequence[str]]
+    validation: pd.DataFrame
+    items: Sequence[str]
+
+    def train(self, settings: Settings, checkpoints: Path) -> SASRec:
+        """A model with these settings; training stops early by the loss on the validation users' sequences."""
+        held_out = [[*row.history, row.target] for row in self.validation.itertuples()]
+        return sasrec.train(self.sequences, held_out, self.items, settings, checkpoints)
+
+    def ndcg(self, model: SASRec) -> float:
+        """NDCG@10 of the validation users' targets, seen items left out."""
+        histories: Histories = dict(zip(self.validation["user"], self.validation["history"], strict=True))
+        ranked = sasrec.rank(model, histories, self.sequences, self.items, K)
+        target = dict(zip(self.validation["user"], self.validation["target"], strict=True))
+        hit = ranked[ranked["item"] == ranked["user"].map(target)]
+        return float((1 / np.log2(hit["rank"].astype(float) + 1)).sum() / max(len(histories), 1))
+
+
+def drawn(given: Settings, trials: int) -> list[Settings]:
+    """The settings of all trials: the given ones, then others of the grid, in an order drawn with their seed."""
+    grid = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
+    own = {
+        "width": given.width,
+        "dropout": sasrec.DROPOUT if given.dropout is None else given.dropout,
+        "learning_rate": sasrec.LEARNING_RATE if given.learning_rate is None else given.learning_rate,
+        "loss": given.loss,
+    }
+    order = np.random.default_rng(given.seed).permutation(len(grid))
+    others = [grid[place] for place in order if grid[place] != own]
+    return [replace(given, **values) for values in (own, *others)[:trials]]
+
+
+Trained = tuple[dict[int, SASRec], dict]  # the models by seed, the first first, and what was tried
+
+
+def train(world: World, given: Settings, trials: int, seeds: int, checkpoints: Path) -> Trained:
+    """Search, and train with each seed.
+
+    trials: 0 takes the given settings. seeds: so many, from the given one up. checkpoints: where the work is kept; what
+    was cut off goes on from there.
+    """
+    tried = [_trial(world, settings, number, checkpoints) for number, settings in enumerate(drawn(given, trials), 1)]
+    best = max(tried, key=lambda trial: (trial[CRITERION], -trial["trial"]), default={})
+    chosen = replace(given, **{name: best[name] for name in GRID if name in best})
+    models = {
+        seed: world.train(replace(chosen, seed=seed), checkpoints / f"seed-{seed}")
+        for seed in range(given.seed, given.seed + seeds)
+    }
+    about = {"budget": trials, "validation_users": len(world.validation), "chosen": asdict(chosen)}
+    return models, about | {"seeds": list(models), "trials": tried}
+
+
+def _trial(world: World, settings: Settings, number: int, checkpoints: Path) -> dict:
+    """A trial's settings and what they reach; of one that is finished, its note."""
+    note = checkpoints / f"trial-{number}.json"
+    if not note.exists():
+        model = world.train(settings, checkpoints / f"trial-{number}")
+        write_json(note, {"trial": number} | asdict(settings) | {CRITERION: round(world.ndcg(model), 6)})
+        remove(checkpoints / f"trial-{number}")
+    return read_json(note)
+
+
+def save(models: dict[int, SASRec], about: dict, folder: Path):
+    """Write what `train` returns: the first seed's model in `folder`, the others' in `folder/seed-N`."""
+    for place, (seed, model) in enumerate(models.items()):
+        model.save_pretrained(folder / f"seed-{seed}" if place else folder)
+    write_json(folder / TRIALS, about)
+
+
+def load(folder: Path) -> Trained:
+    """What `save` wrote."""
+    about = read_json(folder / TRIALS)
+    first, *others = about["seeds"]
+    return {first: sasrec.load(folder)} | {seed: sasrec.load(folder / f"seed-{seed}") for seed in others}, about

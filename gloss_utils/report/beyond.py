@@ -1,0 +1,94 @@
+"""Beyond accuracy: coverage, novelty, intra-list diversity and popularity of what is recommended.
+
+Of the first `K` items of each ranking:
+
+coverage@5         share of the catalogue that somebody in a group is recommended (Ge et al., RecSys 2010)
+novelty@5          mean of -log2 of an item's popularity, in bits (Vargas and Castells, RecSys 2011)
+diversity@5        mean over pairs of 1 - cosine of their texts' embeddings (Ziegler et al., WWW 2005)
+popularity@5       mean of the items' popularity (Yin et al., VLDB 2012)
+popularity_bias    how far that is above the popularity of what the same users took before, as a share of it
+                   (Abdollahpouri et al., RecSys 2020, "popularity lift"); 0: none, 1: twice as popular
+
+An item's popularity is the share of users who took it in the training sequences; novelty adds one user who took all
+items, so that an item that nobody took has a novelty, too. Users who are recommended nothing do not count, nor do, for
+diversity, those who are recommended one item.
+
+No library computes these here: RecTools 0.19 has them, but needs pandas below 3 and numpy below 2; ir-measures and ranx
+have none of them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+K = 5
+BEYOND = [f"novelty@{K}", f"diversity@{K}", f"popularity@{K}"]
+COVERAGE = f"coverage@{K}"
+TAKEN = "taken"  # the column with the popularity of what the user took before
+USERS_AT_A_TIME = 2048
+
+Sequences = Mapping[str, Sequence[str]]  # user -> items
+
+
+class Catalogue:
+    """What these metrics know of the items."""
+
+    def __init__(self, items: Sequence[str], sequences: Sequences, vectors: np.ndarray):
+        """items: ids in the catalogue's order. sequences: those of training. vectors: of the items' texts, float
+        [items, dimensions]."""
+        self.items, self.vectors = pd.Index(items), vectors
+        takers = pd.Series([item for sequence in sequences.values() for item in set(sequence)], dtype=object)
+        takers = takers.value_counts().reindex(self.items, fill_value=0).to_numpy()
+        users = max(sum(map(bool, sequences.values())), 1)
+        self.popularity, self.novelty = takers / users, -np.log2((takers + 1) / (users + 1))
+
+    def first(self, run: pd.DataFrame) -> pd.DataFrame:
+        """The first `K` items of each user (columns user, place in the catalogue); items that it lacks are left out.
+
+        run: columns query_id, doc_id, score, as `rank.read_trec` and `as_run` return them.
+        """
+        run = run.sort_values("score", ascending=False, kind="stable").groupby("query_id").head(K)
+        found = pd.DataFrame({"user": run["query_id"], "place": self.items.get_indexer(run["doc_id"])})
+        return found[found["place"] >= 0].sort_values("user", kind="stable").reset_index(drop=True)
+
+    def per_user(self, first: pd.DataFrame, histories: Sequences) -> pd.DataFrame:
+        """`BEYOND` and `TAKEN` of each user of the histories, in their order; NaN where there is nothing to count.
+
+        first: as `first` returns it.
+        """
+        values = {BEYOND[0]: self.novelty[first["place"]], BEYOND[2]: self.popularity[first["place"]]}
+        found = first[["user"]].assign(**values).groupby("user").mean()
+        found = found.assign(**{BEYOND[1]: self._diversity(first)})[BEYOND].astype(float)
+        taken = {user: self.items.get_indexer(list(history)) for user, history in histories.items()}
+        taken = {user: self.popularity[places[places >= 0]] for user, places in taken.items()}
+        means = {user: values.mean() if len(values) else np.nan for user, values in taken.items()}
+        return found.reindex(list(histories)).assign(**{TAKEN: pd.Series(means, dtype=float)})
+
+    def _diversity(self, first: pd.DataFrame) -> pd.Series:
+        """1 - the mean cosine of a user's pairs: (|sum of n unit vectors|² - n) / (n² - n)."""
+        users, found = first["user"].unique(), {}
+        for start in range(0, len(users), USERS_AT_A_TIME):
+            some = first[first["user"].isin(set(users[start : start + USERS_AT_A_TIME]))]
+            vectors = np.asarray(self.vectors[some["place"].to_numpy()], dtype=np.float64)
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            names, starts, sizes = np.unique(some["user"].to_numpy(dtype=str), return_index=True, return_counts=True)
+            sums = np.add.reduceat(vectors, starts)
+            pairs = np.where(sizes > 1, sizes * (sizes - 1), np.nan)
+            found |= zip(names, 1 - ((sums**2).sum(axis=1) - sizes) / pairs, strict=True)
+        return pd.Series(found, dtype=float)
+
+    def coverage(self, first: pd.DataFrame, users: Sequence[str]) -> float:
+        """The share of the catalogue that these users are recommended, all together. first: as `first` returns it."""
+        return first.loc[first["user"].isin(set(users)), "place"].nunique() / max(len(self.items), 1)
+
+
+def bias(row: Mapping, taken: float | None) -> dict:
+    """popularity_bias of a row of a result table, with its interval, from its popularity and that of what was taken.
+
+    The interval is that of the recommended items' popularity; what was taken is known.
+    """
+    ends = ("", "_low", "_high")
+    if not taken or row[BEYOND[2]] is None:
+        return {f"popularity_bias{end}": None for end in ends}
+    return {f"popularity_bias{end}": round(row[f"{BEYOND[2]}{end}"] / taken - 1, 6) for end in ends}
