@@ -17,13 +17,13 @@ from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
 from gloss_utils.rank.trec import read_trec, write_trec
 from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import metrics, published, result_plots, segments, significance, tables
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, METRICS, targets_of
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, METRICS, targets_of
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 from gloss_utils.runs.run import Run, open_run
 
 COLUMNS = ["user", "method", "segment", "new_item", "interactions", *METRICS]
-FOUND = ("rows", "comparisons", "ablation", "parts", "importances", "ties")  # the lists in metrics.json
+FOUND = ("rows", "comparisons", "ablation", "parts", "importances", "text_weights", "ties")  # the lists in metrics.json
 FIGURES = {
     "05_methods": partial(result_plots.methods, metrics=COMPARED),
     "05_parts": result_plots.parts,
@@ -35,6 +35,7 @@ TABLES = {
     "comparisons": tables.comparisons,
     "parts": tables.parts,
     "importances": tables.importances,
+    "text_weights": tables.text_weights,
 }
 
 
@@ -55,7 +56,7 @@ def prepare(run: Run) -> dict:
         data = Dataset.load(run.open("data"))
         queries = query_files.read(run.folder.queries, run["num_beams"], 0)
         ranker = retrieve.ranker(run, queries, data)
-        per_user = _per_user(run, data, queries, (*_rank_rivals(run, data, ranker), GLOSS_PAPER, GLOSS))
+        per_user = _per_user(run, data, queries, (*_rank_rivals(run, data, ranker), *run.folder.ranked(RETRIEVE)))
         found = _found(run, ranker, per_user, targets_of(queries))
     with write_whole(run.folder.per_user) as part:
         per_user.to_parquet(part, index=False)
@@ -115,11 +116,13 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
 
     rows: means by method and segment. comparisons: paired tests of `gloss` against every other method. ablation: by
     rule, retriever and number of texts. parts: `hybrid` or `learned` without each of its parts. importances: what
-    `learned` gains by each signal. ties: NDCG@5 of the paper's rule under random orders of equal scores.
+    `learned` gains by each signal. text_weights: of its texts, where they count. ties: NDCG@5 of the paper's rule under
+    random orders of equal scores.
     """
     split, seed = run["split"], run["seed"]
     inputs = run.folder.stages()[RETRIEVE]["inputs"]
-    fitted = {GLOSS: retrieve.in_sample(run.folder, inputs, ranker) is not None}
+    by_hybrid = GLOSS if ranker.rule == HYBRID else GLOSS_HYBRID
+    fitted = {by_hybrid: retrieve.in_sample(run.folder, inputs, ranker) is not None}
     most = int(ranker.queries["texts"].map(len).max())
     return {
         "rows": [
@@ -133,6 +136,7 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
         ],
         "parts": metrics.leave_parts_out(_without_parts(ranker), targets, seed),
         "importances": ranker.learned.importances().to_dict("records") if ranker.rule == LEARNED else [],
+        "text_weights": _text_weights(ranker),
         "ties": significance.tie_orders(ranker.paper_candidates(run["retriever"]), targets, seed).round(6).tolist(),
     }
 
@@ -147,13 +151,18 @@ def _rules(run: Run, ranker: Ranker) -> dict:
 
 def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
     """The rankings whole ("none") and without each part: of `hybrid`, whose other weights stay, or of `learned`, which
-    is fitted again (and without texts, whole, too); none of other rules."""
+    is fitted again; none of other rules."""
     if ranker.rule == LEARNED:
-        return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False)
+        return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False, ranker.weighed())
     if ranker.rule != HYBRID:
         return {}
     weights = ranker.settings.weights
     return ranker.weighted({"none": weights} | {part: without_part(part, weights) for part in PARTS})
+
+
+def _text_weights(ranker: Ranker) -> list[dict]:
+    texts = ranker.weighed() if ranker.rule == LEARNED else None
+    return ranker.learned.text_weights(texts).to_dict("records") if texts else []
 
 
 def table(run: Run, found: dict) -> dict:

@@ -26,7 +26,8 @@ MEASURES = {
 }
 METRICS = list(MEASURES)
 COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and drawn
-GLOSS, GLOSS_PAPER = "gloss", "gloss-paper"  # GLoSS by the run's own ranking, and by the paper's rule
+# GLoSS by the run's own ranking, by the paper's rule, and, beside learned, by hybrid
+GLOSS, GLOSS_PAPER, GLOSS_HYBRID = "gloss", "gloss-paper", "gloss-hybrid"
 
 
 def targets_of(queries: pd.DataFrame) -> dict[str, str]:

@@ -15,7 +15,7 @@ import seaborn.objects as so
 from matplotlib.ticker import MaxNLocator
 
 from gloss_utils.report import plots, published
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, GLOSS_PAPER
 from gloss_utils.report.plots import COLUMN, DOTS, LINES, PAGE, SHADES, SideBySide
 from gloss_utils.report.segments import COLD_START
 from gloss_utils.report.tables import LABELS, shown_as
@@ -87,6 +87,8 @@ def _of_all_users(table: dict) -> list[dict]:
             name, kind = shown_as(row["method"])
             if row["method"] == GLOSS_PAPER:
                 name = f"GLoSS {_texts(table)}, paper's rule"
+            elif row["method"] == GLOSS_HYBRID:
+                name = f"GLoSS {_texts(table)}, hybrid"
             elif row["method"] == GLOSS:
                 ranking = parameters.get("ranking", "own ranking")
                 weights = ", own weights" if own and ranking == "hybrid" else ""
@@ -127,7 +129,7 @@ def _file(name: str) -> str:
 
 
 def parts(tables: list[dict]) -> plt.Figure | None:
-    """What the hybrid ranking loses without each of its parts (paired differences), one row of panels per run."""
+    """What the run's ranking loses without each of its parts (paired differences), one row of panels per run."""
     frame = _of_runs(tables, "parts", {f"{metric}_lost": LABELS[metric] for metric in COMPARED})
     if frame.empty:
         return None

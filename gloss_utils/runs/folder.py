@@ -69,6 +69,7 @@ class RunFolder:
         self.queries = path_of(self.root, "texts")
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
+        self.trees = self.root / "trees.txt"  # those of learned, in lightgbm's form
         self.qrels = self.root / "qrels.trec"
         self.per_user = self.root / "per_user.parquet"
         self.metrics = self.root / "metrics.json"
@@ -82,6 +83,11 @@ class RunFolder:
     def ranking(self, method: str) -> Path:
         """The TREC file of a method's rankings."""
         return self.rankings / f"{method}.trec"
+
+    def ranked(self, stage: str) -> list[str]:
+        """The methods whose rankings a finished stage wrote, in its order."""
+        paths = map(self.root.joinpath, self.stages()[stage]["outputs"])
+        return [path.stem for path in paths if path.parent == self.rankings]
 
     def stages(self) -> dict:
         """The manifest: what is known of each finished stage. Raises `GlossError` where it is damaged."""
