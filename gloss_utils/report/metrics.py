@@ -104,3 +104,13 @@ def leave_parts_out(rankings: dict[str, pd.DataFrame], targets: dict[str, str], 
         | rounded(lost, *means(found["none"] - values, seed))
         for part, values in found.items()
     ]
+
+
+def by_new_target(ranking: pd.DataFrame, targets: dict[str, str], new: set[str], metric: str, seed: int) -> list[dict]:
+    """A metric of the users whose target is among the `new` items, and of the others: group, users, mean, low, high."""
+    values = per_user_metrics(as_run(ranking), targets)[metric]
+    is_new, rows = values.index.map(targets).isin(new), []
+    for group, inside in (("new targets", is_new), ("other targets", ~is_new)):
+        mean, low, high = (float(each[0]) for each in means(values[inside].to_numpy()[:, None], seed))
+        rows.append({"group": group, "users": int(inside.sum()), "mean": mean, "low": low, "high": high})
+    return rows

@@ -217,6 +217,16 @@ def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...] = IN_S
     return plots.draw(plot, (0.75 * PAGE, 2.6), ncols=3)
 
 
+def favour(frame: pd.DataFrame, chosen: float, metric: str = "recall@5") -> plt.Figure:
+    """A metric of users with a new target, and of the others, against how much new items are favoured; searches that do
+    not favour them are level lines. frame: columns label, favour, group, mean, low, high. chosen: the run's favour."""
+    plot = plots.with_intervals(frame, LINES, x="favour").facet("group").share(y=False).limit(y=(0, None))
+    figure = plots.draw(plot.label(x="new_item_favour", y=LABELS[metric]), (0.75 * PAGE, 2.4), ncols=3)
+    for axis in figure.axes:
+        axis.axvline(chosen, color="0.4", linestyle="--", linewidth=0.8)
+    return figure
+
+
 def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:
     """The rows of some methods, with what each is called."""
     frame = frame[frame["method"].isin(of)]

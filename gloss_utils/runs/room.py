@@ -11,7 +11,7 @@ from gloss_utils.search import on_disk
 from gloss_utils.search.encoder import DEFAULT_ENCODER
 
 DIMENSIONS = {DEFAULT_ENCODER: 384}  # of other encoders' vectors: 1024, which few exceed
-METHODS = 9  # rankings that are written, with all rivals
+METHODS = 10  # rankings that are written, with all rivals
 BATCH_OF_USERS = 32  # prompts that are answered together, at a guess
 
 
