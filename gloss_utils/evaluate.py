@@ -142,9 +142,10 @@ def _found(run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, 
 
 
 def _rules(run: Run, ranker: Ranker) -> dict:
-    """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule."""
+    """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule where
+    texts count."""
     rules = {(PAPER, retriever): partial(ranker.paper, retriever) for retriever in ("dense", "bm25")}
-    if ranker.rule != PAPER:
+    if ranker.rule != PAPER and (ranker.rule != LEARNED or ranker.text_targets):
         rules[ranker.rule, run["retriever"] if ranker.rule == FUSED else "both"] = ranker.rank
     return rules
 

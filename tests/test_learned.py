@@ -3,16 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import dataset, dense
+from helpers import dataset, dense, run_of
 from scipy import sparse
 
+from gloss_utils import retrieve
+from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import HybridSettings, Ranker, learned, text_weights
+from gloss_utils.rank import HybridSettings, Ranker, learned, read_trec, text_weights
 from gloss_utils.rank.choices import FEATURES, candidates
 from gloss_utils.rank.learned import Learned, hold_back, labelled
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
-from gloss_utils.runs.parameters import ROOT
+from gloss_utils.runs.parameters import EVALUATE, ROOT, SEGMENTS
 from gloss_utils.search.bm25 import BM25Index
 
 ITEMS = [f"i{place}" for place in range(60)]
@@ -62,6 +65,28 @@ def test_the_same_seed_gives_the_same_bytes(found):
     assert again.model.model_to_string() == found.model.model_to_string()
     pd.testing.assert_frame_equal(again.rank(), found.rank(), check_exact=True)
     assert ranker(seed=2).model.model_to_string() != found.model.model_to_string()
+
+
+def test_kept_trees_rank_as_those_that_were_fitted(found, monkeypatch):
+    monkeypatch.setattr(learned, "fit", None)  # which nothing may call
+    again = ranker(trees=found.trees_text)
+    pd.testing.assert_frame_equal(again.rank(), found.rank(), check_exact=True)
+    pd.testing.assert_frame_equal(again.importances(), found.importances())
+    nothing = Learned({"a": ["i0"]}, {}, ITEMS, near(), trees="")
+    assert len(nothing.rank(7)) == 7
+
+
+def test_stages_after_the_fourth_read_its_trees(small_run):
+    folder, _ = small_run
+    queries = query_files.read(folder.queries, 3, 0)
+    for stage in (EVALUATE, SEGMENTS):
+        run = run_of(small_run)
+        run.stage = stage
+        some = retrieve.ranker(run, queries, Dataset.load(folder.data))
+        assert some.learned.trees == folder.trees.read_text() and "examples" not in vars(some.learned)
+    ranked = [(row.user, row.item) for row in some.rank().itertuples()]
+    written = read_trec(folder.ranking("gloss"))
+    assert ranked == list(zip(written["query_id"], written["doc_id"], strict=True))
 
 
 def test_no_label_is_in_the_counts_that_predict_it(monkeypatch):
