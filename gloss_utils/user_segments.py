@@ -17,7 +17,6 @@ from gloss_utils.rank.baselines import last_item_search
 from gloss_utils.rank.ranker import FUSED, LEARNED
 from gloss_utils.report import published, result_plots, segments, tables
 from gloss_utils.report.metrics import by_new_target, targets_of
-from gloss_utils.report.tables import shown_as
 from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
@@ -89,7 +88,7 @@ def draw_new_items(run: Run, metric: str = "recall@5") -> plt.Figure | None:
     curves = {"learned, histories alone": found}
     for name, index in ranker.indexes.items():
         searched = last_item_search(ranker.histories, index, ranker.titles, ranker.depth, unseen=True)
-        curves[shown_as(f"lis-{name}-unseen")[0]] = dict.fromkeys(favours, searched)
+        curves[f"last item, {name}"] = dict.fromkeys(favours, searched)
     rows = [
         {"label": label, "favour": favour} | row
         for label, rankings in curves.items()

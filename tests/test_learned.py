@@ -68,8 +68,9 @@ def test_the_same_seed_gives_the_same_bytes(found):
 
 
 def test_kept_trees_rank_as_those_that_were_fitted(found, monkeypatch):
+    trees = found.trees_text
     monkeypatch.setattr(learned, "fit", None)  # which nothing may call
-    again = ranker(trees=found.trees_text)
+    again = ranker(trees=trees)
     pd.testing.assert_frame_equal(again.rank(), found.rank(), check_exact=True)
     pd.testing.assert_frame_equal(again.importances(), found.importances())
     nothing = Learned({"a": ["i0"]}, {}, ITEMS, near(), trees="")

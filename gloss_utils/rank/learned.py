@@ -156,6 +156,12 @@ class Learned:
         return lightgbm.Booster(model_str=self.trees) if self.trees else None
 
     @cached_property
+    def models(self) -> dict[str, "lightgbm.Booster | None"]:
+        """The trees ("none"), and by the part of `signals.PARTS` that is left out, those fitted without it."""
+        kept = {part: [signal for signal in SIGNALS if signal not in signals] for part, signals in PARTS.items()}
+        return {"none": self.model} | {part: fit(self.examples, some, self.seed) for part, some in kept.items()}
+
+    @cached_property
     def trees_text(self) -> str:
         """The trees in lightgbm's text form; empty where there was nothing to learn from."""
         return self.model.model_to_string() if self.model else ""
@@ -174,11 +180,8 @@ class Learned:
     def without_parts(self, depth: int = 10, exclude_seen: bool = True, texts: "Texts | None" = None) -> dict:
         """The ranking ("none"), and by the part of `signals.PARTS` that is left out, those of trees that were fitted
         without it; where texts count, these are weighed again for each, and are a part, too."""
-        models = {"none": self.model}
-        for part, signals in PARTS.items():
-            models[part] = fit(self.examples, [signal for signal in SIGNALS if signal not in signals], self.seed)
-        found = self._rankings(models, [self.favour], depth, exclude_seen, texts)
-        found = {part: found[part, self.favour] for part in models}
+        found = self._rankings(self.models, [self.favour], depth, exclude_seen, texts)
+        found = {part: found[part, self.favour] for part in self.models}
         return found | ({"generated texts": self.rank(depth, exclude_seen)} if texts else {})
 
     def text_weights(self, texts: "Texts") -> pd.DataFrame:
