@@ -1,11 +1,11 @@
 """How good `ranking: learned` is beside hybrid, what texts and each part add, and how long it takes.
 
-    python -m benchmarks.learned DATA_DIR NAME=FILE...
+    python -m benchmarks.learned DATA_DIR NAME=FILE... [--parts]
     python -m benchmarks.learned DATA_DIR --time NAME
 
 DATA_DIR and FILE are as for `benchmarks.ranking`. Trees are fitted on training users; the weights of texts, and all of
 hybrid's, are out-of-fold. Differences are paired over users, a mean over the files, with 95 % intervals; users of two
-files of one dataset count once. --time fits and ranks for all test users, without an encoder's time.
+files of one dataset count once. --parts leaves out each part, too. --time fits and ranks for all test users, without an encoder's time.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import HybridSettings, Ranker
 from gloss_utils.rank.ranker import LEARNED
+from gloss_utils.rank.signals import PARTS
 from gloss_utils.rank.weights import FEATURES
 from gloss_utils.report.metrics import means, targets_of
 from gloss_utils.search.bm25 import BM25Index
@@ -38,20 +39,21 @@ def indexes_of(data: Dataset) -> dict:
     return {"dense": DenseIndex.build(texts, DEFAULT_ENCODER), "bm25": BM25Index.build(texts)}
 
 
-def measure(texts: list[ranking.Texts]) -> dict[str, list[np.ndarray]]:
-    """Metrics by user of each file, [users, metrics], by method."""
-    found = {PAPER: list(map(ranking.paper, texts)), HYBRID: ranking.out_of_fold(texts, list(FEATURES))}
-    fitted = {}
+def measure(texts: list[ranking.Texts], parts: bool) -> dict[str, list[np.ndarray]]:
+    """Metrics by user of each file, [users, metrics], by method. parts: without each part of learned, too."""
+    found, fitted = {}, {}
     for text in texts:
         by_learned = replace(text.ranker, rule=LEARNED, text_targets=targets_of(text.ranker.queries))
         world = digest([by_learned.histories, by_learned.training_sequences])  # files of the same users share trees
         by_learned.learned = fitted.setdefault(world, by_learned.learned)
-        parts = by_learned.learned.without_parts(ranking.DEPTH, texts=by_learned.weighed())
-        for part, ranked in parts.items():
-            method = {"none": WITH, "generated texts": ALONE}.get(part, f"learned without {part}")
+        rankings = {WITH: by_learned.rank(), ALONE: by_learned.by_learned(0)}
+        if parts:
+            without = by_learned.learned.without_parts(ranking.DEPTH, texts=by_learned.weighed())
+            rankings |= {f"learned without {part}": without[part] for part in PARTS}
+        for method, ranked in rankings.items():
             found.setdefault(method, []).append(ranking.metrics_of(text, ranked))
-        print(text.name, "weights of texts:", by_learned.learned.text_weights(by_learned.weighed()).values.tolist())
-    return found
+    found[HYBRID] = ranking.out_of_fold(texts, list(FEATURES))
+    return found | {PAPER: list(map(ranking.paper, texts))}
 
 
 def mean_over_files(texts: list[ranking.Texts], values: list[np.ndarray]) -> list[tuple[float, float, float]]:
@@ -94,6 +96,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir")
     parser.add_argument("files", nargs="*", metavar="NAME=FILE")
+    parser.add_argument("--parts", action="store_true")
     parser.add_argument("--time", metavar="NAME")
     options = parser.parse_args()
     if options.time:
@@ -106,7 +109,7 @@ def main():
         data = load(name, options.data_dir)
         indexes = indexes_of(data)
         texts += [ranking.gather(name, file, data, indexes, settings) for of, file in files if of == name]
-    found = measure(texts)
+    found = measure(texts, options.parts)
     for method, values in found.items():
         cells = [f"{each.mean(axis=0)[0]:.4f} / {each.mean(axis=0)[1]:.4f}" for each in values]
         cells += [f"{m:.4f} [{low:.4f}, {high:.4f}]" for m, low, high in mean_over_files(texts, values)]
