@@ -10,8 +10,7 @@ sports): released ones, or `queries.jsonl` of a run with `split: validation`.
 2. Weights are fitted by conditional logit: the probability of the target among the user's candidates. Users are put
    into 5 folds by a hash of their id, the same over all files; those of a fold are ranked for with weights from the
    other four. Three ways of folding are averaged. Each dataset counts alike, however many files it has.
-3. `learned` is fitted on training users as in a run, with and without the texts, whose weights are out-of-fold; and
-   again without each of its parts.
+3. `learned` is fitted on training users as in a run, with and without the texts, whose weights are out-of-fold.
 4. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
    and hybrid fitted without each of its parts.
 
@@ -159,7 +158,7 @@ def _choices(text: Texts, users: np.ndarray, features: list[str]):
 
 def by_ranker(text: Texts, weights: dict[str, float]) -> np.ndarray:
     """Metrics by user of what notebook 4 would rank with these weights."""
-    return _metrics(text, text.ranker.weighted({"": weights})[""])
+    return metrics_of(text, text.ranker.weighted({"": weights})[""])
 
 
 def out_of_fold(texts: list[Texts], features: list[str]) -> list[np.ndarray]:
@@ -179,14 +178,15 @@ def _folds(users: pd.Series, folding: int) -> np.ndarray:
     return np.array([int(digest, 16) % FOLDS for digest in digests])
 
 
-def _metrics(text: Texts, ranked: pd.DataFrame) -> np.ndarray:
+def metrics_of(text: Texts, ranked: pd.DataFrame) -> np.ndarray:
+    """`METRICS` by user, [users, METRICS]."""
     targets = targets_of(text.ranker.queries)
     return per_user_metrics(as_run(ranked), targets)[METRICS].to_numpy(copy=True)
 
 
 def paper(text: Texts) -> np.ndarray:
     """By the paper's rule; NDCG scaled to its mean over tie orders."""
-    metrics = _metrics(text, text.ranker.paper("dense"))
+    metrics = metrics_of(text, text.ranker.paper("dense"))
     orders = significance.tie_orders(text.ranker.paper_candidates("dense"), targets_of(text.ranker.queries), SEED)
     metrics[:, 1] *= orders.mean() / metrics[:, 1].mean()
     return metrics
@@ -194,16 +194,14 @@ def paper(text: Texts) -> np.ndarray:
 
 def fused(text: Texts) -> np.ndarray:
     """By `ranking: fused`."""
-    return _metrics(text, replace(text.ranker, rule=FUSED).rank())
+    return metrics_of(text, replace(text.ranker, rule=FUSED).rank())
 
 
 def learned(text: Texts) -> dict[str, np.ndarray]:
-    """By `ranking: learned`, by method: with texts and without, and (without texts) without each part."""
+    """By `ranking: learned`, by method: with texts and without (`benchmarks.learned` leaves out each part)."""
     ranker = replace(text.ranker, rule=LEARNED, text_targets=targets_of(text.ranker.queries))
-    found = {"learned": ranker.rank()}
-    for part, ranked in ranker.learned.without_parts(DEPTH).items():
-        found["learned without generated texts" + f" and {part}" * (part != "none")] = ranked
-    return {method: _metrics(text, ranked) for method, ranked in found.items()}
+    found = {"learned": ranker.rank(), "learned without generated texts": ranker.by_learned(0)}
+    return {method: metrics_of(text, ranked) for method, ranked in found.items()}
 
 
 def by_ranx(text: Texts, method: str, norm: str | None) -> np.ndarray:

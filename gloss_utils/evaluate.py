@@ -22,15 +22,26 @@ from gloss_utils.rank.trec import as_run, read_trec, write_trec
 from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.beyond import BEYOND, COVERAGE, TAKEN, Catalogue
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, LEFT_OUT, METRICS, SEEN, targets_of
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, LEFT_OUT, METRICS, SEEN, targets_of
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 from gloss_utils.runs.run import Run, open_run
 
 SASREC = "sasrec"
 COLUMNS = ["user", "method", "seen", "segment", "new_item", "interactions", *METRICS, *BEYOND, TAKEN]
-# What is in metrics.json.
-FOUND = ("rows", "comparisons", "ablation", "parts", "importances", "ties", "sasrec", "trials", "seeds", "shuffled")
+FOUND = (  # what is in metrics.json
+    "rows",
+    "comparisons",
+    "ablation",
+    "parts",
+    "importances",
+    "text_weights",
+    "ties",
+    "sasrec",
+    "trials",
+    "seeds",
+    "shuffled",
+)
 FIGURES = {
     "05_methods": partial(result_plots.methods, metrics=COMPARED),
     "05_parts": result_plots.parts,
@@ -47,6 +58,7 @@ TABLES = {
     "shuffled": tables.shuffled,
     "trials": tables.sasrec_trials,
     "seeds": tables.over_seeds,
+    "text_weights": tables.text_weights,
 }
 
 
@@ -70,7 +82,7 @@ def prepare(run: Run) -> dict:
         rivals, by_seed, sasrec = _rivals(run, data, ranker)
         catalogue = Catalogue(ranker.items, ranker.training_sequences, ranker.indexes["dense"].vectors())
         _write_rankings(run, ranker, rivals | {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()})
-        per_user, covered = _per_user(run, data, queries, [*rivals, GLOSS_PAPER, GLOSS], catalogue)
+        per_user, covered = _per_user(run, data, queries, [*rivals, *retrieve.methods(run, ranker)], catalogue)
         found = _found(run, ranker, per_user, targets_of(queries), covered, sasrec)
         found["seeds"] = _seeds(run, found["rows"], by_seed, targets_of(queries))
         found["shuffled"] = _shuffled(run, ranker, rivals, per_user)
@@ -125,8 +137,7 @@ def _write_rankings(run: Run, ranker: Ranker, rivals: dict[str, Rival]):
     for seen in SEEN:
         out = seen == LEFT_OUT
         rankings = {method: rank(ranker.histories, out) for method, rank in rivals.items()}
-        rankings[GLOSS_PAPER] = ranker.paper(run["retriever"], exclude_seen=out)
-        rankings[GLOSS] = ranker.rank(exclude_seen=out)
+        rankings |= {method: rank(exclude_seen=out) for method, rank in retrieve.methods(run, ranker).items()}
         for method, ranked in rankings.items():
             write_trec(run.folder.ranking(method, seen), ranked, method)
             run.outputs.append(run.folder.ranking(method, seen))
@@ -170,12 +181,14 @@ def _found(
 
     rows: means by method, seen items left out or kept in, and segment. comparisons: paired tests of `gloss` against
     every other method. ablation: by rule, retriever and number of texts. parts: `hybrid` or `learned` without each of
-    its parts. importances: what `learned` gains by each signal. ties: NDCG@5 of the paper's rule under random orders of
-    equal scores. sasrec: its settings and how they were chosen. trials: what was tried for it.
+    its parts. importances: what `learned` gains by each signal. text_weights: of its texts, where they count. ties:
+    NDCG@5 of the paper's rule under random orders of equal scores. sasrec: its settings and how they were chosen.
+    trials: what was tried for it.
     """
     split, seed = run["split"], run["seed"]
     inputs = run.folder.stages()[RETRIEVE]["inputs"]
-    fitted = {GLOSS: retrieve.in_sample(run.folder, inputs, ranker) is not None}
+    by_hybrid = GLOSS if ranker.rule == HYBRID else GLOSS_HYBRID
+    fitted = {by_hybrid: retrieve.in_sample(run.folder, inputs, ranker) is not None}
     most = int(ranker.queries["texts"].map(len).max())
     return {
         "rows": [
@@ -197,6 +210,7 @@ def _found(
         ],
         "parts": metrics.leave_parts_out(_without_parts(ranker), targets, seed),
         "importances": ranker.learned.importances().to_dict("records") if ranker.rule == LEARNED else [],
+        "text_weights": _text_weights(ranker),
         "ties": significance.tie_orders(ranker.paper_candidates(run["retriever"]), targets, seed).round(6).tolist(),
         "sasrec": {name: value for name, value in sasrec.items() if name != "trials"},
         "trials": sasrec.get("trials", []),
@@ -228,22 +242,28 @@ def _shuffled(run: Run, ranker: Ranker, rivals: dict[str, Rival], per_user: pd.D
 
 
 def _rules(run: Run, ranker: Ranker) -> dict:
-    """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule."""
+    """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule where
+    texts count."""
     rules = {(PAPER, retriever): partial(ranker.paper, retriever) for retriever in ("dense", "bm25")}
-    if ranker.rule != PAPER:
+    if ranker.rule != PAPER and (ranker.rule != LEARNED or ranker.text_targets):
         rules[ranker.rule, run["retriever"] if ranker.rule == FUSED else "both"] = ranker.rank
     return rules
 
 
 def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
     """The rankings whole ("none") and without each part: of `hybrid`, whose other weights stay, or of `learned`, which
-    is fitted again (and without texts, whole, too); none of other rules."""
+    is fitted again; none of other rules."""
     if ranker.rule == LEARNED:
-        return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False)
+        return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False, ranker.weighed())
     if ranker.rule != HYBRID:
         return {}
     weights = ranker.settings.weights
     return ranker.weighted({"none": weights} | {part: without_part(part, weights) for part in PARTS})
+
+
+def _text_weights(ranker: Ranker) -> list[dict]:
+    texts = ranker.weighed() if ranker.rule == LEARNED else None
+    return ranker.learned.text_weights(texts).to_dict("records") if texts else []
 
 
 def table(run: Run, found: dict) -> dict:

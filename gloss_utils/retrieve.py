@@ -1,5 +1,6 @@
 """Notebook 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,11 +16,11 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_prompts
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank.evidence import without_part
-from gloss_utils.rank.ranker import HYBRID, PAPER, Ranker
+from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
 from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
-from gloss_utils.report.metrics import targets_of
+from gloss_utils.report.metrics import GLOSS, GLOSS_HYBRID, GLOSS_PAPER, targets_of
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.journal import Journal
@@ -32,7 +33,7 @@ from gloss_utils.search.dense import DenseIndex
 @dataclass
 class Retrieved:
     """queries: user, history, target (null under split next), texts, logprobs, lengths. ranking: user, rank, item,
-    score. without_texts: under hybrid, the same without the generated texts."""
+    score. without_texts: the same without the generated texts, under hybrid, and under learned where they count."""
 
     data: Dataset
     queries: pd.DataFrame
@@ -46,8 +47,8 @@ def start(notebook: dict) -> Run:
 
 
 def prepare(run: Run) -> Retrieved:
-    """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, and `qrels.trec` or, under split
-    next, `recommendations.parquet`."""
+    """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, under learned `trees.txt`, and
+    `qrels.trec` or, under split next, `recommendations.parquet`."""
     data, folder, upcoming = Dataset.load(run.open("data")), run.folder, run["split"] == "next"
     if run["ranking"] != PAPER:
         HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
@@ -58,30 +59,45 @@ def prepare(run: Run) -> Retrieved:
         print(f"{unknown} targets are not in the catalogue; each counts as a miss")
     found = ranker(run, queries, data)
     run.known["histories"] = digest(sorted(found.histories.items()))
-    without_texts = None
-    if run["ranking"] == HYBRID:
-        weights = found.settings.weights
-        both = found.weighted({"gloss": weights, "without": without_part("generated texts", weights)})
-        ranked, without_texts = both["gloss"], both["without"]
-    else:
-        ranked = found.rank()
-    rankings = {"gloss": ranked, "gloss-paper": found.paper(run["retriever"])}
+    rankings, without_texts = _rankings(run, found)
+    if run["ranking"] == LEARNED:
+        with write_whole(folder.trees) as part:
+            part.write_text(found.learned.trees_text)
+        run.outputs.append(folder.trees)
     if name := in_sample(folder, run.inputs, found):
         print(
-            f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of gloss flatter "
+            f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of hybrid flatter "
             "it; python -m benchmarks.ranking prints out-of-fold ones"
         )
     for method, ranking in rankings.items():
         write_trec(folder.ranking(method), ranking, method)
     if upcoming:
-        titled = rankings["gloss"].assign(title=rankings["gloss"]["item"].map(data.titles()))
+        titled = rankings[GLOSS].assign(title=rankings[GLOSS]["item"].map(data.titles()))
         with write_whole(folder.recommendations) as part:
             titled[["user", "rank", "item", "title", "score"]].to_parquet(part, index=False)
     else:
         write_qrels(folder.qrels, targets_of(queries))
     run.outputs += map(folder.ranking, rankings)
     run.outputs.append(folder.recommendations if upcoming else folder.qrels)
-    return Retrieved(data, queries, rankings["gloss"], without_texts)
+    return Retrieved(data, queries, rankings[GLOSS], without_texts)
+
+
+def methods(run: Run, found: Ranker) -> dict[str, Callable[..., pd.DataFrame]]:
+    """What ranks from the generated texts, the run's own ranking last; each takes `exclude_seen`."""
+    ranks = {GLOSS_PAPER: partial(found.paper, run["retriever"])}
+    if found.rule == LEARNED:
+        ranks[GLOSS_HYBRID] = found.hybrid
+    return ranks | {GLOSS: found.rank}
+
+
+def _rankings(run: Run, found: Ranker) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
+    """The rankings by method, that of the run last, and this without generated texts, where they count."""
+    rankings, without_texts = {method: rank() for method, rank in methods(run, found).items()}, None
+    if found.rule == HYBRID:
+        without_texts = found.weighted({"": without_part("generated texts", found.settings.weights)})[""]
+    elif found.rule == LEARNED and found.text_targets:
+        without_texts = found.by_learned(0)
+    return rankings, without_texts
 
 
 def ranker(
@@ -109,6 +125,8 @@ def ranker(
         depth=run["ranking_depth"],
         exact_titles=run["decoding"] == "catalogue" and not run["queries_file"],
         text_targets=targets_of(queries) if run["split"] == "validation" else None,
+        # Fitted once, in stage 4; what later stages add to the catalogue changes no tree.
+        trees=run.folder.trees.read_text() if rule == LEARNED and run.stage != RETRIEVE else None,
     )
 
 
@@ -119,8 +137,8 @@ def load_indexes(run: Run) -> dict[str, DenseIndex | BM25Index]:
 
 def in_sample(folder: RunFolder, inputs: dict[str, str], found: Ranker) -> str | None:
     """The name of the texts, a run's own or among stage 4's inputs, that the weights of `hybrid` were fitted on, if
-    they were."""
-    fitted_on = found.settings.fitted_on if found.rule == HYBRID else {}
+    they were and the run ranks by it, or beside it."""
+    fitted_on = found.settings.fitted_on if found.rule in (HYBRID, LEARNED) else {}
     digests = (*inputs.values(), fingerprint(folder.queries)) if fitted_on else ()
     return next((fitted_on[digest] for digest in digests if digest in fitted_on), None)
 

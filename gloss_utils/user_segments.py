@@ -13,9 +13,10 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset, cut_title
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank.ranker import FUSED
+from gloss_utils.rank.baselines import last_item_search
+from gloss_utils.rank.ranker import FUSED, LEARNED
 from gloss_utils.report import published, result_plots, segments, tables
-from gloss_utils.report.metrics import LEFT_OUT
+from gloss_utils.report.metrics import LEFT_OUT, by_new_target, targets_of
 from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
@@ -25,6 +26,9 @@ if TYPE_CHECKING:  # the language room loads torch and transformers, which is le
     from transformers import PreTrainedTokenizerBase
 
     from gloss_utils.language import TitleTrie
+
+
+FAVOURS = (0, 0.5, 1, 1.5, 2, 3)  # of new items, in the curve
 
 
 def start(notebook: dict) -> Run:
@@ -70,6 +74,35 @@ def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.
 def published_segments(run: Run) -> Styler | None:
     """Recall@5 of the same segments in the paper."""
     return evaluate.published_numbers(run, published.segment_results)
+
+
+# ---- new items
+
+
+def draw_new_items(run: Run, metric: str = "recall@5") -> plt.Figure | None:
+    """Draw what favouring new items gives and costs; None where the ranking is not learned, or no target is new."""
+    data = Dataset.load(run.open("data"))
+    if run["ranking"] != LEARNED or run["split"] == "next":
+        return None
+    queries = query_files.read(run.folder.queries, run["num_beams"], 0)
+    targets, new = targets_of(queries), data.new_items()
+    if not new & set(targets.values()):
+        return None
+    ranker = retrieve.ranker(run, queries, data)
+    favours = sorted({*FAVOURS, run["new_item_favour"]})
+    found = ranker.learned.favouring(favours, ranker.depth, ranker.exclude_seen is not False)
+    curves = {"learned, histories alone": found}
+    for name, index in ranker.indexes.items():
+        searched = last_item_search(ranker.histories, index, ranker.titles, ranker.depth, unseen=True)
+        curves[f"last item, {name}"] = dict.fromkeys(favours, searched)
+    rows = [
+        {"label": label, "favour": favour} | row
+        for label, rankings in curves.items()
+        for favour, ranking in rankings.items()
+        for row in by_new_target(ranking, targets, new, metric, run["seed"])
+    ]
+    figure = result_plots.favour(pd.DataFrame(rows), run["new_item_favour"], metric)
+    return run.save_figure(figure, "06_new_items")
 
 
 # ---- an item that comes after training

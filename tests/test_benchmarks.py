@@ -12,6 +12,7 @@ from helpers import dataset, dense, small_llama
 
 from benchmarks import catalogue_decoding, data, generation, retrieval, scaling, threads, timing
 from benchmarks import index as index_benchmark
+from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
 from benchmarks import ranking as rank_benchmark
 from gloss_utils.language import models
@@ -168,7 +169,7 @@ def test_weights_have_not_seen_the_users_that_they_rank_for(monkeypatch):
     monkeypatch.setattr(rank_benchmark, "fit", fit)
     # Each fit is a bit of its own, so that a user's sum tells which fits ranked for that user.
     marks = lambda text, fit: np.full((len(text.target), 2), 2.0**fit)  # noqa: E731
-    monkeypatch.setattr(rank_benchmark, "_metrics", marks)
+    monkeypatch.setattr(rank_benchmark, "metrics_of", marks)
     found = rank_benchmark.out_of_fold(texts, [])
     assert len(seen) == rank_benchmark.FOLDS * rank_benchmark.FOLDINGS
     for text, metrics in zip(texts, found, strict=True):
@@ -177,6 +178,27 @@ def test_weights_have_not_seen_the_users_that_they_rank_for(monkeypatch):
             used = [number for number in range(len(seen)) if bits >> number & 1]
             assert len(used) == rank_benchmark.FOLDINGS
             assert not any(user in of_file for number in used for of_file in seen[number])
+
+
+def test_means_over_files_count_each_file_alike_and_each_user_once():
+    one, other = (choices([f"{name}{n}" for n in range(50)], name) for name in "ab")
+    texts = [one, one, other]
+    other.dataset = "toys"
+    values = [np.full((50, 1), value) for value in (0.1, 0.3, 0.8)]
+    ((mean, low, high),) = learned_benchmark.mean_over_files(texts, values)
+    assert mean == pytest.approx(0.4) and low <= mean <= high
+    doubled = np.repeat([0.0, 1.0], 25)[:, None]
+    ((_, low, high),) = learned_benchmark.mean_over_files([one], [doubled])
+    assert learned_benchmark.mean_over_files([one, one], [doubled, doubled])[0][1:] == pytest.approx((low, high))
+
+
+def test_fitting_and_ranking_are_timed():
+    rng, letters = np.random.default_rng(0), [chr(0x4E00 + place) for place in range(40)]
+    shop = dataset({f"u{n}": "".join(rng.choice(letters, 5)) for n in range(100)}, items="".join(letters))
+    texts = [f"Title: {title}" for title in shop.items["title"]]
+    indexes = {"dense": dense(texts, rng.standard_normal((40, 8))), "bm25": BM25Index.build(texts)}
+    found = learned_benchmark.seconds(shop, indexes)
+    assert found["users ranked for"] == found["training users"] == 100 and min(found.values()) > 0
 
 
 def test_kinds_of_index(tmp_path, capsys, monkeypatch):

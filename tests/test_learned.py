@@ -3,16 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import dataset, dense
+from helpers import dataset, dense, run_of
 from scipy import sparse
 
+from gloss_utils import retrieve
+from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import HybridSettings, Ranker, learned, text_weights
+from gloss_utils.rank import HybridSettings, Ranker, learned, read_trec, text_weights
 from gloss_utils.rank.choices import FEATURES, candidates
 from gloss_utils.rank.learned import Learned, hold_back, labelled
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
-from gloss_utils.runs.parameters import ROOT
+from gloss_utils.runs.parameters import EVALUATE, ROOT, SEGMENTS
 from gloss_utils.search.bm25 import BM25Index
 
 ITEMS = [f"i{place}" for place in range(60)]
@@ -62,6 +65,29 @@ def test_the_same_seed_gives_the_same_bytes(found):
     assert again.model.model_to_string() == found.model.model_to_string()
     pd.testing.assert_frame_equal(again.rank(), found.rank(), check_exact=True)
     assert ranker(seed=2).model.model_to_string() != found.model.model_to_string()
+
+
+def test_kept_trees_rank_as_those_that_were_fitted(found, monkeypatch):
+    trees = found.trees_text
+    monkeypatch.setattr(learned, "fit", None)  # which nothing may call
+    again = ranker(trees=trees)
+    pd.testing.assert_frame_equal(again.rank(), found.rank(), check_exact=True)
+    pd.testing.assert_frame_equal(again.importances(), found.importances())
+    nothing = Learned({"a": ["i0"]}, {}, ITEMS, near(), trees="")
+    assert len(nothing.rank(7)) == 7
+
+
+def test_stages_after_the_fourth_read_its_trees(small_run):
+    folder, _ = small_run
+    queries = query_files.read(folder.queries, 3, 0)
+    for stage in (EVALUATE, SEGMENTS):
+        run = run_of(small_run)
+        run.stage = stage
+        some = retrieve.ranker(run, queries, Dataset.load(folder.data))
+        assert some.learned.trees == folder.trees.read_text() and "examples" not in vars(some.learned)
+    ranked = [(row.user, row.item) for row in some.rank().itertuples()]
+    written = read_trec(folder.ranking("gloss"))
+    assert ranked == list(zip(written["query_id"], written["doc_id"], strict=True))
 
 
 def test_no_label_is_in_the_counts_that_predict_it(monkeypatch):
@@ -168,12 +194,23 @@ def test_a_users_own_target_does_not_weigh_that_users_texts():
     targets = {user: "i2" if place % 3 else "i1" for place, user in enumerate(users)}
     weights = text_weights.out_of_fold(rows, targets)
     assert (weights["texts_bm25"] > 0.5).all() and (weights["texts_dense"] == 0).all()
-    assert 1 < len(weights.drop_duplicates()) <= text_weights.FOLDS
     same = {user for user in users if text_weights._fold(user) == text_weights._fold("u7")}
     others = text_weights.out_of_fold(rows, targets | dict.fromkeys(same, "i3"))
-    assert (others.loc["u7"] == weights.loc["u7"]).all() and not others.equals(weights)
-    useless = text_weights.out_of_fold(rows, dict.fromkeys(users, "i1"))
-    assert (useless == 0).all(axis=None)
+    assert (others.loc["u7"] == weights.loc["u7"]).all()
+    others = text_weights.out_of_fold(rows, targets | dict.fromkeys(set(users) - same, "i3"))
+    assert (others.loc["u7"] == 0).all()
+    unknown = text_weights.out_of_fold(rows, targets | {"u7": None})
+    assert (unknown.loc["u7"] == weights.loc["u7"]).all()
+
+
+def test_texts_count_nothing_where_they_do_not_clearly_help():
+    users = [f"u{place}" for place in range(200)]
+    rows = pd.DataFrame([(user, f"i{place}") for user in users for place in range(20)], columns=["user", "item"])
+    rng = np.random.default_rng(1)
+    score = rng.normal(size=4000) + 1.5 * (rows["item"] == "i1")
+    rows = rows.assign(score=score, texts_dense=rng.random(4000), texts_bm25=(rows["item"] == "i2") * 1.0)
+    assert (text_weights.out_of_fold(rows, dict.fromkeys(users, "i1")) == 0).all(axis=None)
+    assert (text_weights.out_of_fold(rows, dict.fromkeys(users)) == 0).all(axis=None)  # no target is known
 
 
 @pytest.mark.parametrize("sequences", [{}, {"u": ["i0"]}, {"u": ["i0", "i1"]}, {"u": ["i0", "i1"], "v": ["i0", "i1"]}])

@@ -14,7 +14,7 @@ from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import queries
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import read_trec
-from gloss_utils.rank.weights import PARTS
+from gloss_utils.rank.signals import PARTS
 from gloss_utils.report import segments, stories, tables
 from gloss_utils.report.metrics import METRICS
 from gloss_utils.runs import given, notebooks
@@ -102,6 +102,7 @@ def test_run_folder_holds_what_it_should(small_run):
         folder.bm25_index,
         folder.queries,
         folder.qrels,
+        folder.trees,
         folder.per_user,
         folder.metrics,
         *map(folder.ranking, tables.METHODS),
@@ -121,6 +122,7 @@ def test_run_folder_holds_what_it_should(small_run):
             "05_parts",
             "05_ties",
             "06_segments",
+            "06_new_items",
             "06_history_length",
         )
         for kind in ("png", "pdf")
@@ -157,15 +159,16 @@ def test_metrics_file(small_run):
         assert row["users"] == len(some) and row["split"] == "test"
         assert row["recall@5"] == pytest.approx(some["recall@5"].mean(), abs=1e-6)
     assert {(row["ranking"], row["retriever"], row["queries"]) for row in metrics["ablation"]} == {
-        (*rule, count) for rule in (("paper", "dense"), ("paper", "bm25"), ("hybrid", "both")) for count in (1, 2, 3)
+        (*rule, count) for rule in (("paper", "dense"), ("paper", "bm25")) for count in (1, 2, 3)
     }
     rows = {row["method"]: row for row in metrics["rows"] if row["segment"] == "all"}
     whole = {(row["ranking"], row["retriever"]): row for row in metrics["ablation"] if row["queries"] == 3}
     for metric in METRICS:
-        assert whole["hybrid", "both"][metric] == rows["gloss"][metric] == metrics["parts"][0][metric]
+        assert rows["gloss"][metric] == metrics["parts"][0][metric]
         assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
     assert [row["left_out"] for row in metrics["parts"]] == ["none", *PARTS]
     assert len(metrics["comparisons"]) == 2 * (len(tables.METHODS) - 1) and len(metrics["ties"]) == 100
+    assert sum(row["gain"] for row in metrics["importances"]) == pytest.approx(1) and metrics["text_weights"] == []
     assert not any(row["in_sample"] for row in metrics["rows"])
 
 

@@ -10,9 +10,9 @@ from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.signals import SIGNALS, Signals
 
 USERS_AT_A_TIME = 1024
-PROPOSED = {"cooccurrence": 100, "second_hop": 50, "cosine": 50, "successors": 50}  # candidates of a signal
-PROPOSED |= dict.fromkeys(("near_dense", "near_words", "like_dense", "like_words", "last_dense", "last_words"), 30)
-PROPOSED |= dict.fromkeys(("nearest_dense", "nearest_words", "mean_dense", "mean_words", "popularity"), 20)
+PROPOSED = {"cooccurrence": 50, "second_hop": 25, "cosine": 25, "successors": 25}  # candidates of a signal
+PROPOSED |= dict.fromkeys(("near_dense", "near_words", "like_dense", "like_words", "last_dense", "last_words"), 15)
+PROPOSED |= dict.fromkeys(("nearest_dense", "nearest_words", "mean_dense", "mean_words", "popularity"), 10)
 OF_NEW = ("cooccurrence", "last_dense", "last_words", "near_words")  # each proposes 20 new items, too
 NEW = "new"  # the feature that says 1 of a new item
 KINDS = ("", "_share", "_place")

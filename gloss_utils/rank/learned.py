@@ -23,7 +23,7 @@ from gloss_utils.rank.text_weights import TEXTS
 if TYPE_CHECKING:
     import lightgbm
 
-USERS, FEWEST_ROWS = 4000, 200
+USERS, FEWEST_ROWS = 12000, 200
 SETTINGS = {
     "objective": "rank_xendcg",
     "num_leaves": 31,
@@ -105,13 +105,26 @@ def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> 
 
 
 @dataclass
+class Texts:
+    """Generated texts and what weighs them (see `text_weights`).
+
+    found: candidates (see `candidates.nearest_items`) by the feature of `TEXTS` that they vote for. targets: user ->
+    item, or null where none is known; a user's own says nothing of how that user's texts are weighed.
+    """
+
+    found: Mapping[str, pd.DataFrame]
+    targets: Mapping[str, str | None]
+
+
+@dataclass
 class Learned:
     """Ranks for users by what is learnt from training sequences; counted and fitted once, at the first ranking.
 
     histories: of the users that are ranked for, and training_sequences: of all that may be learnt from, user -> items,
     oldest first. items: ids in the catalogue's order. near: see `signals.text_neighbours`. favour: what is added to the
     scores of new items, as a multiple of how widely a user's scores spread (their standard deviation). seed: of the
-    training users and the trees. users: how many training users give a label, at most.
+    training users and the trees. trees: those that were fitted before, as `trees_text` gave them. users: how many
+    training users give a label, at most.
     """
 
     histories: Histories
@@ -120,6 +133,7 @@ class Learned:
     near: Mapping[str, sparse.csr_matrix]
     favour: float = FAVOUR
     seed: int = 1
+    trees: str | None = None
     users: int = USERS
 
     @cached_property
@@ -135,48 +149,46 @@ class Learned:
     @cached_property
     def model(self) -> "lightgbm.Booster | None":
         """The trees over all signals; null where there is nothing to learn from."""
-        return fit(self.examples, SIGNALS, self.seed)
+        if self.trees is None:
+            return fit(self.examples, SIGNALS, self.seed)
+        import lightgbm
 
-    def rank(self, depth: int = 10, exclude_seen: bool = True) -> pd.DataFrame:
-        """Rank every user's candidates by their histories: columns user, rank, item, score. Equal scores are ordered by
-        popularity, then as in the catalogue. exclude_seen: leave out what the user has."""
-        return self._rankings({"": self.model}, depth, exclude_seen)[""]
+        return lightgbm.Booster(model_str=self.trees) if self.trees else None
 
-    def rank_with_texts(
-        self,
-        found: Mapping[str, pd.DataFrame],
-        targets: Mapping[str, str | None],
-        depth: int = 10,
-        exclude_seen: bool = True,
-    ) -> pd.DataFrame:
-        """The same with the votes of generated texts, which are weighed by `targets` (see `text_weights`).
+    @cached_property
+    def models(self) -> dict[str, "lightgbm.Booster | None"]:
+        """The trees ("none"), and by the part of `signals.PARTS` that is left out, those fitted without it."""
+        kept = {part: [signal for signal in SIGNALS if signal not in signals] for part, signals in PARTS.items()}
+        return {"none": self.model} | {part: fit(self.examples, some, self.seed) for part, some in kept.items()}
 
-        found: candidates (see `candidates.nearest_items`) by the feature of `TEXTS` that they vote for. targets: user
-        -> item, or null where none is known; a user's own says nothing of how that user's texts are weighed.
-        """
-        users = pd.Index(list(self.histories))
-        voted = {
-            name: votes(found[name], users, self.signals.items, heat) for name, heat in zip(TEXTS, HEAT, strict=True)
-        }
-        scored = []
-        for some in self._candidates(depth, exclude_seen, sum(voted.values())):
-            rows = some[["user", "item"]].assign(score=self._score(self.model, some))
-            for name, matrix in voted.items():
-                rows[name] = np.sqrt(np.asarray(matrix[rows["user"], rows["item"]]).ravel())
-            scored.append(rows)
-        scored = pd.concat(scored)
-        named = scored.assign(user=users[scored["user"]], item=self.signals.items[scored["item"]])
-        weights = text_weights.out_of_fold(named, {user: targets.get(user) for user in users}).to_numpy()
-        texts = (weights[scored["user"]] * scored[list(TEXTS)].to_numpy()).sum(axis=1)
-        return as_ranking(self._best(scored.assign(score=scored["score"] + texts), depth), self.histories, depth)
+    @cached_property
+    def trees_text(self) -> str:
+        """The trees in lightgbm's text form; empty where there was nothing to learn from."""
+        return self.model.model_to_string() if self.model else ""
 
-    def without_parts(self, depth: int = 10, exclude_seen: bool = True) -> dict[str, pd.DataFrame]:
+    def rank(self, depth: int = 10, exclude_seen: bool = True, texts: "Texts | None" = None) -> pd.DataFrame:
+        """Rank every user's candidates: columns user, rank, item, score. Equal scores are ordered by popularity, then
+        as in the catalogue. exclude_seen: leave out what the user has. texts: votes of generated texts; null: by
+        histories alone."""
+        return self._rankings({"": self.model}, [self.favour], depth, exclude_seen, texts)["", self.favour]
+
+    def favouring(self, favours: Sequence[float], depth: int = 10, exclude_seen: bool = True) -> dict:
+        """The ranking by histories for each of several values of `favour`."""
+        found = self._rankings({"": self.model}, favours, depth, exclude_seen)
+        return {favour: found["", favour] for favour in favours}
+
+    def without_parts(self, depth: int = 10, exclude_seen: bool = True, texts: "Texts | None" = None) -> dict:
         """The ranking ("none"), and by the part of `signals.PARTS` that is left out, those of trees that were fitted
-        without it."""
-        models = {"none": self.model}
-        for part, signals in PARTS.items():
-            models[part] = fit(self.examples, [signal for signal in SIGNALS if signal not in signals], self.seed)
-        return self._rankings(models, depth, exclude_seen)
+        without it; where texts count, these are weighed again for each, and are a part, too."""
+        found = self._rankings(self.models, [self.favour], depth, exclude_seen, texts)
+        found = {part: found[part, self.favour] for part in self.models}
+        return found | ({"generated texts": self.rank(depth, exclude_seen)} if texts else {})
+
+    def text_weights(self, texts: "Texts") -> pd.DataFrame:
+        """How much each text feature counts, by the fold of users that it counts for: columns fold, `TEXTS`."""
+        (rows,) = self._scored({"": self.model}, 1, True, texts)
+        found = self._weights(rows.assign(score=self._favoured(rows, "", self.favour)), texts)
+        return found.drop_duplicates().reset_index(drop=True)
 
     def importances(self) -> pd.DataFrame:
         """Each signal's share of what the splits of all trees gain (part, signal, gain), most first."""
@@ -195,28 +207,53 @@ class Learned:
         )
         return frame.assign(gain=frame["gain"] / max(frame["gain"].sum(), 1e-12)).reset_index(drop=True)
 
-    def _candidates(self, depth: int, exclude_seen: bool, more: sparse.csr_matrix | None = None):
-        return candidates(self.signals, list(self.histories.values()), depth, exclude_seen, more)
+    def _rankings(self, models: Mapping, favours: Sequence[float], depth: int, exclude_seen: bool, texts=None) -> dict:
+        """By the name of a model and the favour of new items."""
+        best = {(name, favour): [] for name in models for favour in favours}
+        for rows in self._scored(models, depth, exclude_seen, texts):
+            for name, favour in best:
+                scored = rows[["user", "item"]].assign(score=self._favoured(rows, name, favour))
+                if texts:
+                    weights = self._weights(rows.assign(score=scored["score"]), texts).to_numpy()
+                    scored["score"] += (weights[rows["user"]] * rows[list(TEXTS)].to_numpy()).sum(axis=1)
+                best[name, favour].append(self._best(scored, depth))
+        return {key: as_ranking(pd.concat(frames), self.histories, depth) for key, frames in best.items()}
 
-    def _score(self, model: "lightgbm.Booster | None", some: pd.DataFrame) -> np.ndarray:
-        """The trees' scores (where there was nothing to learn from, co-occurrence), with what favours new items."""
-        if model is None:
-            score = some["cooccurrence"].to_numpy(dtype=float)
-        else:
-            score = model.predict(some[model.feature_name()].to_numpy(), num_threads=1)
-        new = some[NEW].to_numpy(dtype=float)
-        if self.favour and new.any():
-            spread = pd.Series(score).groupby(some["user"].to_numpy()).transform("std", ddof=0).to_numpy()
-            score = score + self.favour * new * spread
-        return score
-
-    def _rankings(self, models: Mapping[str, "lightgbm.Booster | None"], depth: int, exclude_seen: bool):
-        best = {name: [] for name in models}
-        for some in self._candidates(depth, exclude_seen):
+    def _scored(self, models: Mapping, depth: int, exclude_seen: bool, texts: "Texts | None"):
+        """All users' candidates, some users at a time, or all in one piece where texts count: columns user, item, NEW,
+        each model's scores, and where texts count `TEXTS`."""
+        voted = {}
+        if texts:
+            users, heats = pd.Index(list(self.histories)), dict(zip(TEXTS, HEAT, strict=True))
+            voted = {name: votes(texts.found[name], users, self.signals.items, heats[name]) for name in TEXTS}
+        frames = []
+        more = sum(voted.values()) if texts else None
+        for some in candidates(self.signals, list(self.histories.values()), depth, exclude_seen, more):
+            rows = some[["user", "item", NEW]].copy()
             for name, model in models.items():
-                rows = some[["user", "item"]].assign(score=self._score(model, some))
-                best[name].append(self._best(rows, depth))
-        return {name: as_ranking(pd.concat(frames), self.histories, depth) for name, frames in best.items()}
+                rows[name] = _score(model, some)
+            for name, matrix in voted.items():
+                rows[name] = np.sqrt(np.asarray(matrix[rows["user"], rows["item"]]).ravel())
+            if texts:
+                frames.append(rows)
+            else:
+                yield rows
+        if texts:
+            yield pd.concat(frames, ignore_index=True)
+
+    def _weights(self, scored: pd.DataFrame, texts: "Texts") -> pd.DataFrame:
+        """Of `TEXTS` for each user, none of which the user's own target has weighed."""
+        users = pd.Index(list(self.histories))
+        named = scored.assign(user=users[scored["user"]], item=self.signals.items[scored["item"]])
+        return text_weights.out_of_fold(named, {user: texts.targets.get(user) for user in users})
+
+    def _favoured(self, rows: pd.DataFrame, name: str, favour: float) -> np.ndarray:
+        """A model's scores with what favours new items."""
+        score, new = (rows[column].to_numpy(dtype=float) for column in (name, NEW))
+        if not favour or not new.any():
+            return score
+        spread = rows.groupby("user")[name].transform("std", ddof=0).to_numpy()
+        return score + favour * new * spread
 
     def _best(self, scored: pd.DataFrame, depth: int) -> pd.DataFrame:
         """Each user's `depth` best candidates, users and items by their ids."""
@@ -226,3 +263,10 @@ class Learned:
         rows = scored[["user", "item"]].assign(score=score).iloc[order].groupby("user").head(depth)
         users = pd.Index(list(self.histories))
         return rows.assign(user=users[rows["user"]], item=self.signals.items[rows["item"]])
+
+
+def _score(model: "lightgbm.Booster | None", some: pd.DataFrame) -> np.ndarray:
+    """The trees' scores of candidates; where there was nothing to learn from, co-occurrence."""
+    if model is None:
+        return some["cooccurrence"].to_numpy(dtype=float)
+    return model.predict(some[model.feature_name()].to_numpy(), num_threads=1)

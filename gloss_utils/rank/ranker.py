@@ -10,7 +10,7 @@ import pandas as pd
 
 from gloss_utils.rank.candidates import Histories, Index, items_of_exact_titles, last_item_texts, nearest_items
 from gloss_utils.rank.evidence import Evidence
-from gloss_utils.rank.learned import FAVOUR, Learned
+from gloss_utils.rank.learned import FAVOUR, Learned, Texts
 from gloss_utils.rank.paper import TOP_K, paper_rule
 from gloss_utils.rank.signals import text_neighbours
 from gloss_utils.rank.text_weights import TEXTS
@@ -30,7 +30,7 @@ class Ranker:
     depth: items per ranking, at most. seed: of the order of ties under the paper's rule, and of what is learned.
     exact_titles: the texts are items' exact texts (catalogue-bound decoding), which the paper's rule need not search
     for. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
-    new_item_favour: see `learned.Learned`.
+    new_item_favour, trees: see `learned.Learned`.
     """
 
     queries: pd.DataFrame
@@ -47,6 +47,7 @@ class Ranker:
     exact_titles: bool = False
     text_targets: Mapping[str, str] | None = None
     new_item_favour: float = FAVOUR
+    trees: str | None = None
 
     def __post_init__(self):
         self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))
@@ -60,9 +61,10 @@ class Ranker:
         if self.rule == PAPER:
             return self.paper(self.retriever, texts, self.top_k or TOP_K, bool(exclude_seen))
         if self.rule == LEARNED:
-            return self._by_learned(texts, exclude_seen)
-        weights = dict.fromkeys(self.votes, 1.0) if self.rule == FUSED else self.settings.weights
-        return self.weighted({"": weights}, texts, exclude_seen)[""]
+            return self.by_learned(texts, exclude_seen)
+        if self.rule == HYBRID:
+            return self.hybrid(texts, exclude_seen)
+        return self.weighted({"": dict.fromkeys(self.votes, 1.0)}, texts, exclude_seen)[""]
 
     def shuffled(self, seed: int) -> "Ranker":
         """The same with each history in a random order; what is learnt, and the generated texts, stay as they are."""
@@ -84,6 +86,10 @@ class Ranker:
         found = self.candidates(f"texts_{retriever}")
         return found[found.groupby(["user", "query"], sort=False).cumcount() < top_k]
 
+    def hybrid(self, texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
+        """By the fixed weights of the settings, also beside learned."""
+        return self.weighted({"": self.settings.weights}, texts, exclude_seen)[""]
+
     def weighted(
         self, weightings: Mapping[str, Mapping], texts: float = math.inf, exclude_seen: bool | None = None
     ) -> dict[str, pd.DataFrame]:
@@ -102,19 +108,25 @@ class Ranker:
             self._found[feature] = nearest_items(texts, self.indexes[retriever], self.items, top_k)
         return self._found[feature]
 
-    def _by_learned(self, texts: float, exclude_seen: bool | None) -> pd.DataFrame:
-        how = self.depth, exclude_seen is not False
-        if not self.text_targets:
-            return self.learned.rank(*how)
+    def by_learned(self, texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
+        """By what is learned, whatever the rule; from each user's first so many `texts`, where they count."""
+        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
+        return self.learned.rank(self.depth, exclude_seen is not False, self.weighed(texts))
+
+    def weighed(self, texts: float = math.inf) -> Texts | None:
+        """Each user's first so many `texts` and what weighs them under learned; null where nothing may weigh them."""
+        if not self.text_targets or not texts:
+            return None
         found = {feature: self.candidates(feature) for feature in TEXTS}
         found = {feature: rows[rows["query"] <= texts] for feature, rows in found.items()}
-        return self.learned.rank_with_texts(found, self.text_targets, *how)
+        return Texts(found, self.text_targets)
 
     @cached_property
     def learned(self) -> Learned:
         """What the training sequences teach."""
         near = text_neighbours(self.titles, self.indexes)
-        return Learned(self.histories, self.training_sequences, self.items, near, self.new_item_favour, self.seed)
+        known = self.histories, self.training_sequences, self.items, near
+        return Learned(*known, self.new_item_favour, self.seed, self.trees)
 
     @cached_property
     def evidence(self) -> Evidence:

@@ -1,61 +1,54 @@
-"""How much the votes of generated texts count beside a learned score: fitted on users whose target is known, and used
+"""How much the votes of generated texts count beside a learned score: chosen by users whose target is known, and used
 for other users alone."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
 
 from gloss_utils.data import splits
 
-FOLDS, PENALTY = 5, 0.01
+FOLDS, FIRST = 5, 5
 TEXTS = ("texts_dense", "texts_bm25")
+STEPS = (0, 0.1, 0.3, 1)  # a vote of 1 adds so much, in standard deviations of the scores of a user's candidates
+GRID = tuple(itertools.product(STEPS, repeat=len(TEXTS)))  # the first: texts count nothing
 
 
 def out_of_fold(scored: pd.DataFrame, targets: Mapping[str, str | None]) -> pd.DataFrame:
-    """The weight of each of `TEXTS` for each user: fitted on the users of other folds.
+    """The weight of each of `TEXTS` for each user: chosen by the users of other folds.
 
-    scored: candidates, sorted by user: user, item (ids), score, `TEXTS`. targets: user -> item; a user without a target
-    gets weights from all who have one. Users are put into `FOLDS` folds by a hash of their id.
+    scored: candidates, sorted by user: user, item (ids), score, `TEXTS`. targets: user -> item, null where none is
+    known; such a user gets what all who have one choose. Users are put into `FOLDS` folds by a hash of their id.
     """
-    fold = {user: _fold(user) if target is not None else FOLDS for user, target in targets.items()}
-    folds, is_target = scored["user"].map(fold), scored["item"] == scored["user"].map(dict(targets))
-    weights = {
-        left_out: fit(scored[folds != left_out], is_target[folds != left_out]) for left_out in set(fold.values())
-    }
-    return pd.DataFrame([weights[fold[user]] for user in targets], index=list(targets), columns=list(TEXTS))
+    users = list(targets)
+    fold = np.array([_fold(user) if targets[user] is not None else FOLDS for user in users], dtype=int)
+    spread = scored.groupby("user")["score"].std(ddof=0).mean()
+    ndcg = np.stack([_ndcg(scored, targets, np.array(weights) * spread) for weights in GRID], axis=1)
+    weights = np.zeros((len(users), len(TEXTS)))
+    for left_out in set(fold.tolist()):
+        others = (fold != left_out) & (fold != FOLDS)
+        weights[fold == left_out] = _surest(ndcg[others] - ndcg[others, :1])
+    return pd.DataFrame(weights * spread, index=users, columns=list(TEXTS))
 
 
-def fit(scored: pd.DataFrame, is_target: pd.Series) -> np.ndarray:
-    """Weights, none below 0, by conditional logit: the probability of the target among the user's candidates.
+def _ndcg(scored: pd.DataFrame, targets: Mapping[str, str | None], weights: np.ndarray) -> np.ndarray:
+    """Of each user's first `FIRST` items, [users]."""
+    place = pd.Index(list(targets)).get_indexer(scored["user"])
+    is_target = (scored["item"] == scored["user"].map(dict(targets))).to_numpy()
+    score = scored["score"].to_numpy() + scored[list(TEXTS)].to_numpy(dtype=float) @ weights
+    of_target = np.full(len(targets), np.inf)  # of one that is no candidate
+    of_target[place[is_target]] = score[is_target]
+    rank = 1 + np.bincount(place, score > of_target[place], minlength=len(targets))
+    return np.where((rank <= FIRST) & np.isfinite(of_target), 1 / np.log2(rank + 1), 0.0)
 
-    Users whose target is not among their candidates do not count. The score's own scale is fitted, too, and divided
-    out. Without such users all weights are 0.
-    """
-    kept = scored["user"].isin(set(scored.loc[is_target, "user"])).to_numpy()
-    if not kept.any():
-        return np.zeros(len(TEXTS))
-    columns = scored.loc[kept, ["score", *TEXTS]].to_numpy(dtype=float)
-    spread = np.where(columns.std(axis=0) > 0, columns.std(axis=0), 1.0)
-    columns, chosen = columns / spread, np.flatnonzero(is_target.to_numpy()[kept])
-    user = pd.factorize(scored.loc[kept, "user"])[0]
-    starts = np.flatnonzero(np.diff(user, prepend=-1))
-    sizes = np.diff(np.append(starts, len(user)))
 
-    def loss(weights: np.ndarray):
-        value = columns @ weights
-        value -= np.repeat(np.maximum.reduceat(value, starts), sizes)
-        power = np.exp(value)
-        sums = np.add.reduceat(power, starts)
-        fit = (value[chosen] - np.log(sums)).mean()
-        slope = (columns[chosen].sum(axis=0) - (power / np.repeat(sums, sizes)) @ columns) / len(chosen)
-        return PENALTY * (weights[1:] @ weights[1:]) - fit, np.append(0, 2 * PENALTY * weights[1:]) - slope
-
-    begin, bounds = np.append(1.0, np.zeros(len(TEXTS))), [(1e-6, None)] + [(0, None)] * len(TEXTS)
-    found = minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds).x / spread
-    return found[1:] / found[0]
+def _surest(gains: np.ndarray) -> tuple[float, ...]:
+    """The weighting that gains most by its mean less its standard error; none where no gain is above its error."""
+    if len(gains) < 2:
+        return GRID[0]
+    return GRID[int((gains.mean(axis=0) - gains.std(axis=0, ddof=1) / len(gains) ** 0.5).argmax())]
 
 
 def _fold(user: str) -> int:

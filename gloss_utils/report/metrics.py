@@ -29,7 +29,8 @@ MEASURES = {
 METRICS = list(MEASURES)
 COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and drawn
 LEFT_OUT, KEPT_IN = SEEN = ("left out", "kept in")  # what each method does with items that the user already has
-GLOSS, GLOSS_PAPER = "gloss", "gloss-paper"  # GLoSS by the run's own ranking, and by the paper's rule
+# GLoSS by the run's own ranking, by the paper's rule, and, beside learned, by hybrid
+GLOSS, GLOSS_PAPER, GLOSS_HYBRID = "gloss", "gloss-paper", "gloss-hybrid"
 
 
 def targets_of(queries: pd.DataFrame) -> dict[str, str]:
@@ -128,4 +129,14 @@ def losses(per_user: pd.DataFrame, rankings: dict[str, pd.DataFrame], targets: d
         found = rounded(METRICS, *means(values, seed, targets))
         found |= rounded(lost, *means(before - values, seed, targets))
         rows.append({"method": method, "users": len(targets)} | found)
+    return rows
+
+
+def by_new_target(ranking: pd.DataFrame, targets: dict[str, str], new: set[str], metric: str, seed: int) -> list[dict]:
+    """A metric of the users whose target is among the `new` items, and of the others: group, users, mean, low, high."""
+    values = per_user_metrics(as_run(ranking), targets)[metric]
+    is_new, rows = values.index.map(targets).isin(new), []
+    for group, inside in (("new targets", is_new), ("other targets", ~is_new)):
+        mean, low, high = (float(each[0]) for each in means(values[inside].to_numpy()[:, None], seed))
+        rows.append({"group": group, "users": int(inside.sum()), "mean": mean, "low": low, "high": high})
     return rows

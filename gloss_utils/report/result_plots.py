@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gloss_utils.report import plots, published
 from gloss_utils.report.beyond import COVERAGE, K
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, GLOSS_PAPER
 from gloss_utils.report.plots import COLUMN, DOTS, LINES, PAGE, SHADES, SideBySide
 from gloss_utils.report.segments import COLD_START
 from gloss_utils.report.tables import LABELS, one_protocol, shown_as
@@ -88,6 +88,8 @@ def _of_all_users(table: dict) -> list[dict]:
         name, kind = shown_as(row["method"])
         if row["method"] == GLOSS_PAPER:
             name = f"GLoSS {_texts(table)}, paper's rule"
+        elif row["method"] == GLOSS_HYBRID:
+            name = f"GLoSS {_texts(table)}, hybrid"
         elif row["method"] == GLOSS:
             ranking = parameters.get("ranking", "own ranking")
             weights = ", own weights" if own and ranking == "hybrid" else ""
@@ -129,7 +131,7 @@ def _file(name: str) -> str:
 
 
 def parts(tables: list[dict]) -> plt.Figure | None:
-    """What the hybrid ranking loses without each of its parts (paired differences), one row of panels per run."""
+    """What the run's ranking loses without each of its parts (paired differences), one row of panels per run."""
     frame = _of_runs(tables, "parts", {f"{metric}_lost": LABELS[metric] for metric in COMPARED})
     if frame.empty:
         return None
@@ -217,6 +219,16 @@ def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...] = IN_S
     plot = plots.with_intervals(_labelled(binned, of), LINES, x="interactions").limit(y=(0, None)).scale(x=bins)
     plot = plot.label(x="interactions per user (mean of a bin of equally many users)", y=LABELS[metric])
     return plots.draw(plot, (0.75 * PAGE, 2.6), ncols=3)
+
+
+def favour(frame: pd.DataFrame, chosen: float, metric: str = "recall@5") -> plt.Figure:
+    """A metric of users with a new target, and of the others, against how much new items are favoured; searches that do
+    not favour them are level lines. frame: columns label, favour, group, mean, low, high. chosen: the run's favour."""
+    plot = plots.with_intervals(frame, LINES, x="favour").facet("group").share(y=False).limit(y=(0, None))
+    figure = plots.draw(plot.label(x="new_item_favour", y=LABELS[metric]), (0.75 * PAGE, 2.4), ncols=3)
+    for axis in figure.axes:
+        axis.axvline(chosen, color="0.4", linestyle="--", linewidth=0.8)
+    return figure
 
 
 def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from pandas.io.formats.style import Styler
 
 from gloss_utils.base.files import write_whole
 from gloss_utils.report.beyond import BEYOND, COVERAGE
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_PAPER, LEFT_OUT
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, GLOSS_PAPER, LEFT_OUT
 from gloss_utils.report.published import ID_BASED, LLM_BASED, OTHER, SEARCH
 
 METHODS = {  # how each is shown, and its kind
@@ -29,6 +29,7 @@ METHODS = {  # how each is shown, and its kind
     "star": ("STAR", SEARCH),
     "sasrec": ("SASRec", ID_BASED),
     GLOSS_PAPER: ("GLoSS, the paper's ranking", LLM_BASED),
+    GLOSS_HYBRID: ("GLoSS, hybrid", LLM_BASED),
     GLOSS: ("GLoSS, this run's ranking", LLM_BASED),
 }
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}
@@ -116,7 +117,7 @@ def comparisons(rows: list[dict]) -> pd.DataFrame:
 
 
 def parts(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
-    """The hybrid ranking without each of its parts."""
+    """The run's ranking without each of its parts."""
     frame = pd.DataFrame(rows).set_index("left_out").rename_axis("left out")
     lost = {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in metrics}
     lost = {name: shown.where(shown.index != "none", "") for name, shown in lost.items()}
@@ -151,6 +152,11 @@ def sasrec_trials(rows: list[dict]) -> pd.DataFrame:
     """What was tried for SASRec within the budget of the search, the best first."""
     frame = pd.DataFrame(rows).sort_values("ndcg@10", ascending=False, kind="stable")
     return frame.set_index("trial")
+
+
+def text_weights(rows: list[dict]) -> pd.DataFrame:
+    """How much the votes of generated texts count beside the learned score, by fold of users."""
+    return pd.DataFrame(rows).rename_axis("fold of users")
 
 
 def importances(rows: list[dict]) -> pd.DataFrame:

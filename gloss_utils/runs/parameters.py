@@ -180,7 +180,7 @@ class Retrieve(Workers, Queries, Files):
     generation_batch_tokens: Whole = default(16384, "users at a time × tokens of each; fewer need less memory", ge=1)
     retriever: Literal["dense", "bm25"] = default("dense", "dense or bm25")
     ranking: Literal["paper", "fused", "hybrid", "learned"] = default(
-        "hybrid", "learned (by training users), hybrid (fixed weights), fused (texts alone) or paper (its rule)"
+        "learned", "learned (by training users), hybrid (fixed weights), fused (texts alone) or paper (its rule)"
     )
     new_item_favour: Number = default(0.75, "learned: how much new items are favoured; 0: not", ge=0, le=100)
     ranking_weights: FilePath = default("params/ranking/weights.yaml", "how much each kind of evidence counts")
