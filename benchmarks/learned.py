@@ -5,8 +5,8 @@
 
 DATA_DIR and FILE are as for `benchmarks.ranking`. Trees are fitted on training users; the weights of texts, and all of
 hybrid's, are out-of-fold. Differences are paired over users, a mean over the files, with 95 % intervals; users of two
-files of one dataset count once. --parts leaves out each part, too. --time fits and ranks for all test users, without an
-encoder's time.
+files of one dataset count once. --parts leaves out each part, too. --time fits and ranks for all test users; encoding
+the catalogue is not in it.
 """
 
 import argparse

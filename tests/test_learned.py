@@ -226,6 +226,8 @@ def test_parts_are_left_out_by_fitting_again(found):
     assert list(rankings) == ["none", *PARTS]
     pd.testing.assert_frame_equal(rankings["none"], found.rank(5))
     assert all(not rankings[part].equals(rankings["none"]) for part in PARTS)
+    alone = learned.fit(found.examples, [signal for signal in SIGNALS if signal != "popularity"], found.seed)
+    assert alone.model_to_string() == found.models["popularity"].model_to_string()  # though others are fitted beside it
     shares = found.importances()
     assert shares["gain"].sum() == pytest.approx(1) and shares["gain"].is_monotonic_decreasing
     assert set(shares["signal"]) == {*SIGNALS, "new"} and set(shares["part"]) == {*PARTS, "new items"}

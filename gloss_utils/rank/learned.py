@@ -4,7 +4,9 @@ A training user's last learnable item is the label. The counts with which it is 
 those with which an evaluated user's target is predicted are. No validation label, no test label is used.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -159,7 +161,10 @@ class Learned:
     def models(self) -> dict[str, "lightgbm.Booster | None"]:
         """The trees ("none"), and by the part of `signals.PARTS` that is left out, those fitted without it."""
         kept = {part: [signal for signal in SIGNALS if signal not in signals] for part, signals in PARTS.items()}
-        return {"none": self.model} | {part: fit(self.examples, some, self.seed) for part, some in kept.items()}
+        examples = self.examples
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # trees of one part are grown by one thread
+            found = pool.map(lambda signals: fit(examples, signals, self.seed), kept.values())
+        return {"none": self.model} | dict(zip(kept, found, strict=True))
 
     @cached_property
     def trees_text(self) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gloss_utils.data import splits
 
-FOLDS, FIRST = 5, 5
+FOLDS, FIRST, ERRORS = 5, 5, 2
 TEXTS = ("texts_dense", "texts_bm25")
 STEPS = (0, 0.1, 0.3, 1)  # a vote of 1 adds so much, in standard deviations of the scores of a user's candidates
 GRID = tuple(itertools.product(STEPS, repeat=len(TEXTS)))  # the first: texts count nothing
@@ -45,10 +45,10 @@ def _ndcg(scored: pd.DataFrame, targets: Mapping[str, str | None], weights: np.n
 
 
 def _surest(gains: np.ndarray) -> tuple[float, ...]:
-    """The weighting that gains most by its mean less its standard error; none where no gain is above its error."""
+    """The weighting that gains most by its mean less `ERRORS` standard errors; none where no gain is above these."""
     if len(gains) < 2:
         return GRID[0]
-    return GRID[int((gains.mean(axis=0) - gains.std(axis=0, ddof=1) / len(gains) ** 0.5).argmax())]
+    return GRID[int((gains.mean(axis=0) - ERRORS * gains.std(axis=0, ddof=1) / len(gains) ** 0.5).argmax())]
 
 
 def _fold(user: str) -> int:
