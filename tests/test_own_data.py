@@ -59,11 +59,15 @@ def test_from_two_csv_files_to_recommendations(own):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("holdout", ["leave_one_out", "time"])
-def test_how_good_recommendations_from_two_csv_files_are(own, holdout):
+@pytest.mark.parametrize(
+    ("holdout", "which"), [("leave_one_out", "first"), ("time", "first"), ("time", "last"), ("time", "all")]
+)
+def test_how_good_recommendations_from_two_csv_files_are(own, holdout, which):
     files, values = [str(ROOT / "params/my_data.yaml")], [*own, ("holdout", holdout), ("holdout_share", "0.3")]
+    values += [("time_target", which)]
     folder = notebooks.run(files, values)
     rows = {row["method"]: row for row in read_json(folder.metrics)["rows"] if row["segment"] == "all"}
+    assert (rows["gloss"]["targets"] > rows["gloss"]["users"]) == (which == "all")
     assert {"gloss", "gloss-paper", "popularity", "item-knn"} <= set(rows) and rows["gloss"]["users"] >= 5
     notebooks.run(files, [*values, ("split", "next")], last="04")
     offered = pd.read_parquet(folder.recommendations)

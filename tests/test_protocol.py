@@ -183,6 +183,7 @@ def test_users_with_several_targets_are_drawn_whole():
     sums = significance.by_owner(values[:, 0], owners)
     assert sums == pytest.approx(5 * of_user)
     assert metrics.means(values, 3, users)[1] == pytest.approx(low)
+    assert metrics.users_of(users) == 40
 
 
 def test_a_paired_test_swaps_all_targets_of_a_user_together():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from helpers import one_line_error
 
-from gloss_utils import retrieve
+from gloss_utils import evaluate, retrieve
 from gloss_utils.__main__ import main
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
@@ -16,7 +16,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import read_trec
 from gloss_utils.rank.signals import PARTS
 from gloss_utils.report import segments, stories, tables
-from gloss_utils.report.metrics import METRICS
+from gloss_utils.report.metrics import KEPT_IN, LEFT_OUT, METRICS, SEEN
 from gloss_utils.runs import given, notebooks
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, RETRIEVE, ROOT, SEGMENTS, STAGES, AllParameters
@@ -105,7 +105,8 @@ def test_run_folder_holds_what_it_should(small_run):
         folder.trees,
         folder.per_user,
         folder.metrics,
-        *map(folder.ranking, tables.METHODS),
+        *map(folder.ranking, ("gloss", "gloss-paper")),
+        *(folder.ranking(method, seen) for method in tables.METHODS for seen in SEEN),
     ):
         assert path.exists(), path
     assert {"users", "items", "interactions"} <= read_json(folder.statistics).keys()
@@ -119,6 +120,7 @@ def test_run_folder_holds_what_it_should(small_run):
             "03_catalogue_map",
             "05_methods",
             "05_number_of_queries",
+            "05_coverage",
             "05_parts",
             "05_ties",
             "06_segments",
@@ -148,26 +150,28 @@ def test_manifest_and_resolved_parameters(small_run):
 def test_metrics_file(small_run):
     folder, _ = small_run
     metrics = read_json(folder.metrics)
-    keys = [(row["method"], row["segment"]) for row in metrics["rows"]]
+    keys = [(row["method"], row["seen"], row["segment"]) for row in metrics["rows"]]
     found = [*segments.SEGMENTS, segments.NEW_ITEMS]
-    assert sorted(keys) == sorted((m, s) for m in tables.METHODS for s in found)
+    assert sorted(keys) == sorted((m, seen, s) for m in tables.METHODS for seen in SEEN for s in found)
     per_user = pd.read_parquet(folder.per_user)
-    assert list(per_user.columns) == ["user", "method", "segment", "new_item", "interactions", *METRICS]
+    assert list(per_user.columns) == evaluate.COLUMNS
     for row in metrics["rows"]:
-        some = per_user[per_user["method"] == row["method"]]
+        some = per_user[(per_user["method"] == row["method"]) & (per_user["seen"] == row["seen"])]
         some = some[segments.members(some)[row["segment"]]]
-        assert row["users"] == len(some) and row["split"] == "test"
+        assert row["users"] == row["targets"] == len(some) and row["split"] == "test"
         assert row["recall@5"] == pytest.approx(some["recall@5"].mean(), abs=1e-6)
     assert {(row["ranking"], row["retriever"], row["queries"]) for row in metrics["ablation"]} == {
         (*rule, count) for rule in (("paper", "dense"), ("paper", "bm25")) for count in (1, 2, 3)
     }
-    rows = {row["method"]: row for row in metrics["rows"] if row["segment"] == "all"}
+    offered = {"gloss": LEFT_OUT, "gloss-paper": KEPT_IN}  # by default
+    rows = [row for row in metrics["rows"] if row["segment"] == "all"]
+    rows = {row["method"]: row for row in rows if row["seen"] == offered.get(row["method"])}
     whole = {(row["ranking"], row["retriever"]): row for row in metrics["ablation"] if row["queries"] == 3}
     for metric in METRICS:
         assert rows["gloss"][metric] == metrics["parts"][0][metric]
         assert whole["paper", "dense"][metric] == rows["gloss-paper"][metric]
     assert [row["left_out"] for row in metrics["parts"]] == ["none", *PARTS]
-    assert len(metrics["comparisons"]) == 2 * (len(tables.METHODS) - 1) and len(metrics["ties"]) == 100
+    assert len(metrics["comparisons"]) == 2 * 2 * (len(tables.METHODS) - 1) and len(metrics["ties"]) == 100
     assert sum(row["gain"] for row in metrics["importances"]) == pytest.approx(1) and metrics["text_weights"] == []
     assert not any(row["in_sample"] for row in metrics["rows"])
 

@@ -47,7 +47,7 @@ OF_VIEWS = {
     "engine": "where it is made",
     "workers": "where it is made",
     **dict.fromkeys(("retriever", "ranking", "top_k", "exclude_seen", "ranking_depth", "new_item_favour"), "rankings"),
-    **dict.fromkeys(("show_user", "cold_start_max", "power_min", "added_title"), "notebooks"),
+    **dict.fromkeys(("show_user", "cold_start_max", "power_min", "shuffle_test", "added_title"), "notebooks"),
 }
 
 

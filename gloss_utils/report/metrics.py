@@ -12,6 +12,7 @@ import ir_measures
 import numpy as np
 import pandas as pd
 
+from gloss_utils.data import splits
 from gloss_utils.rank.trec import as_run
 from gloss_utils.report import segments, significance
 from gloss_utils.report.beyond import BEYOND
@@ -64,6 +65,11 @@ def means(values: np.ndarray, seed: int, users: Iterable[str] | None = None) -> 
     return mean, *significance.intervals(values, seed, None if users is None else significance.owners_of(users))
 
 
+def users_of(ids: Iterable[str]) -> int:
+    """How many users these are, each with one target or several (see `splits.owner`)."""
+    return len(set(map(splits.owner, ids)))
+
+
 def rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:
     """Means and their intervals as a row of a result table: `<name>`, `<name>_low`, `<name>_high`; NaN becomes None."""
     keys = [f"{name}{end}" for end in ("", "_low", "_high") for name in names]
@@ -75,6 +81,8 @@ def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
     """A row for each method, seen items left out and kept in, and segment: means over users, with 95 % bootstrap
     intervals.
 
+    Means are over targets, of which some users have several under `time_target: all`.
+
     per_user: user, method, seen, segment, new_item, metrics, and those of `beyond.BEYOND` where they are measured. All
     methods share the resamples.
     """
@@ -85,7 +93,8 @@ def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
         wide = wide.reindex(columns=pd.MultiIndex.from_tuples([(name, *one) for name in measured for one in methods]))
         found = means(wide.to_numpy(), seed, wide.index)
         for place, (method, seen) in enumerate(methods):
-            row = {"method": method, "seen": seen, "split": split, "segment": segment, "users": len(wide)}
+            row = {"method": method, "seen": seen, "split": split, "segment": segment}
+            row |= {"users": users_of(wide.index), "targets": len(wide)}
             rows.append(row | rounded(measured, *(values[place :: len(methods)] for values in found)))
     return sorted(rows, key=lambda row: methods.index((row["method"], row["seen"])))
 
@@ -97,7 +106,7 @@ def ablate(
     rows = []
     for number in range(1, most + 1):
         values = per_user_metrics(as_run(rank(number)), targets).to_numpy()
-        row = {"queries": number, "split": split, "users": len(targets)}
+        row = {"queries": number, "split": split, "users": users_of(targets)}
         rows.append(row | rounded(METRICS, *means(values, seed, targets)))
     return rows
 
@@ -110,7 +119,7 @@ def leave_parts_out(rankings: dict[str, pd.DataFrame], targets: dict[str, str], 
     found = {part: per_user_metrics(as_run(ranked), targets).to_numpy() for part, ranked in rankings.items()}
     lost = [f"{metric}_lost" for metric in METRICS]
     return [
-        {"left_out": part, "users": len(targets)}
+        {"left_out": part, "users": users_of(targets)}
         | rounded(METRICS, *means(values, seed, targets))
         | rounded(lost, *means(found["none"] - values, seed, targets))
         for part, values in found.items()
@@ -128,7 +137,7 @@ def losses(per_user: pd.DataFrame, rankings: dict[str, pd.DataFrame], targets: d
         values = per_user_metrics(run, targets).to_numpy()
         found = rounded(METRICS, *means(values, seed, targets))
         found |= rounded(lost, *means(before - values, seed, targets))
-        rows.append({"method": method, "users": len(targets)} | found)
+        rows.append({"method": method, "users": users_of(targets)} | found)
     return rows
 
 

@@ -221,8 +221,10 @@ def summary(folder: RunFolder) -> str:
     rows, lines = [row for row in rows if row["segment"] == "all"], []
     if rows:
         metrics, about = ("recall@5", "ndcg@5", "mrr@10"), f"{rows[0]['split']}, {rows[0]['users']:,} users"
-        lines = [f"{'method':<18}" + "".join(f"{metric:>10}" for metric in metrics) + f"   {about}"]
-        lines += [f"{row['method']:<18}" + "".join(f"{row[metric]:>10.4f}" for metric in metrics) for row in rows]
+        lines = [f"{'method':<14}{'seen items':<12}" + "".join(f"{metric:>10}" for metric in metrics) + f"   {about}"]
+        for row in rows:
+            values = "".join(f"{row[metric]:>10.4f}" for metric in metrics)
+            lines.append(f"{row['method']:<14}{row['seen']:<12}{values}")
     if RETRIEVE in current and folder.recommendations.exists():
         lines.append(f"recommendations: {folder.recommendations}")
     pages = [folder.notebooks / f"{stage}.html" for stage in current]
