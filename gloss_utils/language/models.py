@@ -82,6 +82,7 @@ def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None)
     local = only_local(name)
     only_safetensors(name)
     source = {"revision": revision, "local_files_only": local}
+    tokenizer = base_tokenizer(name, revision, local)  # it is small: an error comes before the weights do
     with one_line(name, revision), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes warns of features that the CPU does not have
         model = AutoModelForCausalLM.from_pretrained(
@@ -94,7 +95,7 @@ def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None)
             device_map=device_map(),
             **source,
         )
-    return model, base_tokenizer(name, revision, local, model.get_input_embeddings().num_embeddings)
+    return model, with_padding(tokenizer, model.get_input_embeddings().num_embeddings)
 
 
 def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision: str | None = None):
@@ -157,15 +158,11 @@ def load_tokenizer(adapter: Path):
     return with_padding(AutoTokenizer.from_pretrained(adapter, local_files_only=True, trust_remote_code=False))
 
 
-def base_tokenizer(name: str | Path, revision: str | None, local: bool, embeddings: int):
-    """The tokenizer of a base model, by one rule whatever package loads the model. embeddings: rows of its matrix.
-
-    Errors as of `load_base`.
-    """
+def base_tokenizer(name: str | Path, revision: str | None, local: bool):
+    """The tokenizer of a base model as it was published, whatever package loads the model. Errors as of `load_base`."""
     with one_line(name, revision):
         source = {"revision": revision, "local_files_only": local}
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
-    return with_padding(tokenizer, embeddings)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
 
 
 def same_texts(one, other) -> bool:

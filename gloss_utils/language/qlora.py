@@ -24,6 +24,7 @@ from gloss_utils.language.models import (
     load_base,
     load_config,
     one_line,
+    with_padding,
 )
 from gloss_utils.language.sizes import is_of, linear_layers, without_weights
 from gloss_utils.language.training import seed_everything
@@ -91,6 +92,8 @@ def _with_unsloth(base: str | Path, settings: QLoRA, revision: str | None):
         # folder it asks nothing.
         in_hub = not Path(base).is_dir()
         name, at = (in_cache(base, revision), None) if local and in_hub else (base, revision)
+        # Not unsloth's tokenizer: its repair may choose or add another padding token than generation finds in the base.
+        tokenizer = base_tokenizer(name, at, local)
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(name),
             revision=at,
@@ -110,8 +113,7 @@ def _with_unsloth(base: str | Path, settings: QLoRA, revision: str | None):
             use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
             **settings.lora(),
         )
-    # Not unsloth's tokenizer: its repair may choose or add another padding token than generation finds in the base.
-    return model, base_tokenizer(name, at, local, model.get_input_embeddings().num_embeddings)
+    return model, with_padding(tokenizer, model.get_input_embeddings().num_embeddings)
 
 
 @contextmanager
