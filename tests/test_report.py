@@ -151,7 +151,7 @@ def test_report_of_a_whole_run(copied_run):
     assert not fetched(page)
     assert all(not fetched((folder.notebooks / f"{stage}.html").read_text()) for stage in STAGES)
     assert soup.table.find("th", string="gloss-paper") and "Dataset demo, split test" in soup.text
-    assert len(soup.find_all("img")) == 10  # every figure of the run
+    assert len(soup.find_all("img")) == 11  # every figure of the run
     assert len([link for link in soup.nav.find_all("a") if re.match(r"\d · ", link.text)]) == 6
 
 
