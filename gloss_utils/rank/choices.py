@@ -10,7 +10,10 @@ from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.signals import SIGNALS, Signals
 
 USERS_AT_A_TIME = 1024
-PROPOSED = {"cooccurrence": 50, "second_hop": 25, "cosine": 25, "successors": 25}  # candidates of a signal
+# How many items each signal proposes; twice as many where more than so large a share of the catalogue is new, for the
+# places of new items are low in most signals.
+MANY_NEW = 0.01
+PROPOSED = {"cooccurrence": 50, "second_hop": 25, "cosine": 25, "successors": 25}
 PROPOSED |= dict.fromkeys(("near_dense", "near_words", "like_dense", "like_words", "last_dense", "last_words"), 15)
 PROPOSED |= dict.fromkeys(("nearest_dense", "nearest_words", "mean_dense", "mean_words", "popularity"), 10)
 OF_NEW = ("cooccurrence", "last_dense", "last_words", "near_words")  # each proposes 20 new items, too
@@ -49,14 +52,16 @@ def candidates(
         found, users, items = signals.of(some), len(some), len(signals.items)
         owners, places = cooccurrence.encode(some, signals.items)
         seen = np.unique(owners * items + places)[: None if exclude_seen else 0]
+        times = 2 if signals.new.mean() > MANY_NEW else 1
         proposed = [
-            cooccurrence.keys(cooccurrence.strongest(matrix, PROPOSED[signal])) for signal, matrix in found.items()
+            cooccurrence.keys(cooccurrence.strongest(matrix, PROPOSED[signal] * times))
+            for signal, matrix in found.items()
         ]
         if signals.new.any():
             new = sparse.diags_array(signals.new.astype(float))
             by_new = (sparse.csr_matrix(found[signal] @ new) for signal in OF_NEW)
             proposed += [cooccurrence.keys(cooccurrence.strongest(matrix, 20)) for matrix in by_new]
-        by_all = np.arange(users)[:, None] * items + popular[: max(PROPOSED["popularity"], depth)]
+        by_all = np.arange(users)[:, None] * items + popular[: max(PROPOSED["popularity"] * times, depth)]
         own = np.setdiff1d(np.concatenate([*proposed, by_all.ravel()]), seen)
         own = _filled_up(own, seen, users, items, depth, popular)
         keys = (

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -274,4 +274,6 @@ def _score(model: "lightgbm.Booster | None", some: pd.DataFrame) -> np.ndarray:
     """The trees' scores of candidates; where there was nothing to learn from, co-occurrence."""
     if model is None:
         return some["cooccurrence"].to_numpy(dtype=float)
-    return model.predict(some[model.feature_name()].to_numpy(), num_threads=1)
+    pieces = np.array_split(some[model.feature_name()].to_numpy(), os.cpu_count() or 1)
+    with ThreadPoolExecutor(len(pieces)) as pool:
+        return np.concatenate(list(pool.map(partial(model.predict, num_threads=1), pieces)))
