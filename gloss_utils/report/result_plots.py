@@ -140,7 +140,7 @@ def parts(tables: list[dict]) -> plt.Figure | None:
     figure = plots.draw(plot, (PAGE, 0.9 + 1.2 * frame["run"].nunique()))
     for axis in figure.axes:
         axis.axvline(0, color="0.4", linewidth=0.8)
-        axis.set_title("\n".join(textwrap.fill(part, 40) for part in axis.get_title().split(" | ")))
+        axis.title.set_text("\n".join(textwrap.fill(part, 36) for part in axis.get_title().split(" | ")))
     return figure
 
 
