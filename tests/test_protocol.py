@@ -89,7 +89,7 @@ def test_rows_of_one_protocol():
     rows = [{"method": "a", "seen": seen} for seen in SEEN] + [{"method": "b", "seen": KEPT_IN}, {"method": "c"}]
     assert [(row["method"], row.get("seen"), row["note"]) for row in tables.one_protocol(rows)] == [
         ("a", LEFT_OUT, ""),
-        ("b", KEPT_IN, ", seen items kept in"),
+        ("b", KEPT_IN, ", seen in"),
         ("c", None, ""),
     ]
 

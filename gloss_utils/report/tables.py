@@ -51,7 +51,7 @@ def one_protocol(rows: list[dict]) -> list[dict]:
     """The rows with seen items left out, and of a method that has none the others, which its name then says."""
     left_out = {row["method"] for row in rows if row.get("seen", LEFT_OUT) == LEFT_OUT}
     kept = (row for row in rows if row.get("seen", LEFT_OUT) == LEFT_OUT or row["method"] not in left_out)
-    return [row | {"note": "" if row["method"] in left_out else ", seen items kept in"} for row in kept]
+    return [row | {"note": "" if row["method"] in left_out else ", seen in"} for row in kept]
 
 
 def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5", "recall@10", "mrr@10")) -> pd.DataFrame:
