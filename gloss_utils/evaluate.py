@@ -82,8 +82,8 @@ def prepare(run: Run) -> dict:
         rivals, by_seed, sasrec = _rivals(run, data, ranker)
         catalogue = Catalogue(ranker.items, ranker.training_sequences, ranker.indexes["dense"].vectors())
         _write_rankings(run, ranker, rivals | {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()})
-        per_user, covered = _per_user(run, data, queries, [*rivals, *retrieve.methods(run, ranker)], catalogue)
-        found = _found(run, ranker, per_user, targets_of(queries), covered, sasrec)
+        per_user, of_groups = _per_user(run, data, queries, [*rivals, *retrieve.methods(run, ranker)], catalogue)
+        found = _found(run, ranker, per_user, targets_of(queries), of_groups, sasrec)
         found["seeds"] = _seeds(run, found["rows"], by_seed, targets_of(queries))
         found["shuffled"] = _shuffled(run, ranker, rivals, per_user)
     with write_whole(run.folder.per_user) as part:
@@ -145,23 +145,25 @@ def _write_rankings(run: Run, ranker: Ranker, rivals: dict[str, Rival]):
 
 def _per_user(
     run: Run, data: Dataset, queries: pd.DataFrame, methods: list[str], catalogue: Catalogue
-) -> tuple[pd.DataFrame, dict[tuple, float | None]]:
-    """The metrics of each user and method, from the TREC files in the run folder, columns `COLUMNS`; and the coverage
-    of each method, with seen items left out or kept in, and segment."""
+) -> tuple[pd.DataFrame, dict[tuple, tuple]]:
+    """The metrics of each user and method, from the TREC files in the run folder, columns `COLUMNS`; and of each
+    method, with seen items left out or kept in, and segment, the coverage and the popularity of what was taken before.
+    """
     targets, interactions = targets_of(queries), interactions_of(data, queries, run["split"])
     bounds = run["cold_start_max"], run["power_min"], data.users["interactions"]
     about = pd.DataFrame({"segment": segments.assign(interactions, *bounds), "interactions": interactions})
     about["new_item"] = pd.Series(targets).isin(data.new_items())
-    histories, frames, covered = dict(zip(queries["user"], queries["history"], strict=True)), [], {}
+    histories, frames, of_groups = dict(zip(queries["user"], queries["history"], strict=True)), [], {}
     for method, seen in product(methods, SEEN):
         trec = read_trec(run.folder.ranking(method, seen))
         first = catalogue.first(trec)
         found = metrics.per_user_metrics(trec, targets).join(about).join(catalogue.per_user(first, histories))
         frames.append(found.assign(method=method, seen=seen).rename_axis("user").reset_index())
         for segment, inside in segments.members(frames[-1]).items():
-            users = frames[-1].loc[inside, "user"]
-            covered[method, seen, segment] = catalogue.coverage(first, users) if len(users) else None
-    return pd.concat(frames, ignore_index=True)[COLUMNS], covered
+            group = frames[-1][inside]
+            found = (catalogue.coverage(first, group["user"]), group[TAKEN].mean()) if len(group) else (None, None)
+            of_groups[method, seen, segment] = found
+    return pd.concat(frames, ignore_index=True)[COLUMNS], of_groups
 
 
 def interactions_of(data: Dataset, queries: pd.DataFrame, split: str) -> pd.Series:
@@ -175,7 +177,7 @@ def interactions_of(data: Dataset, queries: pd.DataFrame, split: str) -> pd.Seri
 
 
 def _found(
-    run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, str], covered: dict, sasrec: dict
+    run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, str], of_groups: dict, sasrec: dict
 ) -> dict:
     """What goes into `metrics.json`.
 
@@ -193,7 +195,7 @@ def _found(
     return {
         "rows": [
             row
-            | _of_group(row, per_user, covered)
+            | _of_group(row, *of_groups[row["method"], row["seen"], row["segment"]])
             | {"in_sample": fitted.get(row["method"], False)}
             | ({"loss": sasrec["chosen"]["loss"]} if row["method"] == SASREC else {})
             for row in metrics.summarise(per_user, split, seed)
@@ -217,13 +219,9 @@ def _found(
     }
 
 
-def _of_group(row: dict, per_user: pd.DataFrame, covered: dict[tuple, float | None]) -> dict:
+def _of_group(row: dict, coverage: float | None, taken: float | None) -> dict:
     """Coverage and popularity bias, which are of a group and not of each user."""
-    inside = segments.members(per_user)[row["segment"]]
-    group = per_user[inside & (per_user["method"] == row["method"]) & (per_user["seen"] == row["seen"])]
-    share = covered[row["method"], row["seen"], row["segment"]]
-    bias = beyond.bias(row, group[TAKEN].mean() if len(group) else None)
-    return {COVERAGE: None if share is None else round(share, 6)} | bias
+    return {COVERAGE: None if coverage is None else round(coverage, 6)} | beyond.bias(row, taken)
 
 
 def _shuffled(run: Run, ranker: Ranker, rivals: dict[str, Rival], per_user: pd.DataFrame) -> list[dict]:

@@ -92,12 +92,12 @@ def methods(run: Run, found: Ranker) -> dict[str, Callable[..., pd.DataFrame]]:
 
 def _rankings(run: Run, found: Ranker) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
     """The rankings by method, that of the run last, and this without generated texts, where they count."""
-    rankings, without_texts = {method: rank() for method, rank in methods(run, found).items()}, None
-    if found.rule == HYBRID:
-        without_texts = found.weighted({"": without_part("generated texts", found.settings.weights)})[""]
-    elif found.rule == LEARNED and found.text_targets:
-        without_texts = found.by_learned(0)
-    return rankings, without_texts
+    if found.rule != HYBRID:
+        without_texts = found.by_learned(0) if found.rule == LEARNED and found.text_targets else None
+        return {method: rank() for method, rank in methods(run, found).items()}, without_texts
+    weights = found.settings.weights
+    both = found.weighted({GLOSS: weights, "without": without_part("generated texts", weights)})
+    return {GLOSS_PAPER: found.paper(run["retriever"]), GLOSS: both[GLOSS]}, both["without"]
 
 
 def ranker(

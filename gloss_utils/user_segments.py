@@ -81,9 +81,9 @@ def published_segments(run: Run) -> Styler | None:
 
 def draw_new_items(run: Run, metric: str = "recall@5") -> plt.Figure | None:
     """Draw what favouring new items gives and costs; None where the ranking is not learned, or no target is new."""
-    data = Dataset.load(run.open("data"))
     if run["ranking"] != LEARNED or run["split"] == "next":
         return None
+    data = Dataset.load(run.open("data"))
     queries = query_files.read(run.folder.queries, run["num_beams"], 0)
     targets, new = targets_of(queries), data.new_items()
     if not new & set(targets.values()):

@@ -52,16 +52,11 @@ def full_disk_in_one_line(path: Path):
             raise GlossError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
         # Libraries wrap the operating system's error each in their own way, and some drop it.
         says_full = any(words in str(error) for words in ("No space left", "quota exceeded"))
-        if says_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _is_full(path):
+        if says_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free_space(path) < 2**16:
             raise GlossError(
                 f"the disk is full: {path} was not written and nothing was lost; free some space and run again"
             ) from error
         raise
-
-
-def _is_full(path: Path) -> bool:
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    return shutil.disk_usage(existing).free < 2**16
 
 
 def sync(path: Path):
@@ -90,6 +85,12 @@ def _replace(temporary: Path, path: Path):
     else:
         temporary.replace(path)
     _sync_one(path.parent)  # the rename itself
+
+
+def free_space(path: Path) -> int:
+    """The bytes that are free on the disk where `path` is, or will be."""
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 
 
 def write_json(path: Path, value):

@@ -1,7 +1,6 @@
 """What holds for every model that comes from outside: no network is waited for, and no pickle is read."""
 
 import re
-import shutil
 from pathlib import Path
 
 import httpx
@@ -9,6 +8,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors, file_download
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import free_space
 
 
 def only_local(name: str | Path) -> bool:
@@ -61,7 +61,7 @@ def resolve(name: str | Path, revision: str | None = None) -> str | None:
 
 def _cached(name: str, revision: str) -> str | None:
     """The hash of a revision whose snapshot is in the hub's cache on this machine."""
-    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=name, repo_type="model")
+    folder = _folder(name)
     reference = folder / "refs" / revision
     found = reference.read_text().strip() if reference.is_file() else revision
     is_hash = re.fullmatch("[0-9a-f]{40}", found)
@@ -85,7 +85,7 @@ def check_room(name: str | Path, revision: str | None, size: int):
     if Path(name).is_dir() or _has_weights(str(name), revision):
         return
     cache = Path(constants.HF_HUB_CACHE).absolute()
-    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    free = free_space(cache)
     if free < size:
         raise GlossError(
             f"the weights of {name} are about {size / 2**30:.1f} GiB to download to {cache}, where {free / 2**30:.1f} "
@@ -95,8 +95,12 @@ def check_room(name: str | Path, revision: str | None, size: int):
 
 def _has_weights(name: str, revision: str | None) -> bool:
     commit = _cached(name, revision or "main")
-    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=name, repo_type="model")
-    return bool(commit) and any((folder / "snapshots" / commit).glob("*.safetensors"))
+    return bool(commit) and any((_folder(name) / "snapshots" / commit).glob("*.safetensors"))
+
+
+def _folder(name: str) -> Path:
+    """Where the hub's cache on this machine has a model, if it does."""
+    return Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(repo_id=name, repo_type="model")
 
 
 def only_safetensors(folder: str | Path):

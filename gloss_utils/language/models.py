@@ -104,16 +104,26 @@ def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision
     revision: of the base model.
     Raises `GlossError` where base and adapter do not have the same vocabulary, and as `load_base` does.
     """
+    model, tokenizer = load_for_adapter(base, adapter, load_in_4bit, revision)
+    if not merges(model, load_in_4bit):
+        return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
+    return pack(merged(model, adapter, load_in_4bit)), tokenizer
+
+
+def load_for_adapter(base: str | Path, adapter: Path, load_in_4bit: bool, revision: str | None = None):
+    """A base model that an adapter fits, and the tokenizer. Errors as of `load_finetuned`."""
     model, tokenizer = load_base(base, load_in_4bit, revision)
     check_vocabulary(base, adapter, model, tokenizer)
     only_safetensors(adapter)
-    if not merges(model, load_in_4bit):
-        return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
+    return model, tokenizer
+
+
+def merged(model, adapter: Path, load_in_4bit: bool):
+    """A base model with an adapter's weights added to its own."""
     if load_in_4bit:
         # The same weights, unpacked once. Unpacking them at every step would take most of the time on a CPU.
         model = model.dequantize()
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    return pack(model.merge_and_unload()), tokenizer
+    return PeftModel.from_pretrained(model, adapter).eval().merge_and_unload()
 
 
 def check_vocabulary(base: str | Path, adapter: Path, model, tokenizer):

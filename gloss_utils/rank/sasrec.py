@@ -103,7 +103,12 @@ def validation_users(data: Dataset, evaluated: pd.DataFrame, split: str) -> pd.D
 
 def validation_sequences(data: Dataset, evaluated: pd.DataFrame, split: str) -> list[list[str]]:
     """The sequences of `validation_users`, with their targets."""
-    return [[*row.history, row.target] for row in validation_users(data, evaluated, split).itertuples()]
+    return with_targets(validation_users(data, evaluated, split))
+
+
+def with_targets(users: pd.DataFrame) -> list[list[str]]:
+    """The sequences of users (user, history, target), each with its target."""
+    return [[*row.history, row.target] for row in users.itertuples()]
 
 
 def train(

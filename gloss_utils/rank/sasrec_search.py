@@ -37,7 +37,7 @@ class World:
 
     def train(self, settings: Settings, checkpoints: Path) -> SASRec:
         """A model with these settings; training stops early by the loss on the validation users' sequences."""
-        held_out = [[*row.history, row.target] for row in self.validation.itertuples()]
+        held_out = sasrec.with_targets(self.validation)
         return sasrec.train(self.sequences, held_out, self.items, settings, checkpoints)
 
     def ndcg(self, model: SASRec) -> float:

@@ -18,9 +18,12 @@ have none of them.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+
+from gloss_utils.rank import cooccurrence
 
 K = 5
 BEYOND = [f"novelty@{K}", f"diversity@{K}", f"popularity@{K}"]
@@ -60,10 +63,12 @@ class Catalogue:
         values = {BEYOND[0]: self.novelty[first["place"]], BEYOND[2]: self.popularity[first["place"]]}
         found = first[["user"]].assign(**values).groupby("user").mean()
         found = found.assign(**{BEYOND[1]: self._diversity(first)})[BEYOND].astype(float)
-        taken = {user: self.items.get_indexer(list(history)) for user, history in histories.items()}
-        taken = {user: self.popularity[places[places >= 0]] for user, places in taken.items()}
-        means = {user: values.mean() if len(values) else np.nan for user, values in taken.items()}
-        return found.reindex(list(histories)).assign(**{TAKEN: pd.Series(means, dtype=float)})
+        return found.reindex(list(histories)).assign(**{TAKEN: self._taken(histories)})
+
+    def _taken(self, histories: Sequences) -> list[float]:
+        owners, places = cooccurrence.encode(list(histories.values()), self.items)
+        starts, taken = np.searchsorted(owners, np.arange(len(histories) + 1)), self.popularity[places]
+        return [taken[start:end].mean() if end > start else np.nan for start, end in pairwise(starts)]
 
     def _diversity(self, first: pd.DataFrame) -> pd.Series:
         """1 - the mean cosine of a user's pairs: (|sum of n unit vectors|² - n) / (n² - n)."""

@@ -117,13 +117,7 @@ def leave_parts_out(rankings: dict[str, pd.DataFrame], targets: dict[str, str], 
     rankings: by the part that is left out; that of "none" is the whole.
     """
     found = {part: per_user_metrics(as_run(ranked), targets).to_numpy() for part, ranked in rankings.items()}
-    lost = [f"{metric}_lost" for metric in METRICS]
-    return [
-        {"left_out": part, "users": users_of(targets)}
-        | rounded(METRICS, *means(values, seed, targets))
-        | rounded(lost, *means(found["none"] - values, seed, targets))
-        for part, values in found.items()
-    ]
+    return [{"left_out": part} | _lost(found["none"], values, targets, seed) for part, values in found.items()]
 
 
 def losses(per_user: pd.DataFrame, rankings: dict[str, pd.DataFrame], targets: dict[str, str], seed: int) -> list[dict]:
@@ -131,14 +125,18 @@ def losses(per_user: pd.DataFrame, rankings: dict[str, pd.DataFrame], targets: d
 
     per_user: user, method, metrics. rankings: by method, as `rank.read_trec` and `as_run` return them.
     """
-    rows, lost = [], [f"{metric}_lost" for metric in METRICS]
+    rows = []
     for method, run in rankings.items():
         before = per_user[per_user["method"] == method].set_index("user")[METRICS].reindex(list(targets)).to_numpy()
         values = per_user_metrics(run, targets).to_numpy()
-        found = rounded(METRICS, *means(values, seed, targets))
-        found |= rounded(lost, *means(before - values, seed, targets))
-        rows.append({"method": method, "users": users_of(targets)} | found)
+        rows.append({"method": method} | _lost(before, values, targets, seed))
     return rows
+
+
+def _lost(before: np.ndarray, values: np.ndarray, targets: dict[str, str], seed: int) -> dict:
+    """How many users there are, their metrics [users, `METRICS`], and what is lost against those before."""
+    row = {"users": users_of(targets)} | rounded(METRICS, *means(values, seed, targets))
+    return row | rounded([f"{metric}_lost" for metric in METRICS], *means(before - values, seed, targets))
 
 
 def by_new_target(ranking: pd.DataFrame, targets: dict[str, str], new: set[str], metric: str, seed: int) -> list[dict]:

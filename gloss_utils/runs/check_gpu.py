@@ -18,12 +18,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import fields
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.unsloth_first import SWITCH, import_unsloth
-from gloss_utils.runs.parameters import FINE_TUNE, ROOT, defaults
+from gloss_utils.runs.parameters import FINE_TUNE, ROOT, defaults, settings_of
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "unsloth")
 STEPS, USERS, NUM_BEAMS, NEW_TOKENS = 3, 8, 5, 30
@@ -150,12 +149,14 @@ def _train(shape: str, tokens: int, folder: Path) -> dict:
     from gloss_utils.language import memory, models, qlora, shapes, training
 
     model = shapes.sizes(shape)
-    settings = _of(qlora.QLoRA, max_length=max(tokens, 16), gradient_checkpointing=False, load_in_4bit=True, seed=1)
+    given, small = defaults(FINE_TUNE), {"gradient_accumulation": 1, "epochs": 1, "warmup_steps": 0}
+    in_4bit = {"max_length": max(tokens, 16), "gradient_checkpointing": False, "load_in_4bit": True}
+    settings = settings_of(qlora.QLoRA, given, **in_4bit, seed=1)
     lora, free = model.lora(settings.lora_modules, settings.lora_rank), models.free_gpu_memory()
     fit = memory.Fit(2, False, 0) if free is None else memory.fits(model, lora, free, tokens)
     if fit is None:
         raise GlossError(f"{shape} is too large for the {free / 2**30:.1f} GiB that are free; take a smaller one")
-    how = _of(training.Settings, batch_size=fit.batch_size, gradient_accumulation=1, epochs=1, warmup_steps=0, seed=1)
+    how = settings_of(training.Settings, given, batch_size=fit.batch_size, **small, seed=1)
     texts, begun = _texts(STEPS * fit.batch_size, tokens), time.perf_counter()
     tuned, tokenizer = qlora.with_adapters(folder / "base", settings)
     loading = time.perf_counter() - begun
@@ -223,12 +224,6 @@ def _kept_print() -> Iterator[list[str]]:
 def _texts(count: int, tokens: int) -> list[list[int]]:
     rng = random.Random(1)
     return [[rng.randrange(3, 300) for _ in range(tokens)] for _ in range(count)]
-
-
-def _of(kind: type, **values):
-    """Settings with the parameters' defaults, and `values` over them."""
-    given = defaults(FINE_TUNE)
-    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given} | values)
 
 
 def main() -> int:

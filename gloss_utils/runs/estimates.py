@@ -4,10 +4,10 @@ What is there at most, also of what is deleted at the end. The estimates are on 
 and less than twice that for identifiers and titles like Amazon's. `language.memory` estimates what a model holds.
 """
 
-import shutil
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import free_space
 from gloss_utils.search import on_disk
 
 FLOAT = 4  # bytes
@@ -74,7 +74,7 @@ def rankings(users: int, depth: int, methods: int) -> int:
 def check_disk(path: str | Path, needed: dict[str, int]) -> str:
     """A line on what a run will write in `path`, in bytes by part. Raises `GlossError` where less is free."""
     path = Path(path).absolute()
-    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    free = free_space(path)
     parts = ", ".join(f"{name} {_shown(size)}" for name, size in needed.items())
     about = f"about {_shown(sum(needed.values()))} ({parts}) in {path}"
     if free < sum(needed.values()):

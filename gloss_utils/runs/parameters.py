@@ -6,6 +6,7 @@ here, and a test fails where a cell differs. Files of parameters and `-p NAME VA
 
 import difflib
 import importlib.util
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -231,6 +232,12 @@ PAPER = "07_paper_figures"  # which reads finished runs, and is none of their st
 def defaults(stage: str) -> dict:
     """A stage's parameters by default."""
     return MODELS[stage]().model_dump()
+
+
+def settings_of(kind: type, parameters: dict, **values):
+    """A dataclass of settings: of the fields that are named as a parameter its value, and `values`."""
+    names = {field.name for field in fields(kind)} & set(parameters)
+    return kind(**{name: parameters[name] for name in names} | values)
 
 
 def that_matter(values: dict) -> dict:

@@ -5,6 +5,8 @@ import psutil
 from gloss_utils.base import hub
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
+from gloss_utils.report import tables
+from gloss_utils.report.metrics import SEEN
 from gloss_utils.runs import estimates
 from gloss_utils.runs.artefacts import TO_MAKE
 from gloss_utils.runs.contents import known_revision
@@ -13,7 +15,7 @@ from gloss_utils.search import on_disk
 from gloss_utils.search.encoder import DEFAULT_ENCODER
 
 DIMENSIONS = {DEFAULT_ENCODER: 384}  # of other encoders' vectors: 1024, which few exceed
-METHODS = 22  # rankings that are written: nine methods with seen items left out and in, and those of stage 4
+RANKINGS = len(SEEN) * len(tables.METHODS) + 3  # of all methods by stage 5, and by stage 4 of those from texts
 BATCH_OF_USERS = 32  # prompts that are answered together, at a guess
 
 
@@ -27,7 +29,7 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
     counts = read_json(folder.statistics)
     drawn = parameters["max_users"] or counts["users"]
     users = min(drawn, counts["users"])
-    needed, lines = {"rankings": estimates.rankings(users, parameters["ranking_depth"], METHODS)}, []
+    needed, lines = {"rankings": estimates.rankings(users, parameters["ranking_depth"], RANKINGS)}, []
     if {"base", "adapter"} & set(making):
         if parameters["base_model"] == "tiny":
             vocabulary = parameters["tiny_vocabulary"]

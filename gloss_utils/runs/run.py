@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -32,7 +32,7 @@ from gloss_utils.runs.contents import REVISIONS, contents, known_by
 from gloss_utils.runs.folder import RunFolder, changed_input, code_of, identity, needs
 from gloss_utils.runs.given import assigned, names_assigned
 from gloss_utils.runs.lock import take_stage
-from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, check, check_files, defaults
+from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, check, check_files, defaults, settings_of
 
 VERSIONS_OF = (
     "torch",
@@ -81,9 +81,8 @@ class Run:
         return self.folder.base if self["base_model"] == "tiny" else self["base_model"]
 
     def settings(self, kind: type, **values):
-        """A dataclass of settings: of the fields that are named as a parameter this run's values, and `values`."""
-        names = {field.name for field in fields(kind)} & set(self.parameters)
-        return kind(**{name: self[name] for name in names} | values)
+        """A dataclass of settings from this run's parameters, and `values` (see `settings_of`)."""
+        return settings_of(kind, self.parameters, **values)
 
     def read_from_outside(self, parameter: str, path: str | Path | None = None):
         """Note what a parameter names, or a file in that folder, as something that this stage's results depend on."""
