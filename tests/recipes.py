@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from gloss_utils.base.files import digest, read_json, write_json
 from gloss_utils.runs import notebooks
-from gloss_utils.runs.artefacts import RECIPES, path_of
+from gloss_utils.runs.artefacts import LATER, RECIPES, path_of
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.search import BM25Index, DenseIndex
 from tests.conftest import write_parameters, write_small_shop
@@ -57,7 +57,8 @@ def current(folder: RunFolder) -> dict[str, dict]:
     stages, found = folder.stages(), {}
     for name, recipe in RECIPES.items():
         made_from = stages[recipe.stage]["artefacts"][name]["made_from"]
-        given = {key: made_from[key] for key in (*recipe.parameters, *(["raw"] if name == "data" else []))}
+        keys = (*recipe.parameters, *(["raw"] if name == "data" else []))
+        given = {key: made_from[key] for key in keys if key not in LATER or key in made_from}
         found[name] = {"version": recipe.version, "given": digest(given), "probe": probe(folder, name)}
     return found
 

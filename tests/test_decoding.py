@@ -117,6 +117,24 @@ def test_catalogue_texts_order_and_scores_are_those_of_generate(num_beams):
             assert one.logprobs == pytest.approx([logprob(model, prompt, text) for text in one.tokens], abs=1e-4)
 
 
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.5])
+def test_other_length_penalties_are_those_of_generate(length_penalty, bound):
+    model, end, moved = small_llama(VOCABULARY, groups=2), 3, 0
+    trie = Trie(titles(end)) if bound else None
+    for seed in range(4):
+        for num_beams in (1, 4):
+            arguments = (model, prompts(seed), num_beams, 12, end, trie)
+            found = beam_search.beam_search(*arguments, length_penalty)
+            assert_same(found, hf_generate.beam_search(*arguments, length_penalty))
+            moved += len(agreement.differing(found, beam_search.beam_search(*arguments)))
+        for prompt, one in zip(prompts(seed), found, strict=True):
+            assert one.logprobs == pytest.approx([logprob(model, prompt, text) for text in one.tokens], abs=1e-4)
+            scores = [total / len(text) ** length_penalty for text, total in zip(one.tokens, one.logprobs, strict=True)]
+            assert scores == sorted(scores, reverse=True)
+    assert moved
+
+
 def test_all_titles_come_where_beams_are_as_many():
     model, end = small_llama(VOCABULARY), 3
     some = [[5, end], [5, 6, end], [7, 8, 9, 10, end], [11, end]]
@@ -178,6 +196,8 @@ def test_samples_end_and_carry_the_models_own_scores():
         assert means == sorted(means, reverse=True)
         alone = beam_search.sample(model, [prompt], uniforms[user : user + 1], end, temperature=1.5)
         assert alone[0].tokens == one.tokens  # whatever the batch
+        [by_sum] = beam_search.sample(model, [prompt], uniforms[user : user + 1], end, 1.5, length_penalty=0.0)
+        assert by_sum.logprobs == sorted(alone[0].logprobs, reverse=True)
     assert ended
     plain = hf_generate.sample(model, prompts(), uniforms, end, temperature=1.5)
     for prompt, one in zip(prompts(), plain, strict=True):

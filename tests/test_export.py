@@ -53,8 +53,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.requests, self.statuses, self.texts, self.scores = [], [], None, True
+        self.requests, self.statuses, self.texts, self.scores, self.lengths = [], [], None, True, {}
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def logprobs(self, number: int) -> list[float]:
+        """Of each token of a text."""
+        return [-1.0, -0.5 * number, *[0.0] * (self.lengths.get(number, 2) - 2)]
 
     @property
     def address(self) -> str:
@@ -75,7 +79,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         choices = [
             {
                 "text": f" Title: item {sum(body['prompt'])} {number}",
-                "logprobs": {"token_logprobs": [-1.0, -0.5 * number]} if self.server.scores else None,
+                "logprobs": {"token_logprobs": self.server.logprobs(number)} if self.server.scores else None,
             }
             for number in reversed(range(self.server.texts or body["n"]))
         ]
@@ -129,6 +133,15 @@ def test_a_server_writes_a_queries_file(small_run, vllm, tmp_path, capsys):
     assert settings["asked"]["beams"] and settings["asked"]["max_new_tokens"] == run["max_new_tokens"]
     assert settings["prompt"].startswith(prompts.INSTRUCTION) and settings["adapter"]["sha256"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl", "texts.jsonl.settings.json"]
+
+
+def test_a_length_penalty_is_asked_for_and_orders_what_comes(small_run, vllm, tmp_path):
+    vllm.lengths = {2: 9}  # tokens of the text that is last by the sum
+    assert asked(small_run, vllm, tmp_path / "mean.jsonl") == 0
+    assert asked(small_run, vllm, tmp_path / "sum.jsonl", "-p", "length_penalty", "0") == 0
+    assert [vllm.requests[at]["length_penalty"] for at in (0, -1)] == [1.0, 0.0]
+    for name, lengths in (("mean.jsonl", [9, 2, 2]), ("sum.jsonl", [2, 2, 9])):
+        assert query_files.read(tmp_path / name, 3, 0)["lengths"].iloc[0] == lengths
 
 
 def test_what_was_written_before_is_not_asked_for_again(small_run, vllm, tmp_path, capsys):

@@ -98,6 +98,15 @@ def test_recipes_make_what_was_recorded_of_them(small_run):
     assert changed is None, f"{changed[0]}: {cures[changed[1]]}"
 
 
+def test_a_parameter_that_came_later_leaves_what_was_made_before_good(small_run):
+    now = read_seal(small_run[0].queries)["made_from"]
+    for name, value in artefacts.LATER.items():
+        assert name in RECIPES["texts"].parameters and name not in now
+        assert artefacts.made_from("texts", now | artefacts.LATER, now) == now
+        other = {name: value + 0.5}
+        assert artefacts.made_from("texts", now | artefacts.LATER | other, now) == now | other
+
+
 def test_the_guard_tells_a_changed_artefact_from_a_changed_version():
     recorded = {"texts": {"version": 1, "given": "x", "probe": ["a"] * 20 + [-1.0] * 20}}
     assert recipes.first_change(recorded, recorded) is None

@@ -20,6 +20,7 @@ class Asked:
     count: int
     max_new_tokens: int
     beams: bool
+    length_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -43,7 +44,7 @@ class Asked:
             "add_special_tokens": False,
         }
         if self.beams:
-            return common | {"use_beam_search": True, "temperature": 0.0, "length_penalty": 1.0}
+            return common | {"use_beam_search": True, "temperature": 0.0, "length_penalty": self.length_penalty}
         seed = (self.seed * 1_000_003 + number) % 2**31
         return common | {"temperature": self.temperature, "top_p": self.top_p, "seed": seed}
 
@@ -58,7 +59,8 @@ def first_model(client: httpx.Client) -> str:
 
 
 def complete(client: httpx.Client, asked: Asked, prompt: list[int], number: int) -> Row:
-    """The texts that a server writes after a prompt (token ids), best first by log-probability per token where known.
+    """The texts that a server writes after a prompt (token ids), best first by log-probability over length to the power
+    of `asked.length_penalty`, where known.
 
     A request that fails for the moment is sent again some times. Raises `GlossError` where the server cannot be
     reached, refuses, or gives other than `asked.count` texts.
@@ -72,7 +74,7 @@ def complete(client: httpx.Client, asked: Asked, prompt: list[int], number: int)
         way = "beams (-p decoding sample draws texts)" if asked.beams else "so many samples (lower num_beams)"
         raise GlossError(f"the server gave {len(found)} of {asked.count} texts; it may not write {way}")
     if all(total is not None for _, total, _ in found):
-        found.sort(key=lambda row: -row[1] / row[2])
+        found.sort(key=lambda row: -row[1] / row[2] ** asked.length_penalty)
     return tuple(map(list, zip(*found, strict=True)))
 
 

@@ -1,8 +1,8 @@
 """Beam search and sampling on a `Tree`, where no prompt runs twice and no cache is copied.
 
-The search is transformers' beam search with its default length penalty (1) and early stopping (a heuristic): same
-texts, order and scores. With a `Trie`, beams can only be texts of the catalogue. Not all models fit: ask
-`cache_tree.unfit` first, once per model.
+The search is transformers' beam search with its default early stopping (a heuristic): same texts, order and scores, for
+any length penalty. With a `Trie`, beams can only be texts of the catalogue. Not all models fit: ask `cache_tree.unfit`
+first, once per model.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,15 @@ class Decoded:
 
 @torch.inference_mode()
 def beam_search(
-    model, prompts: list[list[int]], num_beams: int, max_new_tokens: int, end: int, trie: Trie | None = None
+    model,
+    prompts: list[list[int]],
+    num_beams: int,
+    max_new_tokens: int,
+    end: int,
+    trie: Trie | None = None,
+    length_penalty: float = 1.0,
 ) -> list[Decoded]:
-    """Continue each prompt (token ids, one at least) with `num_beams` texts, by falling mean log-probability.
+    """Continue each prompt (token ids, one at least) with `num_beams` texts, by falling `score_of`.
 
     end: the end-of-sequence token. trie: what may be written; then it bounds the lengths, not `max_new_tokens`, and a
     prompt gets fewer texts where the trie has fewer.
@@ -35,7 +41,7 @@ def beam_search(
     if not prompts:
         return []
     tree = Tree(model, prompts, num_beams, max_new_tokens if trie is None else trie.depth)
-    search = _Search(len(prompts), num_beams, None if trie else max_new_tokens, end, tree.device)
+    search = _Search(len(prompts), num_beams, None if trie else max_new_tokens, end, length_penalty, tree.device)
     source = _Free(tree) if trie is None else _InTrie(tree, trie)
     while True:
         scores, tokens, parents = source.candidates(search.scores)
@@ -55,11 +61,12 @@ def sample(
     end: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    length_penalty: float = 1.0,
 ) -> list[Decoded]:
     """Continue each prompt with texts drawn at random, each token from the likeliest that together reach `top_p`.
 
     uniforms: the numbers in [0, 1) to draw with, [prompts, texts per prompt, most new tokens]. Log-probabilities are
-    the model's own, at temperature 1; texts are ordered by their falling mean.
+    the model's own, at temperature 1; texts are ordered by falling `score_of`.
     """
     if not prompts:
         return []
@@ -79,7 +86,8 @@ def sample(
         written = torch.cat([written, tokens[..., None]], 2)
         done = (~going | (tokens == end)).all(1) | (written.shape[2] == most)
         for row in done.nonzero()[:, 0].tolist():
-            results[int(rows[row])] = by_mean(until_end(written[row].tolist(), end), sums[row].tolist())
+            texts = until_end(written[row].tolist(), end)
+            results[int(rows[row])] = by_score(texts, sums[row].tolist(), length_penalty)
         stay = _stay(done)
         if not len(stay):
             return results
@@ -101,22 +109,28 @@ def until_end(texts: list[list[int]], end: int) -> list[list[int]]:
     return [text[: text.index(end) + 1] if end in text else text for text in texts]
 
 
-def by_mean(texts: list[list[int]], sums: list[float]) -> Decoded:
-    """A prompt's texts (token ids) and log-probabilities, by falling mean."""
-    order = sorted(range(len(texts)), key=lambda i: -sums[i] / len(texts[i]))
+def score_of(logprobs, length: int, length_penalty: float):
+    """What finished texts are compared by: with a length penalty of 1 the mean log-probability of a token, as the paper
+    and transformers have it; with 0 the sum, which tokens that are near-certain cannot raise (D3, arXiv 2406.14900)."""
+    return logprobs / length**length_penalty
+
+
+def by_score(texts: list[list[int]], sums: list[float], length_penalty: float) -> Decoded:
+    """A prompt's texts (token ids) and log-probabilities, by falling `score_of`."""
+    order = sorted(range(len(texts)), key=lambda i: -score_of(sums[i], len(texts[i]), length_penalty))
     return Decoded([texts[i] for i in order], [sums[i] for i in order])
 
 
 class _Search:
     """The state of a beam search: running beams, finished texts, users that are done. U users, B beams."""
 
-    def __init__(self, users: int, num_beams: int, max_new_tokens: int | None, end: int, device):
-        self.num_beams, self.most, self.end = num_beams, max_new_tokens, end
+    def __init__(self, users: int, num_beams: int, max_new_tokens: int | None, end: int, length_penalty: float, device):
+        self.num_beams, self.most, self.end, self.penalty = num_beams, max_new_tokens, end, length_penalty
         self.users = torch.arange(users, device=device)
         self.scores = torch.zeros(users, 1, device=device)  # of running beams: sums of log-probabilities, falling
         self.written = torch.zeros(users, 1, 0, dtype=torch.long, device=device)
         self.done = torch.zeros(users, dtype=torch.bool, device=device)
-        self.means = torch.full((users, num_beams), NO_BEAM, device=device)  # of finished texts, falling
+        self.finished = torch.full((users, num_beams), NO_BEAM, device=device)  # `score_of` finished texts, falling
         self.sums = torch.zeros(users, num_beams, device=device)
         self.texts = torch.zeros(users, num_beams, 0, dtype=torch.long, device=device)
         self.results: list[Decoded | None] = [None] * users
@@ -126,26 +140,28 @@ class _Search:
         length = self.written.shape[2] + 1
         ended = tokens == self.end if length != self.most else torch.ones_like(tokens, dtype=torch.bool)
         written = torch.cat([take(self.written, parents), tokens[..., None]], 2)
-        means, best = (scores / length).masked_fill(~ended, NO_BEAM), slice(0, self.num_beams)
-        self.means, order = torch.cat([self.means, means[:, best]], 1).topk(self.num_beams)
+        best = slice(0, self.num_beams)
+        finished = score_of(scores, length, self.penalty).masked_fill(~ended, NO_BEAM)
+        self.finished, order = torch.cat([self.finished, finished[:, best]], 1).topk(self.num_beams)
         self.sums = torch.cat([self.sums, scores[:, best]], 1).gather(1, order)
         self.texts = take(torch.cat([pad(self.texts, (0, 1)), written[:, best]], 1), order)
         self.scores, picks = scores.masked_fill(ended, NO_BEAM).topk(self.num_beams)
         self.written = take(written, picks)
         # transformers' heuristic: no running beam is better now than the worst of a full set of finished texts.
-        hopeless = (self.means[:, -1] > NO_BEAM) & (self.scores[:, 0] / length <= self.means[:, -1])
+        hope = score_of(self.scores[:, 0], length, self.penalty)
+        hopeless = (self.finished[:, -1] > NO_BEAM) & (hope <= self.finished[:, -1])
         self.done = hopeless | (self.scores[:, 0] == NO_BEAM)
         return picks
 
     def leave(self) -> torch.Tensor:
         """Note the results of users that are done and drop them; returns the rows that stay, in their new order."""
         for row in self.done.nonzero()[:, 0].tolist():
-            found = self.means[row] > NO_BEAM
+            found = self.finished[row] > NO_BEAM
             texts = until_end(self.texts[row, found].tolist(), self.end)
             self.results[int(self.users[row])] = Decoded(texts, self.sums[row, found].tolist())
         stay = _stay(self.done)
         if len(stay) < len(self.done):
-            for name in ("users", "scores", "written", "done", "means", "sums", "texts"):
+            for name in ("users", "scores", "written", "done", "finished", "sums", "texts"):
                 setattr(self, name, getattr(self, name)[stay])
         return stay
 

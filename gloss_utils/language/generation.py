@@ -21,11 +21,15 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are written. decoding: "free" or "catalogue" (beam search), or "sample" (temperature, top_p, seed)."""
+    """How texts are written. decoding: "free" or "catalogue" (beam search), or "sample" (temperature, top_p, seed).
+
+    length_penalty: see `beam_search.score_of`.
+    """
 
     num_beams: int = 5
     max_new_tokens: int = 50
     decoding: str = "free"
+    length_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -93,10 +97,12 @@ class Writer:
         how, end = self.settings, self.tokenizer.eos_token_id
         if how.decoding != SAMPLE:
             trie = self.title_trie.trie if self.title_trie else None
-            return self.engine.beam_search(self.model, inputs, how.num_beams, how.max_new_tokens, end, trie)
+            lengths = how.num_beams, how.max_new_tokens
+            return self.engine.beam_search(self.model, inputs, *lengths, end, trie, how.length_penalty)
         shape, seeds = (how.num_beams, how.max_new_tokens), [[how.seed, number] for number in numbers]
         uniforms = torch.from_numpy(np.stack([np.random.default_rng(seed).random(shape) for seed in seeds]))
-        return self.engine.sample(self.model, inputs, uniforms, end, how.temperature, how.top_p)
+        draws = how.temperature, how.top_p
+        return self.engine.sample(self.model, inputs, uniforms, end, *draws, how.length_penalty)
 
     def _row(self, found: beam_search.Decoded) -> Row:
         if self.title_trie:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from transformers import GenerationConfig
 
-from gloss_utils.language.beam_search import Decoded, by_mean, until_end
+from gloss_utils.language.beam_search import Decoded, by_score, until_end
 from gloss_utils.language.trie import ROOT, Trie
 
 
@@ -47,25 +47,35 @@ def beam_search(
     max_new_tokens: int,
     end: int,
     trie: Trie | None = None,
+    length_penalty: float = 1.0,
     **options,
 ) -> list[Decoded]:
     """What `beam_search.beam_search` returns."""
+    beams = {"length_penalty": length_penalty} if num_beams > 1 else {}  # greedy search compares nothing
     return _decoded(
         model,
         prompts,
         end,
+        length_penalty,
         num_beams=num_beams,
         num_return_sequences=num_beams,
         max_new_tokens=max_new_tokens if trie is None else trie.depth,
         prefix_allowed_tokens_fn=_allowed(trie, max(map(len, prompts)), end) if trie else None,
         output_scores=num_beams > 1,
         output_logits=num_beams == 1,  # greedy search returns no sums
+        **beams,
         **options,
     )
 
 
 def sample(
-    model, prompts: list[list[int]], uniforms: torch.Tensor, end: int, temperature: float = 1.0, top_p: float = 1.0
+    model,
+    prompts: list[list[int]],
+    uniforms: torch.Tensor,
+    end: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    length_penalty: float = 1.0,
 ) -> list[Decoded]:
     """What `beam_search.sample` returns, but drawn by torch's generator, seeded from `uniforms`."""
     torch.manual_seed(int(uniforms[0, 0, 0] * 2**53))
@@ -73,6 +83,7 @@ def sample(
         model,
         prompts,
         end,
+        length_penalty,
         do_sample=True,
         temperature=temperature,
         top_p=top_p,
@@ -99,15 +110,16 @@ def _allowed(trie: Trie, width: int, end: int):
     return allowed
 
 
-def _decoded(model, prompts: list[list[int]], end: int, **options) -> list[Decoded]:
+def _decoded(model, prompts: list[list[int]], end: int, penalty: float, **options) -> list[Decoded]:
     found = generate(model, prompts, end, return_dict_in_generate=True, **options)
     new = found.sequences[:, max(map(len, prompts)) :]
     texts = until_end(new.tolist(), end)
     lengths = torch.tensor([len(text) for text in texts], device=new.device)
-    if "sequences_scores" in found:  # with length penalty 1, the mean log-probability of the tokens
-        sums = found.sequences_scores.double() * lengths
+    if "sequences_scores" in found:
+        sums = found.sequences_scores.double() * lengths**penalty
     else:
         logprobs = torch.stack(found.logits, 1).double().log_softmax(-1).gather(2, new[..., None]).squeeze(-1)
         sums = (logprobs * (torch.arange(new.shape[1], device=new.device) < lengths[:, None])).sum(1)
     each = len(texts) // len(prompts)
-    return [by_mean(texts[at : at + each], sums[at : at + each].tolist()) for at in range(0, len(texts), each)]
+    parts = (slice(at, at + each) for at in range(0, len(texts), each))
+    return [by_score(texts[part], sums[part].tolist(), penalty) for part in parts]

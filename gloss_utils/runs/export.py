@@ -17,6 +17,8 @@ from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.journal import Journal
 from gloss_utils.runs.parameters import FINE_TUNE
 
+SETTINGS = ("max_new_tokens", "length_penalty", "temperature", "top_p", "seed")  # of what a server is asked for
+
 
 def merge(folder: RunFolder, to: Path) -> str:
     """Write the fine-tuned model of a finished stage 2 to a folder, in 16 bits; returns a line on it.
@@ -55,7 +57,7 @@ def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to
     named = [[titles[item] for item in history] for history in examples["history"]]
     inputs = prompts.encode_prompts(load_tokenizer(folder.adapter), named, room)
     with httpx.Client(base_url=address.rstrip("/").removesuffix("/v1")) as client:
-        how = {name: parameters[name] for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+        how = {name: parameters[name] for name in SETTINGS}
         asked = server.Asked(
             model or server.first_model(client), parameters["num_beams"], beams=parameters["decoding"] == "free", **how
         )

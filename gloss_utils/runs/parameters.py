@@ -176,6 +176,7 @@ class Retrieve(Workers, Queries, Files):
     decoding: Literal["free", "catalogue", "sample"] = default(
         "free", "free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
     )
+    length_penalty: Number = default(1.0, "texts' order: 1: by log-probability per token, 0: by its sum", ge=0, le=2)
     temperature: Number = default(1.0, "of sample, as top_p", ge=0.01)
     top_p: Number = default(1.0, ge=0.01, le=1)
     generation_batch_tokens: Whole = default(16384, "users at a time × tokens of each; fewer need less memory", ge=1)
