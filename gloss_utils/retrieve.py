@@ -15,8 +15,10 @@ from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_prompts
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.rank.candidates import Histories
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
+from gloss_utils.rank.signals import likely_next
 from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
@@ -112,14 +114,12 @@ def ranker(
     if rule != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
         settings = HybridSettings.read(run["ranking_weights"])
         run.read_from_outside("ranking_weights")
-    # Under split next nothing is held out.
-    known = data.sequences() if run["split"] == "next" else splits.training_sequences(data, queries)
     return run.settings(
         Ranker,
         queries=queries,
         titles=data.titles(),
         indexes=indexes or load_indexes(run),
-        training_sequences=known,
+        training_sequences=_learnable(run, data, queries),
         settings=settings,
         rule=rule,
         depth=run["ranking_depth"],
@@ -128,6 +128,11 @@ def ranker(
         # Fitted once, in stage 4; what later stages add to the catalogue changes no tree.
         trees=run.folder.trees.read_text() if rule == LEARNED and run.stage != RETRIEVE else None,
     )
+
+
+def _learnable(run: Run, data: Dataset, queries: pd.DataFrame) -> dict[str, list[str]]:
+    """The sequences that may be learned from where these queries are made and ranked; next holds nothing out."""
+    return data.sequences() if run["split"] == "next" else splits.training_sequences(data, queries)
 
 
 def load_indexes(run: Run) -> dict[str, DenseIndex | BM25Index]:
@@ -165,19 +170,23 @@ def _generated(run: Run, data: Dataset) -> pd.DataFrame:
         examples = splits.evaluation_examples(data, run["split"])
         if run["show_user"]:
             _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
-        rows = _written(run, data, examples["history"])
+        known = _learnable(run, data, examples) if run["guide"] else {}
+        rows = _written(run, data, examples["history"], known)
         texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
         with run.writing("texts") as part:
             query_files.write(part, pd.concat([examples.reset_index(drop=True), texts], axis=1))
     return query_files.read(run.open("texts"), run["num_beams"], 0, run["split"] != "next")
 
 
-def _written(run: Run, data: Dataset, histories: pd.Series) -> list:
-    """What the model writes for each history. A journal of it may be there, of a run that was cut off."""
+def _written(run: Run, data: Dataset, histories: pd.Series, known: Histories | None = None) -> list:
+    """What the model writes for each history. A journal of it may be there, of a run that was cut off.
+
+    known: the sequences that may be learned from, which guide the beams where the parameter `guide` says so.
+    """
     from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
 
     base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
-    adapter, titles, title_trie, notices = run.open("adapter"), data.titles(), None, {None}
+    adapter, titles, title_trie, weights = run.open("adapter"), data.titles(), None, None
     tokenizer = language.load_tokenizer(adapter)
     if run["decoding"] == language.CATALOGUE:
         title_trie = language.TitleTrie(tokenizer, titles.values())
@@ -188,6 +197,9 @@ def _written(run: Run, data: Dataset, histories: pd.Series) -> list:
                 f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
                 f"{title_trie.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
             )
+    if run["guide"]:
+        texts = title_trie.of_items(titles.values())
+        weights = tuple(part @ texts for part in likely_next(list(histories), list(known.values()), list(titles)))
     named = [[titles[item] for item in history] for history in histories]
     inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
     columns = run["num_beams"] * run["max_new_tokens"]
@@ -202,10 +214,10 @@ def _written(run: Run, data: Dataset, histories: pd.Series) -> list:
     model, settings = (base, adapter, run["load_in_4bit"], run.revision("base_model")), run.settings(language.Decoding)
 
     def load() -> language.Writer:
-        return language.Writer(*language.load_finetuned(*model), settings, title_trie)
+        return language.Writer(*language.load_finetuned(*model), settings, title_trie, weights)
 
     map_parts = partial(workers.map_parts, workers=run["workers"]) if run["engine"] == "ray" else None
-    done = sum(map(len, journal.done.values()))
+    done, notices = sum(map(len, journal.done.values())), {None}
     with tqdm(total=len(inputs), initial=done, desc="generating", unit="user", mininterval=2) as bar:
         for number, rows, notice in language.write_batches(load, inputs, left, map_parts):
             journal.add(number, rows)

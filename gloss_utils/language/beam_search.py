@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from gloss_utils.language.cache_tree import NO_BEAM, Tree, logprobs_of, take
+from gloss_utils.language.guide import Guide
 from gloss_utils.language.trie import ROOT, Trie
 
 
@@ -32,20 +33,22 @@ def beam_search(
     end: int,
     trie: Trie | None = None,
     length_penalty: float = 1.0,
+    guide: Guide | None = None,
 ) -> list[Decoded]:
     """Continue each prompt (token ids, one at least) with `num_beams` texts, by falling `score_of`.
 
     end: the end-of-sequence token. trie: what may be written; then it bounds the lengths, not `max_new_tokens`, and a
-    prompt gets fewer texts where the trie has fewer.
+    prompt gets fewer texts where the trie has fewer. guide: of these prompts and this trie; beams are chosen and
+    ordered by its scores, but what is returned of them are the model's own log-probabilities.
     """
     if not prompts:
         return []
     tree = Tree(model, prompts, num_beams, max_new_tokens if trie is None else trie.depth)
     search = _Search(len(prompts), num_beams, None if trie else max_new_tokens, end, length_penalty, tree.device)
-    source = _Free(tree) if trie is None else _InTrie(tree, trie)
+    source = _Free(tree) if trie is None else _InTrie(tree, trie, guide)
     while True:
-        scores, tokens, parents = source.candidates(search.scores)
-        picks = search.advance(scores, tokens, parents)
+        scores, tokens, parents, *logprobs = source.candidates(search)
+        picks = search.advance(scores, tokens, parents, *logprobs)
         stay = search.leave()
         if not len(stay):
             return search.results
@@ -127,7 +130,8 @@ class _Search:
     def __init__(self, users: int, num_beams: int, max_new_tokens: int | None, end: int, length_penalty: float, device):
         self.num_beams, self.most, self.end, self.penalty = num_beams, max_new_tokens, end, length_penalty
         self.users = torch.arange(users, device=device)
-        self.scores = torch.zeros(users, 1, device=device)  # of running beams: sums of log-probabilities, falling
+        self.scores = torch.zeros(users, 1, device=device)  # of running beams, falling
+        self.logprobs = torch.zeros(users, 1, device=device)  # of these the sums: the scores, unless there is a guide
         self.written = torch.zeros(users, 1, 0, dtype=torch.long, device=device)
         self.done = torch.zeros(users, dtype=torch.bool, device=device)
         self.finished = torch.full((users, num_beams), NO_BEAM, device=device)  # `score_of` finished texts, falling
@@ -135,18 +139,22 @@ class _Search:
         self.texts = torch.zeros(users, num_beams, 0, dtype=torch.long, device=device)
         self.results: list[Decoded | None] = [None] * users
 
-    def advance(self, scores: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-        """Take the best continuations, [U, at least B] by falling score; returns which of them go on, [U, B]."""
+    def advance(self, scores, tokens, parents, logprobs: torch.Tensor | None = None) -> torch.Tensor:
+        """Take the best continuations, [U, at least B] by falling score; returns which of them go on, [U, B].
+
+        logprobs: the sums of the log-probabilities, where the scores are others.
+        """
+        logprobs = scores if logprobs is None else logprobs
         length = self.written.shape[2] + 1
         ended = tokens == self.end if length != self.most else torch.ones_like(tokens, dtype=torch.bool)
         written = torch.cat([take(self.written, parents), tokens[..., None]], 2)
         best = slice(0, self.num_beams)
         finished = score_of(scores, length, self.penalty).masked_fill(~ended, NO_BEAM)
         self.finished, order = torch.cat([self.finished, finished[:, best]], 1).topk(self.num_beams)
-        self.sums = torch.cat([self.sums, scores[:, best]], 1).gather(1, order)
+        self.sums = torch.cat([self.sums, logprobs[:, best]], 1).gather(1, order)
         self.texts = take(torch.cat([pad(self.texts, (0, 1)), written[:, best]], 1), order)
         self.scores, picks = scores.masked_fill(ended, NO_BEAM).topk(self.num_beams)
-        self.written = take(written, picks)
+        self.logprobs, self.written = logprobs.gather(1, picks), take(written, picks)
         # transformers' heuristic: no running beam is better now than the worst of a full set of finished texts.
         hope = score_of(self.scores[:, 0], length, self.penalty)
         hopeless = (self.finished[:, -1] > NO_BEAM) & (hope <= self.finished[:, -1])
@@ -161,7 +169,7 @@ class _Search:
             self.results[int(self.users[row])] = Decoded(texts, self.sums[row, found].tolist())
         stay = _stay(self.done)
         if len(stay) < len(self.done):
-            for name in ("users", "scores", "written", "done", "finished", "sums", "texts"):
+            for name in ("users", "scores", "logprobs", "written", "done", "finished", "sums", "texts"):
                 setattr(self, name, getattr(self, name)[stay])
         return stay
 
@@ -189,11 +197,11 @@ class _Free:
     def __init__(self, tree: Tree):
         self.tree, self.logits = tree, tree.read_prompts()
 
-    def candidates(self, scores: torch.Tensor):
+    def candidates(self, search: _Search):
         """The best 2B continuations of the running beams: scores, tokens, parents, each [U, 2B]."""
         # The best of all are among the best of each beam: no need to normalise and sort the whole vocabulary.
         each, tokens = self.logits.topk(min(2 * self.tree.num_beams, self.logits.shape[-1]))
-        each = each.float() - self.logits.float().logsumexp(-1, keepdim=True) + scores[..., None]
+        each = each.float() - self.logits.float().logsumexp(-1, keepdim=True) + search.scores[..., None]
         best, parents, tokens = _best(each, self.tree.num_beams, tokens)
         return best, tokens, parents
 
@@ -206,23 +214,27 @@ class _Free:
 class _InTrie:
     """Candidates are the tokens that the catalogue's texts go on with."""
 
-    def __init__(self, tree: Tree, trie: Trie):
-        self.tree, self.trie, self.logits = tree, trie.to(tree.device), tree.read_prompts()
+    def __init__(self, tree: Tree, trie: Trie, guide: Guide | None):
+        self.tree, self.trie, self.guide, self.logits = tree, trie.to(tree.device), guide, tree.read_prompts()
         self.nodes = torch.full((tree.rows, 1), ROOT, dtype=torch.long, device=tree.device)
 
-    def candidates(self, scores: torch.Tensor):
-        """The best 2B continuations that are in the trie: scores, tokens, parents, each [U, 2B]."""
+    def candidates(self, search: _Search):
+        """The best 2B continuations that are in the trie: scores, tokens, parents, log-probabilities, each [U, 2B]."""
         tokens, nodes, filled = self.trie.children(self.nodes)
-        each = (logprobs_of(self.logits, tokens) + scores[..., None]).masked_fill(~filled, NO_BEAM)
-        best, parents, tokens, self.next = _best(each, self.tree.num_beams, tokens, nodes)
-        return best, tokens, parents
+        logprobs = logprobs_of(self.logits, tokens) + search.logprobs[..., None]
+        filled &= search.scores[..., None] > NO_BEAM
+        scores = logprobs if self.guide is None else self.guide.score(logprobs, search.users, nodes, filled)
+        scores = scores.masked_fill(~filled, NO_BEAM)
+        best, parents, tokens, self.next, logprobs = _best(scores, self.tree.num_beams, tokens, nodes, logprobs)
+        return best, tokens, parents, logprobs
 
     def follow(self, tokens, parents, picks, stay, scores):
         """Run the model on the chosen tokens, or on all that is left where every beam has one continuation."""
         nodes = self.next.gather(1, picks)[stay]
         self.nodes = nodes.where(scores > NO_BEAM, nodes[:, :1])  # where there is no beam, the best one's node
         if bool((self.trie.tail[self.nodes] > 0).all()):
-            return _Tails(self.tree, self.trie, tokens, parents, self.nodes, stay)
+            share = 1.0 if self.guide is None else 1 - self.guide.share  # of the model: a tail has one mass
+            return _Tails(self.tree, self.trie, tokens, parents, self.nodes, stay, share)
         self.logits = self.tree.step(tokens, parents, stay)
         return self
 
@@ -230,19 +242,22 @@ class _InTrie:
 class _Tails:
     """Candidates are the only continuations that are left, one per beam, scored in one pass."""
 
-    def __init__(self, tree: Tree, trie: Trie, tokens, parents, nodes, stay):
+    def __init__(self, tree: Tree, trie: Trie, tokens, parents, nodes, stay, share: float):
+        self.share = share
         self.tokens, filled = trie.tails(nodes)
         logprobs = tree.score(tokens, parents, stay, self.tokens, filled)
         self.logprobs = torch.where(filled, logprobs, NO_BEAM)
         self.step = 0
         self.beams = torch.arange(nodes.shape[1], device=nodes.device).expand(len(nodes), -1)
 
-    def candidates(self, scores: torch.Tensor):
-        """Each beam's next token: scores, tokens, parents, each [U, B], by falling score."""
-        each = scores + self.logprobs[..., self.step].gather(1, self.beams)
+    def candidates(self, search: _Search):
+        """Each beam's next token: scores, tokens, parents, log-probabilities, each [U, B], by falling score."""
+        more = self.logprobs[..., self.step].gather(1, self.beams)
+        each = torch.where(more > NO_BEAM, search.scores + self.share * more, NO_BEAM)
         best, parents = each.sort(dim=-1, descending=True, stable=True)
         self.beams = self.beams.gather(1, parents)
-        return best, self.tokens[..., self.step].gather(1, self.beams), parents
+        logprobs = (search.logprobs + more).gather(1, parents)
+        return best, self.tokens[..., self.step].gather(1, self.beams), parents, logprobs
 
     def follow(self, tokens, parents, picks, stay, scores):
         """Go on to the next token, which is known."""

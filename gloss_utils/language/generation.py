@@ -7,11 +7,13 @@ from functools import cache
 
 import numpy as np
 import torch
+from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import prompts
 from gloss_utils.language import beam_search, cache_tree, hf_generate
+from gloss_utils.language.guide import Guide
 from gloss_utils.language.trie import Trie
 
 Row = tuple[list[str], list[float], list[int]]  # a prompt's texts, best first, their log-probabilities and lengths
@@ -23,12 +25,13 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 class Decoding:
     """How texts are written. decoding: "free" or "catalogue" (beam search), or "sample" (temperature, top_p, seed).
 
-    length_penalty: see `beam_search.score_of`.
+    length_penalty: see `beam_search.score_of`. guide: how much the weights of "catalogue" count (see `guide.Guide`).
     """
 
     num_beams: int = 5
     max_new_tokens: int = 50
     decoding: str = "free"
+    guide: float = 0.0
     length_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
@@ -58,6 +61,13 @@ class TitleTrie:
                 f"nothing or as another title; one is {left_out[0]!r}"
             )
 
+    def of_items(self, titles: Iterable[str]) -> sparse.csr_matrix:
+        """Which of the trie's texts, in its order, is that of each item, by their titles: 1 there, [items, texts]."""
+        place = {self.text[ids]: number for number, ids in enumerate(sorted(self.text))}
+        found = np.array([place.get(prompts.item_text(title), -1) for title in titles])
+        (rows,) = np.nonzero(found >= 0)
+        return sparse.csr_matrix((np.ones(len(rows)), (rows, found[rows])), (len(found), len(place)))
+
 
 class Writer:
     """A model and how it writes, with one verb: `write` a batch of prompts.
@@ -65,10 +75,20 @@ class Writer:
     notice: why a slower way is taken for this model; None where it is not.
     """
 
-    def __init__(self, model, tokenizer, settings: Decoding, title_trie: TitleTrie | None = None):
-        """title_trie: what may be written; None where any text may."""
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        settings: Decoding,
+        title_trie: TitleTrie | None = None,
+        weights: tuple[sparse.csr_matrix, np.ndarray] | None = None,
+    ):
+        """title_trie: what may be written; None where any text may. weights: what guides the beams, of each prompt of
+        the whole input and for all of them (`own` and `common` of `guide.Guide`); None where nothing does."""
         self.model, self.tokenizer, self.settings, self.title_trie = model, tokenizer, settings, title_trie
-        reason = cache_tree.unfit(model)
+        reason, self.weights = cache_tree.unfit(model), weights
+        if reason and weights:
+            raise GlossError(f"parameter guide is {settings.guide}, but this model cannot be guided: {reason}; give 0")
         self.engine = hf_generate if reason else beam_search
         self.notice = f"Generation falls back to transformers' generate, which is slower: {reason}." if reason else None
 
@@ -97,8 +117,11 @@ class Writer:
         how, end = self.settings, self.tokenizer.eos_token_id
         if how.decoding != SAMPLE:
             trie = self.title_trie.trie if self.title_trie else None
-            lengths = how.num_beams, how.max_new_tokens
-            return self.engine.beam_search(self.model, inputs, *lengths, end, trie, how.length_penalty)
+            given = (self.model, inputs, how.num_beams, how.max_new_tokens, end, trie, how.length_penalty)
+            if self.weights is None:
+                return self.engine.beam_search(*given)
+            own, common = self.weights
+            return beam_search.beam_search(*given, Guide(trie, how.guide, own[numbers], common, self.model.device))
         shape, seeds = (how.num_beams, how.max_new_tokens), [[how.seed, number] for number in numbers]
         uniforms = torch.from_numpy(np.stack([np.random.default_rng(seed).random(shape) for seed in seeds]))
         draws = how.temperature, how.top_p

@@ -17,6 +17,7 @@ class Trie:
     Nodes are numbered from 0, the root. A node's children are neighbours: tokens `child_token[first[n] : first[n] +
     count[n]]`, rising, and nodes `child_node[...]` likewise. `tail[n]` is how many tokens are left where only one text
     passes through n, else 0; they are the last `tail[n]` tokens of that text, which end in `flat` before `stop[n]`.
+    Those that pass through n are the texts `begin[n]` to `until[n]` - 1 of all, as their tokens sort.
     """
 
     def __init__(self, sequences: Iterable[Sequence[int]]):
@@ -30,9 +31,12 @@ class Trie:
         text = np.repeat(np.arange(len(ordered)), made)
         depth = np.arange(made.sum()) - np.repeat(offset - 1, made) + np.repeat(before, made) + 1
         parents = np.arange(made.sum())  # within a text, the node before; a first node has one of an earlier text
-        path = [ROOT]
-        for first, count, common in zip(offset.tolist(), made.tolist(), before.tolist(), strict=True):
+        path, until = [ROOT], np.full(made.sum() + 1, len(ordered))
+        for place, (first, count, common) in enumerate(
+            zip(offset.tolist(), made.tolist(), before.tolist(), strict=True)
+        ):
             parents[first - 1] = path[common]
+            until[path[common + 1 :]] = place
             path[common + 1 :] = range(first, first + count)
         flat = np.fromiter(chain.from_iterable(ordered), np.int64, int(lengths.sum()))
         tokens = flat[(stops - lengths)[text] + depth - 1]
@@ -49,10 +53,12 @@ class Trie:
         root_tail = int(lengths[0]) if len(ordered) == 1 else 0
         self.tail = torch.from_numpy(np.concatenate([[root_tail], np.where(alone, lengths[text] - depth, 0)]))
         self.stop = torch.from_numpy(np.concatenate([[stops[0]], stops[text]]))
+        self.begin = torch.from_numpy(np.concatenate([[0], text]))
+        self.until = torch.from_numpy(until)
 
     def to(self, device) -> "Trie":
         """Move the arrays to a device; returns the trie itself."""
-        for name in ("flat", "child_token", "child_node", "count", "first", "tail", "stop"):
+        for name in ("flat", "child_token", "child_node", "count", "first", "tail", "stop", "begin", "until"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 

@@ -17,7 +17,7 @@ from gloss_utils.rank.evidence import Evidence, fused, hybrid
 from gloss_utils.rank.learned import Learned
 from gloss_utils.rank.paper import paper_rule
 from gloss_utils.rank.ranker import Ranker
-from gloss_utils.rank.signals import text_neighbours
+from gloss_utils.rank.signals import likely_next, text_neighbours
 from gloss_utils.rank.star import Star
 from gloss_utils.rank.trec import as_run, read_trec, write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
@@ -35,6 +35,7 @@ __all__ = [
     "item_knn",
     "items_of_exact_titles",
     "last_item_search",
+    "likely_next",
     "nearest_items",
     "paper_rule",
     "popularity",

@@ -41,6 +41,7 @@ COUNTING = {"window": 20, "decay": 0.7, "backward": 0.1, "damping": 0.4, "neighb
 CLOSELY = {"window": 3, "decay": 0.5, "backward": 0.0, "damping": 0.4, "neighbours": 100}
 TOGETHER = {"window": 50, "decay": 1.0, "backward": 1.0, "damping": 0.0}
 RECENCY, SLOW_RECENCY = 0.55, 0.9  # what an item of the history weighs less for each one after it
+COMMON = 0.1  # what popularity has of `likely_next`
 NEIGHBOURS, NEAREST, FURTHER = 100, 20, 200  # by text, those that stand for an item, and by way of an item between
 DOUBLED = 2.0  # what new items have of their neighbours
 LATEST = 10  # items of a history whose texts are compared one by one
@@ -58,6 +59,20 @@ def text_neighbours(titles: Mapping[str, str], indexes: Mapping[str, Index]) -> 
         entries = np.maximum(strength, 0.0), (rows, places.ravel())
         found[name] = _kept(sparse.csr_matrix(entries, (len(texts), len(texts))))
     return found
+
+
+def likely_next(
+    histories: Sequence[Sequence[str]], sequences: Sequence[Sequence[str]], items: Sequence[str]
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """What may come after these histories, by co-occurrence in the training sequences: shares, in two parts.
+
+    One is each user's own, [users, items]; the other is for all of them, [items]: by popularity, and above 0 for every
+    item, so that nothing is impossible.
+    """
+    follows = cooccurrence.following(sequences, items, **COUNTING)
+    own = _shares(_kept(cooccurrence.recent(histories, items, RECENCY)) @ follows)
+    counts = cooccurrence.counts(sequences, items) + 1.0
+    return (1 - COMMON) * own, COMMON * counts / counts.sum()
 
 
 class Signals:

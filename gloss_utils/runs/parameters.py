@@ -176,6 +176,7 @@ class Retrieve(Workers, Queries, Files):
     decoding: Literal["free", "catalogue", "sample"] = default(
         "free", "free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
     )
+    guide: Number = default(0.0, "of catalogue: how much histories choose the beams, 0 to 1; 0: not", ge=0, le=1)
     length_penalty: Number = default(1.0, "texts' order: 1: by log-probability per token, 0: by its sum", ge=0, le=2)
     temperature: Number = default(1.0, "of sample, as top_p", ge=0.01)
     top_p: Number = default(1.0, ge=0.01, le=1)
@@ -262,6 +263,8 @@ def check(values: dict) -> dict:
         raise GlossError(
             f"parameter power_min is {checked.power_min}; it has to be above cold_start_max ({checked.cold_start_max})"
         )
+    if checked.guide and checked.decoding != "catalogue":
+        raise GlossError(f"parameter guide is {checked.guide}, which is for decoding: catalogue; set it to 0")
     if checked.max_new_tokens > checked.max_length - 2:  # a prompt has two tokens at least
         raise GlossError(
             f"parameter max_new_tokens is {checked.max_new_tokens}; it has to be at most {checked.max_length - 2} "
