@@ -105,20 +105,21 @@ def main():
 
 
 def _of_run(options: argparse.Namespace) -> Contest:
-    run = _run(RunFolder(options.run))
+    run = opened(RunFolder(options.run))
     found = models.load_finetuned(run.base_model, run.folder.adapter, run["load_in_4bit"])
     return Contest(run, Dataset.load(run.folder.data), *found, options.users)
 
 
 def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
     data = load(options.dataset if options.data_dir else "demo", options.data_dir or folder)
-    run = _run(RunFolder(folder / "run"))
+    run = opened(RunFolder(folder / "run"))
     run.parameters |= {"tiny_steps": options.steps, "tiny_vocabulary": 8000 if options.data_dir else 2000}
     model, tokenizer = models.load_base(fine_tune.tiny_base(run, data), load_in_4bit=False)
     return Contest(run, data, models.pack(model.eval()), tokenizer, options.users)
 
 
-def _run(folder: RunFolder) -> Run:
+def opened(folder: RunFolder) -> Run:
+    """A finished run for a benchmark, with its parameters; those of stages that it has not run are as by default."""
     values, stages = {}, folder.stages()
     for stage in STAGES:
         values |= stages[stage]["parameters"] if stage in stages else parameters.defaults(stage)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, small_llama
 
-from benchmarks import catalogue_decoding, data, generation, retrieval, scaling, threads, timing
+from benchmarks import catalogue_decoding, data, decoding, generation, retrieval, scaling, threads, timing
 from benchmarks import index as index_benchmark
 from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
@@ -91,6 +91,21 @@ def test_catalogue_decoding(small_run, monkeypatch, capsys):
     assert found["speedup"] > 0 and found["users"] == 4
     shares = found["share_of_texts"]["catalogue"]
     assert shares["exact_titles"] == shares["distinct_exact_titles"] == 1.0 and shares["distinct_items_found"] >= 1.0
+
+
+def test_decoding(small_run, monkeypatch, capsys):
+    ways = ["--users", "30", "--beams", "2", "5", "--penalties", "0", "--guides", "0", "0.9", "--free"]
+    monkeypatch.setattr(sys, "argv", ["", str(small_run[0].root), *ways])
+    decoding.main()
+    head, _, *rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if "|" in line]
+    rows = [dict(zip(head, row, strict=False)) for row in rows]
+    assert [row["texts"] for row in rows] == ["histories", *["free", "catalogue", "catalogue"] * 2]
+    assert [row["beams"] for row in rows[1:]] == ["2"] * 3 + ["5"] * 3
+    recalls = [
+        [float(part) for part in rows[at]["Recall@5, @10, @20, @50, seen kept in"].split(" / ")] for at in (3, 6)
+    ]
+    assert all(values == sorted(values) for values in recalls) and recalls[0][0] <= recalls[1][0]
+    assert all(float(row["s a user"]) > 0 for row in rows[1:])
 
 
 @pytest.fixture
