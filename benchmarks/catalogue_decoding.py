@@ -119,10 +119,10 @@ def _of_titles(folder: Path, options: argparse.Namespace) -> Contest:
 
 
 def opened(folder: RunFolder) -> Run:
-    """A finished run for a benchmark, with its parameters; those of stages that it has not run are as by default."""
+    """A finished run for a benchmark, with its parameters; those that it was not given are as by default."""
     values, stages = {}, folder.stages()
     for stage in STAGES:
-        values |= stages[stage]["parameters"] if stage in stages else parameters.defaults(stage)
+        values |= parameters.defaults(stage) | stages.get(stage, {}).get("parameters", {})
     return Run(folder, "benchmark", {}, values)
 
 
