@@ -30,7 +30,9 @@ def test_a_merged_folder_is_an_ordinary_model_that_computes_the_same(copied_run,
     assert str(to) in capsys.readouterr().out
     assert (to / "model.safetensors").exists() and (to / "tokenizer.json").exists()
     merged, tokenizer = AutoModelForCausalLM.from_pretrained(to), AutoTokenizer.from_pretrained(to)
-    assert merged.dtype == torch.bfloat16 and "quantization_config" not in read_json(to / "config.json")
+    told = read_json(to / "config.json")  # by these a server knows how to load it
+    assert (told["architectures"], told["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    assert merged.dtype == torch.bfloat16 and "quantization_config" not in told
     kept = read_json(to / "generation_config.json")
     assert kept["eos_token_id"] == tokenizer.eos_token_id and "repetition_penalty" not in kept and "top_k" not in kept
     expected, own = models.load_finetuned(run.folder.base, run.folder.adapter, True)
