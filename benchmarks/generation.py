@@ -3,7 +3,7 @@
 `python -m benchmarks.generation`: a Llama of 15 M parameters with random weights (speed does not depend on them; no
 text ends early), 8 prompts, 5 beams, 30 new tokens. `generate` gets the same batches, in inference mode. On a CPU ours
 runs on weights that `models.pack` has reordered; further keys tell what each search gains by that.
-`--shape llama-1b` (3b, 8b) takes those shapes, in bf16, for a GPU.
+`--shape llama-1b` (3b, 8b) takes those shapes, in bf16, for a GPU. `benchmarks.peers` has other rivals.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--memory", nargs=2, metavar=("RIVAL", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    name = options.dtype or ("float32" if options.shape == "15m" else "bfloat16")
+    name = options.dtype or ("bfloat16" if options.shape.startswith("llama") else "float32")
     dtype = getattr(torch, name)
     if options.memory:
         print(json.dumps(memory(options.shape, dtype, options.memory[0], int(options.memory[1]))))

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, small_llama
 
-from benchmarks import catalogue_decoding, data, decoding, generation, retrieval, scaling, threads, timing
+from benchmarks import catalogue_decoding, data, decoding, generation, peers, retrieval, scaling, threads, timing
 from benchmarks import index as index_benchmark
 from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
 from benchmarks import ranking as rank_benchmark
-from gloss_utils.language import models
+from gloss_utils.language import models, scoring, shapes
 from gloss_utils.rank.weights import FEATURES
 from gloss_utils.search import BM25Index, DenseIndex
 
@@ -66,6 +66,39 @@ def test_generation():
     assert found["speedup"] > 0 and found["distance_to_floor"] > 0 and found["prompts"] == generation.USERS
     assert len(found["gaps"]) < generation.USERS and found["overlap"] > 0.5
     assert set(generation.overlaps(model, length=12)) == {"bfloat16", "4bit"}
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["", "--shape", "tiny", "--lengths", "8", "--runs", "1"])
+    peers.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["not_measured"] == {"ctranslate2": "not installed", "openvino": "not installed"}
+    (row,) = found["by_length"]["8"].values()
+    assert row["seconds"] > 0 and row["same_texts"] == row["times_as_long_as_ours"] == 1
+
+
+def test_peers_are_compared_by_texts_and_scores():
+    model = small_llama(60)
+    halves = {"half": lambda prompts: [[*some[:2], [5], [6], [7]] for some in peers.ours(model, prompts)]}
+    rows = peers.compare(model, halves, length=12, runs=2)
+    assert rows["half"]["same_texts"] == 0.4 and rows["ours"]["same_texts"] == 1
+    assert rows["half"]["logprob_per_token"] < rows["ours"]["logprob_per_token"]
+    prompts = generation.new_prompts(model, 12, 1)
+    texts = peers.ours(model, prompts)
+    scores = scoring.plain(model, prompts, texts)
+    pairs = [pair for row, some in zip(scores, texts, strict=True) for pair in zip(row, some, strict=True)]
+    assert peers.score(model, 12, [texts]) == pytest.approx(
+        np.mean([total / len(text) for total, text in pairs]), rel=1e-5
+    )
+
+
+def test_ctranslate2_writes_the_same(tmp_path):
+    pytest.importorskip("ctranslate2")
+    model = shapes.new_model("tiny")
+    peers.write(model, tmp_path)
+    prompts = generation.new_prompts(model, 12, 1)
+    assert peers.share(peers.ctranslate2(tmp_path, "float32")(prompts), peers.ours(model, prompts)) == 1
 
 
 def test_the_floor_counts_every_pass(monkeypatch):

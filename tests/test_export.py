@@ -1,8 +1,10 @@
 """The merged model as others load it, and texts from a small local server that speaks as vLLM does."""
 
 import http.server
+import importlib.util
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models
 from gloss_utils.runs import export
+from tests import vllm_facts
 
 # ---- merge
 
@@ -27,7 +30,9 @@ def test_a_merged_folder_is_an_ordinary_model_that_computes_the_same(copied_run,
     assert str(to) in capsys.readouterr().out
     assert (to / "model.safetensors").exists() and (to / "tokenizer.json").exists()
     merged, tokenizer = AutoModelForCausalLM.from_pretrained(to), AutoTokenizer.from_pretrained(to)
-    assert merged.dtype == torch.bfloat16 and "quantization_config" not in read_json(to / "config.json")
+    told = read_json(to / "config.json")  # by these a server knows how to load it
+    assert (told["architectures"], told["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    assert merged.dtype == torch.bfloat16 and "quantization_config" not in told
     kept = read_json(to / "generation_config.json")
     assert kept["eos_token_id"] == tokenizer.eos_token_id and "repetition_penalty" not in kept and "top_k" not in kept
     expected, own = models.load_finetuned(run.folder.base, run.folder.adapter, True)
@@ -48,17 +53,39 @@ def test_a_run_without_a_model_cannot_be_merged(tmp_path, capsys):
 # ---- ask
 
 
+def test_vllm_takes_what_it_is_asked_and_answers_as_the_small_server_does():
+    facts = read_json(vllm_facts.RECORDED)
+    beams = server.Asked("merged", 5, 30, beams=True).body([1, 2], 0)
+    assert {*beams, *server.Asked("merged", 5, 30, beams=False).body([1, 2], 0)} <= set(facts["request"])
+    neutral = {"temperature": 0.0, "length_penalty": 1.0, "include_stop_str_in_output": True}
+    assert neutral.items() <= beams.items() and neutral.keys() <= set(facts["beams_depend_on"])
+    assert {"text", "logprobs"} <= set(facts["choice"]) and "token_logprobs" in facts["logprobs"]
+    # That is: where the end token is not asked for, a beam's log-probabilities are short of what it is ranked by.
+    assert facts["a_beam_has_its_end_token_only_if_asked"] and facts["an_end_token_is_not_in_the_text"]
+    assert facts["logprobs_are_those_of_the_tokens_that_a_beam_has"] and facts["beams_are_ranked_by_all_their_tokens"]
+    assert facts["text_n_is_drawn_with_seed_plus_n"] and facts["logprobs_mode"] == "raw_logprobs"
+    assert beams["top_k"] >= facts["takes_top_k_from"]
+
+
+def test_the_facts_are_those_of_the_package():
+    spec = importlib.util.find_spec("vllm")
+    if spec is None:
+        pytest.skip("vLLM is not installed; its facts were recorded from a wheel")
+    found = vllm_facts.facts(Path(spec.origin).parents[1])
+    assert found == read_json(vllm_facts.RECORDED) | {"version": found["version"]}
+
+
 class Server(http.server.ThreadingHTTPServer):
-    """Answers like vLLM; `answers` says with which status, request by request (then 200). Keeps what it was asked."""
+    """Answers as vLLM does by `vllm_facts.json`; `statuses` says with which status, request by request (then 200).
+
+    Keeps what it was asked. Without `knows_beams`, as SGLang, it overlooks the word and writes one text n times.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.statuses, self.texts, self.scores, self.lengths = [], [], None, True, {}
+        self.knows_beams = True
         threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def logprobs(self, number: int) -> list[float]:
-        """Of each token of a text."""
-        return [-1.0, -0.5 * number, *[0.0] * (self.lengths.get(number, 2) - 2)]
 
     @property
     def address(self) -> str:
@@ -76,14 +103,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if status != 200:
             self._answer(status, {"error": "no such thing"})
             return
+        numbers = range(self.server.texts or body["n"])
+        if not self.server.knows_beams and not body["temperature"]:
+            numbers = [0] * len(numbers)
+        said = body.get("include_stop_str_in_output") or "use_beam_search" not in body
         choices = [
             {
                 "text": f" Title: item {sum(body['prompt'])} {number}",
-                "logprobs": {"token_logprobs": self.server.logprobs(number)} if self.server.scores else None,
+                "logprobs": self._logprobs(number, said) if self.server.scores else None,
             }
-            for number in reversed(range(self.server.texts or body["n"]))
+            for number in reversed(numbers)
         ]
         self._answer(200, {"choices": choices})
+
+    def _logprobs(self, number: int, end_is_said: bool) -> dict:
+        """Of a text of one token, certain ones, and an end: by the whole, the first is the best; else the last one."""
+        certain = self.server.lengths.get(number, 2) - 2
+        tokens = ["item", *["more"] * certain, "</s>"][: 1 + certain + end_is_said]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [-1.0 + 0.1 * number, *[0.0] * certain, -0.6 * number][: len(tokens)],
+        }
 
     def _answer(self, status: int, value: dict):
         raw = json.dumps(value).encode()
@@ -124,7 +164,7 @@ def test_a_server_writes_a_queries_file(small_run, vllm, tmp_path, capsys):
     assert found["target"].tolist() == examples["target"].tolist()
     for ids, row in zip(inputs, found.itertuples(), strict=True):
         assert row.texts == [f"Title: item {sum(ids)} {number}" for number in range(3)]  # best first
-        assert row.logprobs == [-1.0, -1.5, -2.0] and row.lengths == [2, 2, 2]
+        assert row.logprobs == pytest.approx([-1.0, -1.5, -2.0]) and row.lengths == [2, 2, 2]
     assert len(vllm.requests) == len(inputs) + 1
     first = vllm.requests[0]
     assert first["use_beam_search"] and first["n"] == 3 and first["model"] == "merged"
@@ -158,7 +198,9 @@ def test_what_was_written_before_is_not_asked_for_again(small_run, vllm, tmp_pat
     )
     drawn = vllm.requests[-1]
     assert "use_beam_search" not in drawn and drawn["temperature"] == 0.7
-    assert len({request["seed"] for request in vllm.requests[before:]}) == users - done
+    # vLLM draws the n texts of a request with n seeds, from this one on.
+    seeds = {request["seed"] + nth for request in vllm.requests[before:] for nth in range(request["n"])}
+    assert len(seeds) == (users - done) * drawn["n"]
 
 
 def test_a_server_that_says_no_scores(small_run, vllm, tmp_path):
@@ -173,6 +215,9 @@ def test_servers_that_cannot_be_used(small_run, vllm, tmp_path, capsys):
     assert "gave 1 of 3 texts; it may not write beams" in capsys.readouterr().err
     assert asked(small_run, vllm, tmp_path / "texts.jsonl", "-p", "decoding", "catalogue") == 1
     assert "cannot be bound to the catalogue" in capsys.readouterr().err
+    vllm.texts, vllm.knows_beams = None, False
+    assert asked(small_run, vllm, tmp_path / "texts.jsonl") == 1
+    assert "gave one text 3 times; it may not write beams" in capsys.readouterr().err
     vllm.shutdown()
     vllm.server_close()
     assert asked(small_run, vllm, tmp_path / "texts.jsonl", "-p", "num_beams", "2") == 1

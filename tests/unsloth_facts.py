@@ -18,11 +18,11 @@ LOADER, LLAMA, TOOLS = "unsloth/models/loader.py", "unsloth/models/llama.py", "u
 
 def facts(source: Path) -> dict:
     """The facts of an unsloth wheel, or of the folder that holds the package `unsloth`."""
-    trees = {name: ast.parse(_read(source, name)) for name in (LOADER, LLAMA, TOOLS)}
-    load = _function(trees[LOADER], "FastLanguageModel", "from_pretrained")
-    adapt = _function(trees[LLAMA], "FastLlamaModel", "get_peft_model")
-    statistics = _function(trees[TOOLS], None, "get_statistics")
-    lines = ast.unparse(_function(trees[LLAMA], "FastLlamaModel", "from_pretrained"))
+    trees = {name: ast.parse(read(source, name)) for name in (LOADER, LLAMA, TOOLS)}
+    load = function(trees[LOADER], "FastLanguageModel", "from_pretrained")
+    adapt = function(trees[LLAMA], "FastLlamaModel", "get_peft_model")
+    statistics = function(trees[TOOLS], None, "get_statistics")
+    lines = ast.unparse(function(trees[LLAMA], "FastLlamaModel", "from_pretrained"))
     configs = re.findall(r"AutoConfig\.from_pretrained\(([^)]*)\)", lines)
     return {
         "from_pretrained": _parameters(load),
@@ -35,16 +35,18 @@ def facts(source: Path) -> dict:
     }
 
 
-def _read(source: Path, name: str) -> str:
+def read(source: Path, name: str) -> str:
+    """A file of a wheel or of the folder that holds a package."""
     if source.is_dir():
         return (source / name).read_text(encoding="utf-8")
     with zipfile.ZipFile(source) as wheel:
         return wheel.read(name).decode()
 
 
-def _function(tree: ast.Module, owner: str | None, name: str) -> ast.FunctionDef:
+def function(tree: ast.Module, owner: str | None, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    """A function of a module, or a method of its class `owner`."""
     body = tree.body if owner is None else next(n.body for n in tree.body if getattr(n, "name", None) == owner)
-    return next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return next(node for node in body if getattr(node, "name", None) == name and hasattr(node, "args"))
 
 
 def _parameters(function: ast.FunctionDef) -> dict:

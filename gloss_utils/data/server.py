@@ -28,7 +28,9 @@ class Asked:
     def body(self, prompt: list[int], number: int) -> dict:
         """The request for a prompt (token ids). number: the prompt's place, which seeds its draws.
 
-        All that a server would else take from the model's own settings is neutral. `use_beam_search` is vLLM's word.
+        All that a server would else take from the model's own settings is neutral. The words for beams are vLLM's
+        (`tests/vllm_facts.py` reads them there): without `include_stop_str_in_output` a beam's log-probabilities would
+        lack that of its end token, and texts would be put in another order than they were found in.
         """
         common = {
             "model": self.model,
@@ -44,8 +46,10 @@ class Asked:
             "add_special_tokens": False,
         }
         if self.beams:
-            return common | {"use_beam_search": True, "temperature": 0.0, "length_penalty": self.length_penalty}
-        seed = (self.seed * 1_000_003 + number) % 2**31
+            words = {"use_beam_search": True, "length_penalty": self.length_penalty, "include_stop_str_in_output": True}
+            return common | words | {"temperature": 0.0}
+        # vLLM draws a prompt's first text with this seed and the others with those that come after it.
+        seed = (self.seed * 1_000_003 + number * self.count) % 2**31
         return common | {"temperature": self.temperature, "top_p": self.top_p, "seed": seed}
 
 
@@ -63,16 +67,18 @@ def complete(client: httpx.Client, asked: Asked, prompt: list[int], number: int)
     of `asked.length_penalty`, where known.
 
     A request that fails for the moment is sent again some times. Raises `GlossError` where the server cannot be
-    reached, refuses, or gives other than `asked.count` texts.
+    reached, refuses, gives other than `asked.count` texts, or writes one text many times where beams were asked for.
     """
     answer = _send(client, "POST", "/v1/completions", asked.body(prompt, number))
     try:
         found = [(choice["text"].strip(), *_scores(choice.get("logprobs"))) for choice in answer["choices"]]
     except (LookupError, TypeError, AttributeError):
         raise GlossError(f"the server at {client.base_url} gave no texts, but {str(answer)[:200]}") from None
-    if len(found) != asked.count:
+    same = asked.beams and len(found) == asked.count > 1 and len({text for text, *_ in found}) == 1
+    if len(found) != asked.count or same:  # a server that does not know of beams overlooks the word, and is greedy
         way = "beams (-p decoding sample draws texts)" if asked.beams else "so many samples (lower num_beams)"
-        raise GlossError(f"the server gave {len(found)} of {asked.count} texts; it may not write {way}")
+        gave = f"one text {len(found)} times" if same else f"{len(found)} of {asked.count} texts"
+        raise GlossError(f"the server gave {gave}; it may not write {way}")
     if all(total is not None for _, total, _ in found):
         found.sort(key=lambda row: -row[1] / row[2] ** asked.length_penalty)
     return tuple(map(list, zip(*found, strict=True)))

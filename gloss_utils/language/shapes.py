@@ -16,7 +16,7 @@ SPREAD = 0.02  # of random weights
 FILE = 2**31  # bytes of a file of weights, at most about
 ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
-SHAPES = {  # of Meta's published configurations
+SHAPES = {
     "tiny": {
         "vocab_size": 512,
         "hidden_size": 64,
@@ -33,6 +33,16 @@ SHAPES = {  # of Meta's published configurations
         "num_hidden_layers": 7,
         "num_attention_heads": 6,
         "num_key_value_heads": 6,
+        "tie_word_embeddings": True,
+    },
+    "135m": {  # of SmolLM-135M
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
     },
     "llama-1b": LLAMA
