@@ -25,7 +25,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import qlora, tiny, training
+from gloss_utils.language import full, qlora, tiny, training
 from gloss_utils.language.models import TINY
 from gloss_utils.report import data_plots
 from gloss_utils.runs import given
@@ -87,12 +87,18 @@ def encode(data: Dataset, examples: pd.DataFrame, tokenizer, max_length: int) ->
 
 
 def _train(run: Run, data: Dataset, revision: str | None):
-    adapters, settings, made_from = run.settings(qlora.QLoRA), training_settings(run), run.made_from("adapter")
-    examples, validation = splits.training_examples(data), splits.held_out_examples(data, "validation")
+    settings, made_from, in_full = training_settings(run), run.made_from("adapter"), run["tuning"] == "full"
+    adapters = run.settings(qlora.QLoRA)
+    without = set(splits.ranking_examples(data, run["ranking_share"], run["seed"])["user"])
+    examples, validation = splits.training_examples(data, without), splits.held_out_examples(data, "validation")
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
-    model, tokenizer = qlora.with_adapters(run.base_model, adapters, revision)
-    trainable, everything = model.get_nb_trainable_parameters()
+    if in_full:
+        model, tokenizer = full.trainable(run.base_model, run["dropout"], run["seed"], revision)
+        trainable = everything = model.num_parameters()
+    else:
+        model, tokenizer = qlora.with_adapters(run.base_model, adapters, revision)
+        trainable, everything = model.get_nb_trainable_parameters()
     texts = [encode(data, part, tokenizer, run["max_length"]) for part in (examples, validation)]
     result = training.train(
         model, tokenizer, *texts, settings, run.unfinished("adapter"), made_from, name="fine-tuning"
@@ -108,7 +114,10 @@ def _train(run: Run, data: Dataset, revision: str | None):
     weights = training.gather_weights(model)
     if training.processes().is_main_process:
         with run.writing("adapter") as part:
-            qlora.save_adapter(part, model, tokenizer, adapters, weights)
+            if in_full:
+                full.save(part, model, tokenizer, weights)
+            else:
+                qlora.save_adapter(part, model, tokenizer, adapters, weights)
             write_json(part / run.folder.training.name, result)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import fingerprint, read_json, remove, sync, write_json, write_whole
+from gloss_utils.base.files import digest, fingerprint, read_json, remove, sync, write_json, write_whole
 
 
 def seal_of(path: Path) -> Path:
@@ -57,16 +57,17 @@ def write_sealed(
 ) -> Iterator[Path]:
     """Like `write_whole`, and seal the result.
 
-    content: the file in a folder whose sha256 the seal also has, as `content` ("": that of all of it). more: further
-    values for the seal, read at the end. The seal is written before the artefact takes its place; where a kill comes
-    between, `sweep` puts it there.
+    content: a pattern for the files in a folder whose sha256 the seal also has, as `content` ("": that of all of it).
+    more: further values for the seal, read at the end. The seal is written before the artefact takes its place; where
+    a kill comes between, `sweep` puts it there.
     """
     with write_whole(path) as part:
         yield part
         sync(part)
         found = {"made_from": made_from or {}, "sha256": fingerprint(part)}
         if content:
-            found["content"] = fingerprint(part / content)
+            files = [fingerprint(file) for file in sorted(part.glob(content))]
+            found["content"] = files[0] if len(files) == 1 else digest(files)
         write_json(seal_of(path), found | (more or {}))
 
 

@@ -1,5 +1,6 @@
 """The splits (METHOD, "Data rules"; or by time): which item is predicted from which, and what may be learnt from."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -77,13 +78,28 @@ def _of_drawn_users(data: Dataset) -> list[tuple[str, Cut]]:
     return [(user, at[user]) for user in data.users.loc[data.users["drawn"], "user"]]
 
 
-def training_examples(data: Dataset) -> pd.DataFrame:
+def training_examples(data: Dataset, without: Collection[str] = ()) -> pd.DataFrame:
     """Training examples of the drawn users: columns user, history (list of items), target (item).
 
-    The target is the last item that training may read; users with only one such item are left out.
+    The target is the last item that training may read; users with only one such item are left out. without: users
+    whose last item is in no example, because it is to teach the ranking (see `ranking_examples`).
     """
-    drawn = _of_drawn_users(data)
-    rows = [(user, cut.known[:-1], cut.known[-1]) for user, cut in drawn if len(cut.known) >= 2]
+    known = [(user, cut.known[:-1] if user in without else cut.known) for user, cut in _of_drawn_users(data)]
+    rows = [(user, items[:-1], items[-1]) for user, items in known if len(items) >= 2]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def ranking_examples(data: Dataset, share: float, seed: int) -> pd.DataFrame:
+    """Examples that teach the ranking how far to trust the language model, which has not read their targets: columns
+    as of `training_examples`.
+
+    share: of the training users (drawn, no validation users, with three items or more that training may read), drawn
+    with the seed. The target is the last item that training may read.
+    """
+    validated = set(data.users.loc[data.users["validation"], "user"])
+    able = [(user, cut.known) for user, cut in _of_drawn_users(data) if user not in validated and len(cut.known) >= 3]
+    places = np.random.default_rng([seed, 2]).permutation(len(able))[: round(len(able) * share)]
+    rows = [(user, items[:-1], items[-1]) for user, items in (able[place] for place in sorted(places))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

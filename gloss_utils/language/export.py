@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig
 
 from gloss_utils.base.files import write_whole
-from gloss_utils.language.models import compute_dtype, load_for_adapter, merged
+from gloss_utils.language.models import compute_dtype, is_whole, load_base, load_for_adapter, merged
 
 
 def save_merged(base: str | Path, adapter: Path, to: Path, load_in_4bit: bool, revision: str | None = None):
@@ -15,8 +15,11 @@ def save_merged(base: str | Path, adapter: Path, to: Path, load_in_4bit: bool, r
     load_in_4bit: as the adapter was trained; then the weights are the unpacked ones, which it was fitted to. They are
     added up in float32 on a CPU, in 16 bits on a GPU. Raises `GlossError` as `models.load_finetuned` does.
     """
-    model, tokenizer = load_for_adapter(base, adapter, load_in_4bit, revision)
-    model = merged(model, adapter, load_in_4bit)
+    if is_whole(adapter):
+        model, tokenizer = load_base(adapter, load_in_4bit=False)
+    else:
+        model, tokenizer = load_for_adapter(base, adapter, load_in_4bit, revision)
+        model = merged(model, adapter, load_in_4bit)
     model = model.to(torch.bfloat16 if compute_dtype() == torch.float32 else compute_dtype())
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     model.config.update(ends)

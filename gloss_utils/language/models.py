@@ -101,13 +101,21 @@ def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None)
 def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision: str | None = None):
     """A base model with its adapter (a folder in PEFT's format), for inference, and the tokenizer.
 
-    revision: of the base model.
+    adapter: or the folder of a model that was trained as a whole (see `full`). revision: of the base model.
     Raises `GlossError` where base and adapter do not have the same vocabulary, and as `load_base` does.
     """
+    if is_whole(adapter):
+        model, tokenizer = load_base(adapter, load_in_4bit=False)
+        return pack(model.eval()), tokenizer
     model, tokenizer = load_for_adapter(base, adapter, load_in_4bit, revision)
     if not merges(model, load_in_4bit):
         return PeftModel.from_pretrained(model, adapter).eval(), tokenizer
     return pack(merged(model, adapter, load_in_4bit)), tokenizer
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a model that was trained as a whole, and no adapter."""
+    return (folder / "config.json").exists()
 
 
 def load_for_adapter(base: str | Path, adapter: Path, load_in_4bit: bool, revision: str | None = None):

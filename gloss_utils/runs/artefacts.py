@@ -25,7 +25,7 @@ class Recipe:
 
     path: in the run folder. parameters: those that change the result. sources: what else it is made from (see
     `contents.contents`). version: raise it when the code makes another result from the same, then run
-    `python -m tests.recipes`. content: the file of it that other artefacts depend on ("": all of it).
+    `python -m tests.recipes`. content: the files of it that other artefacts depend on, as a pattern ("": all of it).
     """
 
     stage: str
@@ -41,6 +41,7 @@ _RULES = ("k_core", "min_history", "max_history", "holdout", "holdout_share", "t
 _RULES += ("new_item_fraction", "seed")
 _TINY = ("tiny_layers", "tiny_width", "tiny_vocabulary", "tiny_steps", "tiny_learning_rate", "max_length")
 _LORA = ("load_in_4bit", "lora_rank", "lora_alpha", "lora_dropout", "lora_modules", "max_length")
+_LORA += ("tuning", "dropout", "ranking_share")
 _TRAINING = ("learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "optimizer", "batch_size")
 _TRAINING += ("gradient_accumulation", "epochs", "patience", "bf16_on_cpu", "seed")
 _DECODING = ("split", "num_beams", "max_new_tokens", "decoding", "temperature", "top_p", "generation_batch_tokens")
@@ -50,9 +51,7 @@ _SASREC = ("sasrec_epochs", "sasrec_width", "sasrec_loss", "sasrec_search", "sas
 RECIPES = {
     "data": Recipe(EXPLORE, "data", _RAW + _RULES, ("raw",)),
     "base": Recipe(FINE_TUNE, "model/base", (*_TINY, "bf16_on_cpu", "seed"), ("items",)),
-    "adapter": Recipe(
-        FINE_TUNE, "model/adapter", _LORA + _TRAINING, ("base_model", "data"), content="adapter_model.safetensors"
-    ),
+    "adapter": Recipe(FINE_TUNE, "model/adapter", _LORA + _TRAINING, ("base_model", "data"), content="*.safetensors"),
     "dense": Recipe(INDEX, "index/dense", ("index", "rerank_from_disk"), ("encoder", "items")),
     "bm25": Recipe(INDEX, "index/bm25", (), ("items",)),
     "texts": Recipe(RETRIEVE, "queries.jsonl", _DECODING, ("base_model", "adapter", "data")),
@@ -61,7 +60,7 @@ RECIPES = {
 assert tuple(RECIPES) == REMAKE  # the names that the parameter `remake` takes
 # Parameters that came later, and the value that changes nothing. With it they stand in no seal, so that what was made
 # before them stays good.
-LATER = {"guide": 0.0, "length_penalty": 1.0}
+LATER = {"guide": 0.0, "length_penalty": 1.0, "tuning": "lora", "dropout": 0.0, "ranking_share": 0.0}
 
 
 KEPT, TO_MAKE, MISSING, DAMAGED = "kept", "to make", "missing", "damaged"

@@ -138,6 +138,11 @@ class FineTune(Queries):
     tiny_vocabulary: Whole = default(2000, ge=300)
     tiny_steps: Whole = default(300, ge=1)
     tiny_learning_rate: Number = default(0.002, ge=0)
+    tuning: Literal["lora", "full"] = default("lora", "lora (adapters beside the weights) or full (all weights)")
+    dropout: Number = default(0.0, "full: share of hidden states left out at each training step", ge=0, le=0.9)
+    ranking_share: Number = default(
+        0.0, "share of training users whose last item is left to teach the ranking, not the model", ge=0, le=0.5
+    )
     load_in_4bit: Flag = default(True, "QLoRA: the base model in 4 bits")
     lora_rank: Whole = default(16, ge=1)
     lora_alpha: Whole = default(16, ge=1)
@@ -263,6 +268,8 @@ def check(values: dict) -> dict:
         raise GlossError(
             f"parameter power_min is {checked.power_min}; it has to be above cold_start_max ({checked.cold_start_max})"
         )
+    if checked.tuning == "full" and checked.load_in_4bit:
+        raise GlossError("parameter tuning is 'full', which trains no 4-bit weights; set load_in_4bit to false")
     if checked.guide and checked.decoding != "catalogue":
         raise GlossError(f"parameter guide is {checked.guide}, which is for decoding: catalogue; set it to 0")
     if checked.max_new_tokens > checked.max_length - 2:  # a prompt has two tokens at least
