@@ -15,6 +15,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import baselines
+from gloss_utils.rank.asked import PARTS as ASKED
 from gloss_utils.rank.baselines import Rival
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
@@ -243,7 +244,7 @@ def _rules(run: Run, ranker: Ranker) -> dict:
     """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule where
     texts count."""
     rules = {(PAPER, retriever): partial(ranker.paper, retriever) for retriever in ("dense", "bm25")}
-    if ranker.rule != PAPER and (ranker.rule != LEARNED or ranker.text_targets):
+    if ranker.rule != PAPER and (ranker.rule != LEARNED or ranker.text_targets or ranker.asked):
         rules[ranker.rule, run["retriever"] if ranker.rule == FUSED else "both"] = ranker.rank
     return rules
 
@@ -251,6 +252,9 @@ def _rules(run: Run, ranker: Ranker) -> dict:
 def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
     """The rankings whole ("none") and without each part: of `hybrid`, whose other weights stay, or of `learned`, which
     is fitted again; none of other rules."""
+    if ranker.asked:
+        less = {"none": (), **{part: (part,) for part in ASKED[1:]}, " and ".join(ASKED[1:]): ASKED[1:]}
+        return {name: ranker.by_all([part for part in ASKED if part not in out]) for name, out in less.items()}
     if ranker.rule == LEARNED:
         return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False, ranker.weighed())
     if ranker.rule != HYBRID:

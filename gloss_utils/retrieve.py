@@ -1,20 +1,20 @@
 """Notebook 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
 from IPython.display import HTML
-from tqdm import tqdm
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, fingerprint, write_whole
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.data.prompts import encode_prompts
+from gloss_utils.data.prompts import encode_prompts, encode_texts, item_text
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
@@ -22,14 +22,18 @@ from gloss_utils.rank.signals import likely_next
 from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
-from gloss_utils.report.metrics import GLOSS, GLOSS_HYBRID, GLOSS_PAPER, targets_of
-from gloss_utils.runs import workers
+from gloss_utils.report.metrics import GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, targets_of
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.journal import Journal
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
+from gloss_utils.runs.resumed import in_batches
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
+
+TINY = "tiny"
+SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
+ALONE = ""  # the user of an empty history
+AT_ONCE = 256  # texts that are scored together at most
 
 
 @dataclass
@@ -61,6 +65,8 @@ def prepare(run: Run) -> Retrieved:
         print(f"{unknown} targets are not in the catalogue; each counts as a miss")
     found = ranker(run, queries, data)
     run.known["histories"] = digest(sorted(found.histories.items()))
+    if run["ask"]:
+        found.asked = _asked(run, data, queries, found, _held(run, data))
     rankings, without_texts = _rankings(run, found)
     if run["ranking"] == LEARNED:
         with write_whole(folder.trees) as part:
@@ -87,6 +93,8 @@ def prepare(run: Run) -> Retrieved:
 def methods(run: Run, found: Ranker) -> dict[str, Callable[..., pd.DataFrame]]:
     """What ranks from the generated texts, the run's own ranking last; each takes `exclude_seen`."""
     ranks = {GLOSS_PAPER: partial(found.paper, run["retriever"])}
+    if found.asked:
+        ranks[GLOSS_HISTORIES] = partial(found.by_learned, 0)
     if found.rule == LEARNED:
         ranks[GLOSS_HYBRID] = found.hybrid
     return ranks | {GLOSS: found.rank}
@@ -95,7 +103,8 @@ def methods(run: Run, found: Ranker) -> dict[str, Callable[..., pd.DataFrame]]:
 def _rankings(run: Run, found: Ranker) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
     """The rankings by method, that of the run last, and this without generated texts, where they count."""
     if found.rule != HYBRID:
-        without_texts = found.by_learned(0) if found.rule == LEARNED and found.text_targets else None
+        hears_texts = found.rule == LEARNED and (found.text_targets or found.asked)
+        without_texts = found.by_learned(0) if hears_texts else None
         return {method: rank() for method, rank in methods(run, found).items()}, without_texts
     weights = found.settings.weights
     both = found.weighted({GLOSS: weights, "without": without_part("generated texts", weights)})
@@ -114,6 +123,7 @@ def ranker(
     if rule != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
         settings = HybridSettings.read(run["ranking_weights"])
         run.read_from_outside("ranking_weights")
+    held = _held(run, data)
     return run.settings(
         Ranker,
         queries=queries,
@@ -127,7 +137,14 @@ def ranker(
         text_targets=targets_of(queries) if run["split"] == "validation" else None,
         # Fitted once, in stage 4; what later stages add to the catalogue changes no tree.
         trees=run.folder.trees.read_text() if rule == LEARNED and run.stage != RETRIEVE else None,
+        held=dict(zip(held["user"], held["history"], strict=True)),
+        asked=_asked_before(run) if run["ask"] and rule == LEARNED and run.stage != RETRIEVE else None,
     )
+
+
+def _held(run: Run, data: Dataset) -> pd.DataFrame:
+    """The examples that teach how far to trust the model, where it is asked: none of their targets is read before."""
+    return splits.ranking_examples(data, run["ranking_share"] if run["ask"] else 0.0, run["seed"])
 
 
 def _learnable(run: Run, data: Dataset, queries: pd.DataFrame) -> dict[str, list[str]]:
@@ -178,16 +195,18 @@ def _generated(run: Run, data: Dataset) -> pd.DataFrame:
     return query_files.read(run.open("texts"), run["num_beams"], 0, run["split"] != "next")
 
 
-def _written(run: Run, data: Dataset, histories: pd.Series, known: Histories | None = None) -> list:
-    """What the model writes for each history. A journal of it may be there, of a run that was cut off.
+def _written(
+    run: Run, data: Dataset, histories: pd.Series, known: Histories | None = None, name: str = "texts"
+) -> list:
+    """What the model writes for each history: texts, log-probabilities, lengths.
 
-    known: the sequences that may be learned from, which guide the beams where the parameter `guide` says so.
+    known: the sequences that may be learned from, which guide the beams where the parameter `guide` says so. name: of
+    the artefact that it is for.
     """
     from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
 
-    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
-    adapter, titles, title_trie, weights = run.open("adapter"), data.titles(), None, None
-    tokenizer = language.load_tokenizer(adapter)
+    titles, title_trie, weights = data.titles(), None, None
+    tokenizer = language.load_tokenizer(run.open("adapter"))
     if run["decoding"] == language.CATALOGUE:
         title_trie = language.TitleTrie(tokenizer, titles.values())
         for note in title_trie.notes:
@@ -204,31 +223,92 @@ def _written(run: Run, data: Dataset, histories: pd.Series, known: Histories | N
     inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
     columns = run["num_beams"] * run["max_new_tokens"]
     batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
-    plan = digest([run.made_from("texts"), inputs, batches])
-    journal = Journal(run.unfinished("texts", plan), plan, [len(batch) for batch in batches])
-    for note in journal.notes:
-        print(note)
-    if journal.done:
-        print(f"{len(journal.done)} of {len(batches)} batches are those of a run that was cut off")
-    left = {number: places for number, places in enumerate(batches) if number not in journal.done}
-    model, settings = (base, adapter, run["load_in_4bit"], run.revision("base_model")), run.settings(language.Decoding)
+    model, settings = _model(run), run.settings(language.Decoding)
 
     def load() -> language.Writer:
         return language.Writer(*language.load_finetuned(*model), settings, title_trie, weights)
 
-    map_parts = partial(workers.map_parts, workers=run["workers"]) if run["engine"] == "ray" else None
-    done, notices = sum(map(len, journal.done.values())), {None}
-    with tqdm(total=len(inputs), initial=done, desc="generating", unit="user", mininterval=2) as bar:
-        for number, rows, notice in language.write_batches(load, inputs, left, map_parts):
-            journal.add(number, rows)
-            bar.update(len(rows))
-            if notice not in notices:
-                notices.add(notice)
-                print(notice)
-    found = {}
-    for number, rows in journal.done.items():
-        found |= zip(batches[number], rows, strict=True)
-    return [found[place] for place in range(len(inputs))]
+    work = partial(language.write_batches, load, inputs)
+    return in_batches(run, name, inputs, batches, work, "generating")
+
+
+def _model(run: Run) -> tuple:
+    """The arguments with which `language.load_finetuned` loads the run's model."""
+    base = run.open("base") if run["base_model"] == TINY else run["base_model"]
+    return base, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
+
+
+# ---- what the model is asked for
+
+
+def _asked(run: Run, data: Dataset, queries: pd.DataFrame, found: Ranker, held: pd.DataFrame) -> Asked:
+    """What the model thinks of the items that histories propose to the users of the queries, and to the held ones, from
+    whom the ranking learns how far to trust it. Makes the artefact `asked` where it is not there."""
+    both = [found.learned.rank(run["ask"], exclude_seen) for exclude_seen in (True, False)]
+    proposed = pd.concat(both)[["user", "item"]].drop_duplicates(ignore_index=True)
+    for_held = found.learned.rank_for_held(run["ask"])
+    pairs = pd.concat([proposed, for_held[["user", "item"]]], ignore_index=True)
+    run.known["proposed"] = digest(pairs.to_numpy().tolist())
+    if not run.keeps("asked"):
+        known = _learnable(run, data, queries) | found.learned.held if run["guide"] else {}
+        rows = _written(run, data, held["history"], known, "asked")
+        texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
+        alone = pd.DataFrame({"user": ALONE, "item": found.items})
+        histories = found.histories | found.learned.held | {ALONE: []}
+        scored = _scored(run, data, pd.concat([pairs, alone]), histories)
+        with run.writing("asked") as part:
+            part.mkdir()
+            scored.to_parquet(part / SCORES, index=False)
+            query_files.write(part / TEXTS, pd.concat([held.reset_index(drop=True), texts], axis=1))
+    proposed, named, targets = for_held, None, dict(zip(held["user"], held["target"], strict=True))
+    if held.empty:
+        proposed, named, targets = found.learned.rank(run["ask"]), found.named(), targets_of(queries)
+    else:
+        texts = query_files.read(run.open("asked") / TEXTS, run["num_beams"], 0)
+        named = replace(found, queries=texts).named()
+    with write_whole(run.folder.asked_examples) as part:
+        with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)
+    run.outputs.append(run.folder.asked_examples)
+    return _asked_before(run)
+
+
+def _asked_before(run: Run) -> Asked:
+    """What stage 4 found out about the model."""
+    examples = pd.read_parquet(run.folder.asked_examples)
+    return Asked(*_said(run), examples, run["ask"], of_others=run["ranking_share"] > 0)
+
+
+def _said(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the model said of items after users' histories, and of all items after an empty one."""
+    scored = pd.read_parquet(run.open("asked") / SCORES)
+    return scored[scored["user"] != ALONE], scored[scored["user"] == ALONE]
+
+
+def _scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -> pd.DataFrame:
+    """The log-probability of each item's line and its end after the user's prompt: user, item, logprob, tokens."""
+    from gloss_utils import language
+
+    tokenizer, titles = language.load_tokenizer(run.open("adapter")), data.titles()
+    lines = dict(zip(titles, encode_texts(tokenizer, [item_text(title) for title in titles.values()]), strict=True))
+    asked_for = pairs.groupby("user", sort=False)["item"].agg(list)
+    named = [[titles[item] for item in histories[user]] for user in asked_for.index]
+    prompts = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
+    inputs = [
+        (prompt, [[*lines[item], tokenizer.eos_token_id] for item in items[start : start + AT_ONCE]])
+        for prompt, items in zip(prompts, asked_for, strict=True)
+        for start in range(0, len(items), AT_ONCE)
+    ]
+    batches = language.plan_batches([len(prompt) for prompt, _ in inputs], 0, run["generation_batch_tokens"])
+    model = _model(run)
+
+    def load() -> language.Scorer:
+        return language.Scorer(language.load_finetuned(*model)[0])
+
+    work = partial(language.write_batches, load, inputs)
+    rows = in_batches(run, "asked", inputs, batches, work, "asking")
+    tokens = [len(text) for _, texts in inputs for text in texts]
+    found = asked_for.explode().reset_index()
+    return found.assign(logprob=[score for row in rows for score in row], tokens=tokens)
 
 
 def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:

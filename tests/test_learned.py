@@ -194,7 +194,7 @@ def test_a_users_own_target_does_not_weigh_that_users_texts():
     targets = {user: "i2" if place % 3 else "i1" for place, user in enumerate(users)}
     weights = text_weights.out_of_fold(rows, targets)
     assert (weights["texts_bm25"] > 0.5).all() and (weights["texts_dense"] == 0).all()
-    same = {user for user in users if text_weights._fold(user) == text_weights._fold("u7")}
+    same = {user for user in users if text_weights.fold_of(user) == text_weights.fold_of("u7")}
     others = text_weights.out_of_fold(rows, targets | dict.fromkeys(same, "i3"))
     assert (others.loc["u7"] == weights.loc["u7"]).all()
     others = text_weights.out_of_fold(rows, targets | dict.fromkeys(set(users) - same, "i3"))

@@ -7,7 +7,7 @@ transformers and peft, and for each prompt its texts with log-probabilities. Loa
 from gloss_utils.language.generation import CATALOGUE, Decoding, TitleTrie, Writer, plan_batches, write_batches
 from gloss_utils.language.models import TINY, load_base, load_finetuned, load_tokenizer
 from gloss_utils.language.qlora import QLoRA, save_adapter, with_adapters
-from gloss_utils.language.scoring import score
+from gloss_utils.language.scoring import Scorer, score
 from gloss_utils.language.tiny import TinyModel, train_base
 from gloss_utils.language.training import Settings, train
 
@@ -16,6 +16,7 @@ __all__ = [
     "TINY",
     "Decoding",
     "QLoRA",
+    "Scorer",
     "Settings",
     "TinyModel",
     "TitleTrie",

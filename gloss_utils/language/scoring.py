@@ -37,6 +37,22 @@ def score(
     return scores
 
 
+class Scorer:
+    """A model that is asked how likely texts are. Its verb is a `Writer`'s, so that `write_batches` takes it, too.
+
+    notice: none; see `Writer`.
+    """
+
+    notice = None
+
+    def __init__(self, model):
+        self.model = model
+
+    def write(self, inputs: list[tuple[list[int], list[list[int]]]], numbers: list[int]) -> list[list[float]]:
+        """The log-probabilities of each prompt's texts (see `score`). inputs: prompts and texts. numbers: of no use."""
+        return score(self.model, *map(list, zip(*inputs, strict=True)))
+
+
 @torch.inference_mode()
 def plain(model, prompts: list[list[int]], texts: list[list[list[int]]]) -> list[list[float]]:
     """The same as `score` by a whole pass of prompt and text for each text."""

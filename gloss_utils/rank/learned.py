@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from gloss_utils.rank import text_weights
-from gloss_utils.rank.candidates import Histories, as_ranking
+from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories, as_ranking
 from gloss_utils.rank.choices import FEATURES, NEW, candidates, features_of, signal_of
 from gloss_utils.rank.evidence import DECIMALS, votes
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
@@ -45,10 +45,12 @@ HEAT = (0.12, 0.3)  # of the votes of texts, by meaning and by words, as weights
 
 @dataclass
 class Labelled:
-    """Candidates of training users (see `choices.candidates`) who have the label among them, and which one it is."""
+    """Candidates of training users (see `choices.candidates`) who have the label among them, and which one it is.
+    world: the signals that they have, which have not seen the labels."""
 
     candidates: pd.DataFrame
     is_label: np.ndarray
+    world: Signals
 
 
 def hold_back(sequences: Histories, users: int, seed: int) -> tuple[dict, dict[str, list], dict[str, str]]:
@@ -74,15 +76,26 @@ def hide(sequences: Histories, items: Sequence[str], seed: int) -> dict[str, lis
 
 
 def labelled(
-    sequences: Histories, items: Sequence[str], near: Mapping[str, sparse.csr_matrix], seed: int, users: int = USERS
+    sequences: Histories,
+    items: Sequence[str],
+    near: Mapping[str, sparse.csr_matrix],
+    seed: int,
+    users: int = USERS,
+    held: Histories | None = None,
 ) -> Labelled:
-    """The labelled candidates of up to so many training users, in a world that has not seen their labels."""
-    known, histories, labels = hold_back(sequences, users, seed)
+    """The labelled candidates of up to so many training users, in a world that has not seen their labels.
+
+    held: histories of users who give no label, and of whom the world has seen no more than that.
+    """
+    held = held or {}
+    others = {user: items for user, items in sequences.items() if user not in held}
+    known, histories, labels = hold_back(others, users, seed)
+    known |= held
     world = Signals(hide(known, items, seed).values(), items, near)
     target = world.items.get_indexer(list(labels.values()))
     kept = [_with_label(some, target) for some in candidates(world, list(histories.values()))]
     found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES])
-    return Labelled(found, found["item"].to_numpy() == target[found["user"].to_numpy(dtype=int)])
+    return Labelled(found, found["item"].to_numpy() == target[found["user"].to_numpy(dtype=int)], world)
 
 
 def _with_label(some: pd.DataFrame, target: np.ndarray) -> pd.DataFrame:
@@ -126,7 +139,7 @@ class Learned:
     oldest first. items: ids in the catalogue's order. near: see `signals.text_neighbours`. favour: what is added to the
     scores of new items, as a multiple of how widely a user's scores spread (their standard deviation). seed: of the
     training users and the trees. trees: those that were fitted before, as `trees_text` gave them. users: how many
-    training users give a label, at most.
+    training users give a label, at most. held: histories of training users whose next items nothing has read.
     """
 
     histories: Histories
@@ -137,6 +150,7 @@ class Learned:
     seed: int = 1
     trees: str | None = None
     users: int = USERS
+    held: Histories | None = None
 
     @cached_property
     def signals(self) -> Signals:
@@ -146,7 +160,7 @@ class Learned:
     @cached_property
     def examples(self) -> Labelled:
         """What is learnt from."""
-        return labelled(self.training_sequences, self.items, self.near, self.seed, self.users)
+        return labelled(self.training_sequences, self.items, self.near, self.seed, self.users, self.held)
 
     @cached_property
     def model(self) -> "lightgbm.Booster | None":
@@ -176,6 +190,17 @@ class Learned:
         as in the catalogue. exclude_seen: leave out what the user has. texts: votes of generated texts; null: by
         histories alone."""
         return self._rankings({"": self.model}, [self.favour], depth, exclude_seen, texts)["", self.favour]
+
+    def rank_for_held(self, depth: int) -> pd.DataFrame:
+        """Rank the candidates of the `held` users in the world that has not seen their next items, as `rank` does."""
+        world, frames = self.examples.world, []
+        for some in candidates(world, list((self.held or {}).values()), depth):
+            rows = some[["user", "item", NEW]].assign(score=_score(self.model, some))
+            rows["score"] = self._favoured(rows, "score", self.favour)
+            frames.append(self._best(rows, depth, world, list(self.held)))
+        if not frames:
+            return pd.DataFrame(columns=RANKING_COLUMNS)
+        return as_ranking(pd.concat(frames), self.held, depth)
 
     def favouring(self, favours: Sequence[float], depth: int = 10, exclude_seen: bool = True) -> dict:
         """The ranking by histories for each of several values of `favour`."""
@@ -221,7 +246,7 @@ class Learned:
                 if texts:
                     weights = self._weights(rows.assign(score=scored["score"]), texts).to_numpy()
                     scored["score"] += (weights[rows["user"]] * rows[list(TEXTS)].to_numpy()).sum(axis=1)
-                best[name, favour].append(self._best(scored, depth))
+                best[name, favour].append(self._best(scored, depth, self.signals, list(self.histories)))
         return {key: as_ranking(pd.concat(frames), self.histories, depth) for key, frames in best.items()}
 
     def _scored(self, models: Mapping, depth: int, exclude_seen: bool, texts: "Texts | None"):
@@ -260,14 +285,13 @@ class Learned:
         spread = rows.groupby("user")[name].transform("std", ddof=0).to_numpy()
         return score + favour * new * spread
 
-    def _best(self, scored: pd.DataFrame, depth: int) -> pd.DataFrame:
+    def _best(self, scored: pd.DataFrame, depth: int, world: Signals, users: Sequence[str]) -> pd.DataFrame:
         """Each user's `depth` best candidates, users and items by their ids."""
         score, user, item = (scored[column].to_numpy() for column in ("score", "user", "item"))
         score = np.round(score, DECIMALS)
-        order = np.lexsort((item, -self.signals.counts[item], -score, user))
+        order = np.lexsort((item, -world.counts[item], -score, user))
         rows = scored[["user", "item"]].assign(score=score).iloc[order].groupby("user").head(depth)
-        users = pd.Index(list(self.histories))
-        return rows.assign(user=users[rows["user"]], item=self.signals.items[rows["item"]])
+        return rows.assign(user=pd.Index(users)[rows["user"]], item=world.items[rows["item"]])
 
 
 def _score(model: "lightgbm.Booster | None", some: pd.DataFrame) -> np.ndarray:

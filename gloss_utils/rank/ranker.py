@@ -1,13 +1,14 @@
 """One door to all rankings by name, for the users of some queries: it searches, and ranks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
+from gloss_utils.rank.asked import PARTS, Asked, named_items
 from gloss_utils.rank.candidates import Histories, Index, items_of_exact_titles, last_item_texts, nearest_items
 from gloss_utils.rank.evidence import Evidence
 from gloss_utils.rank.learned import FAVOUR, Learned, Texts
@@ -30,7 +31,8 @@ class Ranker:
     depth: items per ranking, at most. seed: of the order of ties under the paper's rule, and of what is learned.
     exact_titles: the texts are items' exact texts (catalogue-bound decoding), which the paper's rule need not search
     for. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
-    new_item_favour, trees: see `learned.Learned`.
+    new_item_favour, trees, held: see `learned.Learned`. asked: what the model thinks of the items that learned proposes
+    (null: it is not asked), by which these are ranked again.
     """
 
     queries: pd.DataFrame
@@ -48,6 +50,8 @@ class Ranker:
     text_targets: Mapping[str, str] | None = None
     new_item_favour: float = FAVOUR
     trees: str | None = None
+    held: Histories | None = None
+    asked: Asked | None = None
 
     def __post_init__(self):
         self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))
@@ -111,11 +115,24 @@ class Ranker:
     def by_learned(self, texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
         """By what is learned, whatever the rule; from each user's first so many `texts`, where they count."""
         exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
+        if self.asked and texts:
+            return self.by_all(PARTS, texts, exclude_seen)
         return self.learned.rank(self.depth, exclude_seen is not False, self.weighed(texts))
+
+    def by_all(self, parts: Sequence[str], texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
+        """By some of `asked.PARTS`, with weights that were fitted to these parts."""
+        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
+        proposed = self.learned.rank(self.asked.count, exclude_seen is not False)
+        return self.asked.rank(proposed, self.named(texts), self.histories, self.depth, parts)
+
+    def named(self, texts: float = math.inf) -> pd.DataFrame:
+        """The items that each user's first so many texts name (see `asked.named_items`)."""
+        nearest = self.paper_candidates("dense", 1)
+        return named_items(nearest[nearest["query"] <= texts], self.queries)
 
     def weighed(self, texts: float = math.inf) -> Texts | None:
         """Each user's first so many `texts` and what weighs them under learned; null where nothing may weigh them."""
-        if not self.text_targets or not texts:
+        if not self.text_targets or not texts or self.asked:
             return None
         found = {feature: self.candidates(feature) for feature in TEXTS}
         found = {feature: rows[rows["query"] <= texts] for feature, rows in found.items()}
@@ -126,7 +143,7 @@ class Ranker:
         """What the training sequences teach."""
         near = text_neighbours(self.titles, self.indexes)
         known = self.histories, self.training_sequences, self.items, near
-        return Learned(*known, self.new_item_favour, self.seed, self.trees)
+        return Learned(*known, self.new_item_favour, self.seed, self.trees, held=self.held)
 
     @cached_property
     def evidence(self) -> Evidence:

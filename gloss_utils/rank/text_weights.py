@@ -16,14 +16,14 @@ STEPS = (0, 0.1, 0.3, 1)  # a vote of 1 adds so much, in standard deviations of 
 GRID = tuple(itertools.product(STEPS, repeat=len(TEXTS)))  # the first: texts count nothing
 
 
-def out_of_fold(scored: pd.DataFrame, targets: Mapping[str, str | None]) -> pd.DataFrame:
+def out_offold_of(scored: pd.DataFrame, targets: Mapping[str, str | None]) -> pd.DataFrame:
     """The weight of each of `TEXTS` for each user: chosen by the users of other folds.
 
     scored: candidates, sorted by user: user, item (ids), score, `TEXTS`. targets: user -> item, null where none is
     known; such a user gets what all who have one choose. Users are put into `FOLDS` folds by a hash of their id.
     """
     users = list(targets)
-    fold = np.array([_fold(user) if targets[user] is not None else FOLDS for user in users], dtype=int)
+    fold = np.array([fold_of(user) if targets[user] is not None else FOLDS for user in users], dtype=int)
     spread = scored.groupby("user")["score"].std(ddof=0).mean()
     ndcg = np.stack([_ndcg(scored, targets, np.array(weights) * spread) for weights in GRID], axis=1)
     weights = np.zeros((len(users), len(TEXTS)))
@@ -51,5 +51,6 @@ def _surest(gains: np.ndarray) -> tuple[float, ...]:
     return GRID[int((gains.mean(axis=0) - ERRORS * gains.std(axis=0, ddof=1) / len(gains) ** 0.5).argmax())]
 
 
-def _fold(user: str) -> int:
+def fold_of(user: str) -> int:
+    """The fold of a user, from 0: a hash, so that it is the same in all runs."""
     return int(hashlib.sha256(splits.owner(user).encode()).hexdigest(), 16) % FOLDS

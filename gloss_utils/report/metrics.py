@@ -31,7 +31,7 @@ METRICS = list(MEASURES)
 COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and drawn
 LEFT_OUT, KEPT_IN = SEEN = ("left out", "kept in")  # what each method does with items that the user already has
 # GLoSS by the run's own ranking, by the paper's rule, and, beside learned, by hybrid
-GLOSS, GLOSS_PAPER, GLOSS_HYBRID = "gloss", "gloss-paper", "gloss-hybrid"
+GLOSS, GLOSS_PAPER, GLOSS_HYBRID, GLOSS_HISTORIES = "gloss", "gloss-paper", "gloss-hybrid", "gloss-histories"
 
 
 def targets_of(queries: pd.DataFrame) -> dict[str, str]:

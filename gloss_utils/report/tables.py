@@ -17,7 +17,7 @@ from pandas.io.formats.style import Styler
 
 from gloss_utils.base.files import write_whole
 from gloss_utils.report.beyond import BEYOND, COVERAGE
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, GLOSS_PAPER, LEFT_OUT
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, LEFT_OUT
 from gloss_utils.report.published import ID_BASED, LLM_BASED, OTHER, SEARCH
 
 METHODS = {  # how each is shown, and its kind
@@ -30,6 +30,7 @@ METHODS = {  # how each is shown, and its kind
     "sasrec": ("SASRec", ID_BASED),
     GLOSS_PAPER: ("GLoSS, the paper's ranking", LLM_BASED),
     GLOSS_HYBRID: ("GLoSS, hybrid", LLM_BASED),
+    GLOSS_HISTORIES: ("histories alone, learned", ID_BASED),
     GLOSS: ("GLoSS, this run's ranking", LLM_BASED),
 }
 LABELS = {"recall@5": "Recall@5", "ndcg@5": "NDCG@5"}

@@ -55,6 +55,9 @@ RECIPES = {
     "dense": Recipe(INDEX, "index/dense", ("index", "rerank_from_disk"), ("encoder", "items")),
     "bm25": Recipe(INDEX, "index/bm25", (), ("items",)),
     "texts": Recipe(RETRIEVE, "queries.jsonl", _DECODING, ("base_model", "adapter", "data")),
+    "asked": Recipe(
+        RETRIEVE, "asked", (*_DECODING, "ask", "ranking_share"), ("base_model", "adapter", "data", "proposed")
+    ),
     "sasrec": Recipe(EVALUATE, "model/sasrec", _SASREC, ("histories", "data"), version=2),
 }
 assert tuple(RECIPES) == REMAKE  # the names that the parameter `remake` takes
@@ -113,6 +116,7 @@ def of_run(values: dict) -> list[str]:
         "base": replayed or values.get("base_model") != "tiny",
         "adapter": replayed,
         "texts": replayed,
+        "asked": replayed or not values.get("ask"),
         "sasrec": not values.get("sasrec_epochs") or values.get("split") == "next",
     }
     return [name for name in RECIPES if not left_out.get(name)]

@@ -1,8 +1,8 @@
 """The contents of what costly artefacts are made from, as far as a run folder knows them before it works.
 
 `raw`: the raw files. `items`: the table of items. `data`, `base`, `adapter`: these artefacts. `base_model`, `encoder`:
-the models. `histories`: what the users of stage 4 had before. Each is a sha256, or, for a model from the hub, its name
-and commit: never a path.
+the models. `histories`: what the users of stage 4 had before. `proposed`: what histories propose to
+them. Each is a sha256, or, for a model from the hub, its name and commit: never a path.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ MADE_WITH = {"base_model": "adapter", "encoder": "dense"}  # the artefact that e
 def contents(root: Path, values: dict, stages: dict) -> dict[str, str | None]:
     """The contents by name; None where they are not known yet. stages: the manifest."""
     found = {"raw": raw(values, stages.get(EXPLORE, {}).get("inputs", {}))}
-    found["histories"] = stages.get(RETRIEVE, {}).get("histories")
+    found |= {name: stages.get(RETRIEVE, {}).get(name) for name in ("histories", "proposed")}
     for name in REVISIONS:
         if name in values:
             found[name] = model(name, values, known_revision(root, name, values, stages))

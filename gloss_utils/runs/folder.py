@@ -69,6 +69,7 @@ class RunFolder:
         self.queries = path_of(self.root, "texts")
         self.recommendations = self.root / "recommendations.parquet"
         self.rankings = self.root / "rankings"
+        self.asked_examples = self.root / "asked_examples.parquet"  # which say what asking the model is worth
         self.trees = self.root / "trees.txt"  # those of learned, in lightgbm's form
         self.qrels = self.root / "qrels.trec"
         self.per_user = self.root / "per_user.parquet"

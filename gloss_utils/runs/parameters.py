@@ -66,7 +66,7 @@ User = Annotated[Text, BeforeValidator(_user)]
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML reads 1e-4 as a text: taken, too
 Flag = Annotated[bool, Strict()]
-REMAKE = ("data", "base", "adapter", "dense", "bm25", "texts", "sasrec")  # the costly artefacts of a run
+REMAKE = ("data", "base", "adapter", "dense", "bm25", "texts", "asked", "sasrec")  # the costly artefacts of a run
 Artefacts = Annotated[list[Literal[REMAKE]], BeforeValidator(_names)]
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -125,6 +125,9 @@ class ExploreData(Files):
     time_target: Literal["first", "last", "all"] = default("first", "time: the items of a user's period to predict")
     max_users: Whole | None = default(None, "train and evaluate on so many users, drawn; None: on all", ge=1)
     new_item_fraction: Number = default(0.0, "share of items kept out of all training", ge=0, le=0.5)
+    ranking_share: Number = default(
+        0.0, "share of training users whose last item is kept from the model, to teach the ranking", ge=0, le=0.5
+    )
     seed: Whole = default(3407, "of every random draw", ge=0, lt=2**32)
 
 
@@ -140,9 +143,6 @@ class FineTune(Queries):
     tiny_learning_rate: Number = default(0.002, ge=0)
     tuning: Literal["lora", "full"] = default("lora", "lora (adapters beside the weights) or full (all weights)")
     dropout: Number = default(0.0, "full: share of hidden states left out at each training step", ge=0, le=0.9)
-    ranking_share: Number = default(
-        0.0, "share of training users whose last item is left to teach the ranking, not the model", ge=0, le=0.5
-    )
     load_in_4bit: Flag = default(True, "QLoRA: the base model in 4 bits")
     lora_rank: Whole = default(16, ge=1)
     lora_alpha: Whole = default(16, ge=1)
@@ -189,6 +189,9 @@ class Retrieve(Workers, Queries, Files):
     retriever: Literal["dense", "bm25"] = default("dense", "dense or bm25")
     ranking: Literal["paper", "fused", "hybrid", "learned"] = default(
         "learned", "learned (by training users), hybrid (fixed weights), fused (texts alone) or paper (its rule)"
+    )
+    ask: Whole = default(
+        0, "learned: so many items per user, which histories propose, whose probability the model is asked for", ge=0
     )
     new_item_favour: Number = default(0.75, "learned: how much new items are favoured; 0: not", ge=0, le=100)
     ranking_weights: FilePath = default("params/ranking/weights.yaml", "how much each kind of evidence counts")
@@ -270,6 +273,15 @@ def check(values: dict) -> dict:
         )
     if checked.tuning == "full" and checked.load_in_4bit:
         raise GlossError("parameter tuning is 'full', which trains no 4-bit weights; set load_in_4bit to false")
+    if checked.ask and (checked.ranking != "learned" or checked.queries_file is not None):
+        raise GlossError(
+            f"parameter ask is {checked.ask}, which is for ranking: learned and a model of the run's own; set it to 0"
+        )
+    if checked.ask and values.get("ranking_share") == 0 and checked.split != "validation":
+        raise GlossError(
+            f"parameter ask is {checked.ask}, but no user is left to learn from how far to trust the model; set "
+            "ranking_share (as 0.2), or split to validation"
+        )
     if checked.guide and checked.decoding != "catalogue":
         raise GlossError(f"parameter guide is {checked.guide}, which is for decoding: catalogue; set it to 0")
     if checked.max_new_tokens > checked.max_length - 2:  # a prompt has two tokens at least

@@ -219,6 +219,7 @@ class Run:
             "outputs": {path.relative_to(self.folder.root).as_posix(): fingerprint(path) for path in self.outputs},
             "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
             "histories": self.known.get("histories"),
+            "proposed": self.known.get("proposed"),
             "revisions": self.revisions,
             "code": code_of(self.stage),
             # As if all had been made now.

@@ -1,0 +1,133 @@
+"""What a language model thinks of the items that histories propose, and of those that it writes: a second stage on top
+of `learned`.
+
+Three things are known of each proposed item: its score by histories, its log-probability as the next title, and which
+of the generated texts name it. A conditional logit weighs them. It is fitted on users whose targets neither the model
+nor the trees have read, so that each counts as far as it helps on new data. Where there are no such users, it is fitted
+on evaluated ones, and ranks for others alone (five folds).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+
+from gloss_utils.rank.candidates import Histories, as_ranking
+from gloss_utils.rank.text_weights import FOLDS, fold_of
+
+HISTORIES, PROBABILITIES, TEXTS = PARTS = ("histories", "probabilities", "generated texts")
+FEATURES = {
+    "history": HISTORIES,  # the score by histories
+    "history_place": HISTORIES,  # 1 / its place
+    "logprob": PROBABILITIES,  # of the item's line and the end token, after the user's prompt
+    "alone": PROBABILITIES,  # the same after an empty history: a title that is likely for everybody says nothing
+    "per_token": PROBABILITIES,  # logprob / tokens
+    "model_place": PROBABILITIES,  # 1 / the item's place among the user's by logprob
+    "written": TEXTS,  # the sum, over the texts that name the item, of their probability per token
+    "written_place": TEXTS,  # 1 / the number of the first of these texts
+}
+PENALTY = 1.0  # on squared weights, each per standard deviation of its feature; labels are some thousand users
+DECIMALS = 9  # of scores, so that ties do not depend on the machine
+
+
+def named_items(nearest: pd.DataFrame, queries: pd.DataFrame) -> pd.DataFrame:
+    """Which items generated texts name: user, item, `written`, `written_place`.
+
+    nearest: the nearest item of each text (see `candidates.nearest_items`). queries: user, logprobs, lengths; where a
+    text's are unknown, its probability counts as 1.
+    """
+    told = queries[["user", "logprobs", "lengths"]].explode(["logprobs", "lengths"], ignore_index=True)
+    told["query"] = told.groupby("user", sort=False).cumcount() + 1
+    first = nearest.drop_duplicates(["user", "query"])[["user", "query", "item"]].merge(told, on=["user", "query"])
+    per_token = (first["logprobs"].astype(float) / first["lengths"].astype(float)).fillna(0.0)
+    first = first.assign(written=np.exp(per_token), written_place=1 / first["query"])
+    return first.groupby(["user", "item"], sort=False).agg({"written": "sum", "written_place": "max"}).reset_index()
+
+
+def features(proposed: pd.DataFrame, said: pd.DataFrame, alone: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
+    """What is known of each proposed item: user, item and `FEATURES`.
+
+    proposed: a ranking by histories (user, rank, item, score). said: user, item, logprob. alone: item, logprob, tokens.
+    named: see `named_items`. An item that the model was not asked for counts as the user's least likely one.
+    """
+    own = alone.set_index("item")
+    rows = proposed.rename(columns={"score": "history"}).merge(said, on=["user", "item"], how="left")
+    rows = rows.merge(named, on=["user", "item"], how="left").fillna({"written": 0.0, "written_place": 0.0})
+    rows["logprob"] = rows["logprob"].fillna(rows.groupby("user")["logprob"].transform("min")).fillna(0.0)
+    rows["alone"], tokens = rows["item"].map(own["logprob"]), rows["item"].map(own["tokens"])
+    place = rows.groupby("user")["logprob"].rank(ascending=False, method="first")
+    rows = rows.assign(history_place=1 / rows["rank"], per_token=rows["logprob"] / tokens, model_place=1 / place)
+    return rows[["user", "item", *FEATURES]]
+
+
+def fit(examples: pd.DataFrame, names: Iterable[str]) -> pd.Series:
+    """The weight of each feature: that under which the targets are likeliest, each against its user's other items.
+
+    examples: of users, `features` and `is_target`; users without their target among their items say nothing. Weights
+    are 0 where nobody is left.
+    """
+    names = list(names)
+    rows = examples[examples.groupby("user", sort=False)["is_target"].transform("any")]
+    if rows.empty:
+        return pd.Series(0.0, index=names)
+    values, target = rows[names].to_numpy(dtype=float), rows["is_target"].to_numpy()
+    mean, spread = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-9)
+    values = (values - mean) / spread
+    user = pd.factorize(rows["user"])[0]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = values @ weights
+        best = np.full(user.max() + 1, -np.inf)
+        np.maximum.at(best, user, scores)
+        raised = np.exp(scores - best[user])
+        sums = np.bincount(user, raised)
+        likelihood = (scores - best[user])[target].sum() - np.log(sums)[user[target]].sum()
+        slope = values[target].sum(axis=0) - values.T @ (raised / sums[user])
+        return PENALTY * weights @ weights - likelihood, 2 * PENALTY * weights - slope
+
+    return pd.Series(minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x / spread, index=names)
+
+
+@dataclass
+class Asked:
+    """Ranks what histories propose by all that is known of it.
+
+    said: user, item, logprob, of the users that are ranked for. alone: item, logprob, tokens, of all items. examples:
+    what weights are fitted on (`features`, `is_target`). count: items per user that histories propose. of_others:
+    whether the examples are of other users than those that are ranked for; if not, each fold of these gets the weights
+    that the others choose.
+    """
+
+    said: pd.DataFrame
+    alone: pd.DataFrame
+    examples: pd.DataFrame
+    count: int
+    of_others: bool
+    _fitted: dict = field(default_factory=dict)
+
+    def weights(self, parts: Iterable[str] = PARTS) -> pd.DataFrame:
+        """The weights of the features of some parts, one row per fold (one in all where examples are of others)."""
+        names = tuple(name for name, part in FEATURES.items() if part in set(parts))
+        if names not in self._fitted:
+            fold = np.zeros(len(self.examples)) if self.of_others else self.examples["user"].map(fold_of).to_numpy()
+            whole = range(1 if self.of_others else FOLDS)
+            kept = [self.examples if self.of_others else self.examples[fold != left_out] for left_out in whole]
+            self._fitted[names] = pd.DataFrame([fit(rows, names) for rows in kept], index=whole)
+        return self._fitted[names]
+
+    def rank(
+        self, proposed: pd.DataFrame, named: pd.DataFrame, histories: Histories, depth: int, parts=PARTS
+    ) -> pd.DataFrame:
+        """The first `depth` items of each user: user, rank, item, score. Arguments as of `features`."""
+        rows, weights = features(proposed, self.said, self.alone, named), self.weights(parts)
+        fold = np.zeros(len(rows), dtype=int) if self.of_others else rows["user"].map(fold_of).to_numpy(dtype=int)
+        score = (rows[weights.columns].to_numpy() * weights.to_numpy()[fold]).sum(axis=1)
+        rows = rows.assign(score=np.round(score, DECIMALS))
+        return as_ranking(rows.sort_values("score", ascending=False, kind="stable"), histories, depth)
+
+
+def with_targets(rows: pd.DataFrame, targets: Mapping[str, str | None]) -> pd.DataFrame:
+    """`features` with `is_target`."""
+    return rows.assign(is_target=(rows["item"] == rows["user"].map(dict(targets))).to_numpy())
