@@ -59,7 +59,7 @@ def features(proposed: pd.DataFrame, said: pd.DataFrame, alone: pd.DataFrame, na
     rows["alone"], tokens = rows["item"].map(own["logprob"]), rows["item"].map(own["tokens"])
     place = rows.groupby("user")["logprob"].rank(ascending=False, method="first")
     rows = rows.assign(history_place=1 / rows["rank"], per_token=rows["logprob"] / tokens, model_place=1 / place)
-    return rows[["user", "item", *FEATURES]]
+    return rows[["user", "item", *FEATURES]].astype(dict.fromkeys(FEATURES, float))
 
 
 def fit(examples: pd.DataFrame, names: Iterable[str]) -> pd.Series:

@@ -63,6 +63,7 @@ class RunFolder:
         self.adapter = path_of(self.root, "adapter")
         self.tracking = self.root / "model/tracking"
         self.training = self.adapter / "training.json"
+        self.asked = path_of(self.root, "asked")
         self.sasrec = path_of(self.root, "sasrec")
         self.dense_index = path_of(self.root, "dense")
         self.bm25_index = path_of(self.root, "bm25")
