@@ -2,8 +2,9 @@
 
 `python -m benchmarks.gpu_generation --shape llama-1b` (3b, 8b): random weights with an adapter on all layers; in 16 and
 in 4 bits, the adapter merged or beside the weights, each by the tree search and by `generate`, 8 prompts, 5 beams, 30
-new tokens; and vLLM's beam search on the merged folder, where vLLM is installed. Each way has a process of its own. It
-has not been run on a GPU: on a CPU, `--shape tiny` tries it.
+new tokens; and vLLM's beam search on the merged folder, where vLLM is installed. Each way has a process of its own, and
+a line of JSON as soon as it is done; the last line has all. No way has been measured on a GPU yet: on a CPU,
+`--shape tiny` tries it.
 """
 
 import argparse
@@ -34,8 +35,8 @@ VLLM = "vllm"
 QLORA = qlora.QLoRA(16, 16, 0.0, LORA_MODULES, False, 1024, False, seed=1)
 
 
-def write(shape: str, folder: Path):
-    """A base model of that shape with random weights, an adapter for it, and both merged."""
+def write(shape: str, folder: Path, merged: bool):
+    """A base model of that shape with random weights, an adapter for it, and, if asked for, both merged."""
     tiny.train_tokenizer(["Rose Toner", "Day Cream"], 300).save_pretrained(folder / "base")
     shapes.write_model(shape, folder / "base")
     model, tokenizer = models.load_base(folder / "base", load_in_4bit=False)
@@ -46,7 +47,8 @@ def write(shape: str, folder: Path):
             torch.nn.init.normal_(weight, std=0.01)
     qlora.save_adapter(folder / "adapter", adapted, tokenizer, QLORA)
     del model, adapted
-    export.save_merged(folder / "base", folder / "adapter", folder / "merged", load_in_4bit=False)
+    if merged:
+        export.save_merged(folder / "base", folder / "adapter", folder / "merged", load_in_4bit=False)
 
 
 def measure(way: str, folder: Path, lengths: list[int], runs: int) -> dict:
@@ -101,17 +103,19 @@ def main():
     if options.way:
         print(json.dumps(measure(options.way[0], Path(options.way[1]), options.lengths, options.runs)))
         return
-    ways = [*WAYS, *([VLLM] if importlib.util.find_spec("vllm") else [])]
+    ways = [*WAYS, *([VLLM] if importlib.util.find_spec(VLLM) else [])]
     given = ["--lengths", *map(str, options.lengths), "--runs", str(options.runs)]
+    about = {"shape": options.shape, "device": timing.device(), "runs": options.runs}
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        write(options.shape, Path(scratch))
+        write(options.shape, Path(scratch), merged=VLLM in ways)
         for way in ways:
             try:
                 found[way] = timing.in_fresh_process("benchmarks.gpu_generation", *given, "--way", way, scratch)
             except RuntimeError as error:  # as where it does not fit
                 found[way] = {"failed": str(error).strip().splitlines()[-1][:200]}
-    print(json.dumps({"shape": options.shape, "device": timing.device(), "runs": options.runs, "ways": found}))
+            print(json.dumps(about | {"way": way, **found[way]}), flush=True)
+    print(json.dumps(about | {"ways": found}))
 
 
 if __name__ == "__main__":

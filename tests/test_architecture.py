@@ -74,6 +74,11 @@ def test_these_rooms_load_without_torch(room):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_the_language_model_loads_without_indexes():
+    code = "import sys, gloss_utils.language; raise SystemExit(bool({'faiss', 'bm25s'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_each_room_says_what_it_is_for_and_what_may_be_imported(room):
     tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))

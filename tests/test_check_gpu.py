@@ -1,12 +1,16 @@
 """`check-gpu`, as far as a CPU can tell: a tiny shape goes through all steps, and a failing step stops no other."""
 
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import small_llama
 
 from gloss_utils.__main__ import main
 from gloss_utils.base.errors import GlossError
+from gloss_utils.language.beam_search import Decoded
 from gloss_utils.runs import check_gpu
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
@@ -37,13 +41,14 @@ def lines(monkeypatch, answers: dict) -> tuple[list[str], str]:
     found = []
     try:
         for line in check_gpu.check("llama-1b"):
-            found.append(line)
+            found.append(re.sub(r"\. It took \d+ s\.$", "", line))
     except GlossError as error:
         return found[2:], str(error)
     return found[2:], ""
 
 
-GPU = {"gpu": True, "unsloth": True, "line": "a card", "fit": "-p batch_size 4"}
+FIT = {"unsloth": "-p batch_size 4", "train": "-p batch_size 1"}
+GPU = {"gpu": True, "unsloth": True, "line": "a card", "fit": FIT}
 
 
 def test_a_step_that_fails_stops_no_other(monkeypatch):
@@ -55,18 +60,27 @@ def test_a_step_that_fails_stops_no_other(monkeypatch):
         "ok  training with transformers: ",
         "ok  generation: generate",
         "set: GLOSS_UNSLOTH=off in the environment, because training with unsloth fails here",
-        "set: -p batch_size 4",
+        "set: -p batch_size 1",
     ]
     assert error.startswith("training with unsloth failed")
     found, error = lines(monkeypatch, {"device": GPU, "weights": {"error": "no room"}})
-    assert found == ["FAILED  weights: no room", "set: -p batch_size 4"] and error  # nothing can go on from there
+    assert found == ["FAILED  weights: no room", "set: -p batch_size 1"] and error  # nothing can go on from there
 
 
 def test_what_is_slower_is_told(monkeypatch):
     speeds = {"unsloth": {"line": "", "speed": 5.0}, "train": {"line": "", "speed": 9.0}}
     assert any("unsloth is slower here" in line for line in lines(monkeypatch, {"device": GPU} | speeds)[0])
     speeds["unsloth"]["speed"] = 20.0
-    assert lines(monkeypatch, {"device": GPU} | speeds)[1] == ""
+    assert lines(monkeypatch, {"device": GPU} | speeds) == (
+        [
+            "ok  weights: weights",
+            "ok  training with unsloth: ",
+            "ok  training with transformers: ",
+            "ok  generation: generate",
+            "set: -p batch_size 4",
+        ],
+        "",
+    )
 
 
 def test_the_error_of_a_process_is_one_line(tmp_path, monkeypatch):
@@ -88,25 +102,74 @@ def test_a_card_is_described(monkeypatch, tmp_path):
     found = check_gpu._device("llama-1b", 512, tmp_path)
     expected = "a T4, 15.0 GiB, 14.0 free, compute capability 7.5, computes in float16; 2 visible, one is used"
     assert found["line"] == expected
-    assert "-p batch_size 4 -p gradient_accumulation 4" in found["fit"] and "not measured" in found["fit"]
+    assert "-p batch_size 4 -p gradient_accumulation 4 -p gradient_checkpointing false" in found["fit"]["unsloth"]
+    assert "-p batch_size 2 -p gradient_accumulation 8 -p gradient_checkpointing false" in found["fit"]["train"]
     assert found["unsloth"] is False
     monkeypatch.setattr(cuda, "mem_get_info", lambda: (gib, gib))
-    assert "too large to be trained here" in check_gpu._device("llama-8b", 512, tmp_path)["fit"]
+    assert "too large to be trained here" in check_gpu._device("llama-8b", 512, tmp_path)["fit"]["train"]
 
 
-def test_a_search_that_differs_from_generate_is_told(monkeypatch, tmp_path):
-    from gloss_utils.language import beam_search
-    from gloss_utils.language.beam_search import Decoded
+@NO_GPU
+def test_each_training_starts_anew_and_leaves_its_own_adapter(tmp_path, monkeypatch):
+    from gloss_utils.language import models
 
     check_gpu._weights("tiny", 40, tmp_path)
-    search = beam_search.beam_search
-
-    def wrong(*arguments):
-        found = search(*arguments)
-        return [Decoded(one.tokens, [logprob - 9.0 for logprob in one.logprobs]) for one in found]
-
-    monkeypatch.setattr(beam_search, "beam_search", wrong)
-    with pytest.raises(GlossError, match="the tree search and generate differ: 8 of 8 best texts are the same"):
+    for used in (True, False):
+        monkeypatch.setattr(check_gpu, "import_unsloth", lambda used=used: used)
+        found = check_gpu._train("tiny", 40, tmp_path)
+        assert found["speed"] > 0 and found["line"].startswith("3 steps of 2 texts")
+    adapters, load = [], models.load_finetuned
+    monkeypatch.setattr(models, "load_finetuned", lambda base, it, **how: adapters.append(it) or load(base, it, **how))
+    for name in ("unsloth", "train"):  # generation takes the one that stage 2 would leave
         check_gpu._generate("tiny", 40, tmp_path)
-    monkeypatch.setattr(beam_search, "beam_search", search)
+        assert adapters[-1].name == f"adapter-{name}"
+        shutil.rmtree(adapters[-1])
     assert "There is no adapter, because training failed" in check_gpu._generate("tiny", 40, tmp_path)["line"]
+
+
+def test_a_card_on_which_training_needs_checkpointing_is_tried_with_it(tmp_path, monkeypatch):
+    from gloss_utils.language import memory, models, qlora
+
+    asked = []
+    monkeypatch.setattr(models, "free_gpu_memory", lambda: 2**30)
+    monkeypatch.setattr(memory.Training, "fits", lambda *_: memory.Fit(1, True, 2**20))
+    monkeypatch.setattr(qlora, "with_adapters", lambda base, settings: asked.append(settings) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        check_gpu._train("tiny", 40, tmp_path)
+    assert asked[0].gradient_checkpointing
+
+
+@pytest.fixture
+def searched():
+    """A model, prompts, and what the two searches find."""
+    from gloss_utils.language import beam_search, hf_generate
+
+    model, prompts = small_llama(60), check_gpu._texts(8, 20)
+    prompts = [[token % 60 for token in prompt] for prompt in prompts]
+    return model, prompts, [search.beam_search(model, prompts, 5, 8, 2) for search in (beam_search, hf_generate)]
+
+
+def compared(searched, ours=None, theirs=None) -> str:
+    model, prompts, found = searched
+    return check_gpu._compared(model, prompts, {"the tree search": ours or found[0], "generate": theirs or found[1]})
+
+
+def test_equal_searches_are_worth_the_same(searched):
+    assert re.match(r"8 of 8 best texts are the same, ours better by \S+e[+-]\d+ per token", compared(searched))
+
+
+def test_wrong_scores_are_told_of_either_search(searched):
+    for number, name in enumerate(("the tree search", "generate")):
+        both = [*searched[2]]
+        both[number] = [
+            Decoded(one.tokens, [score + 0.06 * len(one.tokens[0]) for score in one.logprobs]) for one in both[number]
+        ]
+        with pytest.raises(GlossError, match=f"{name} gives its texts wrong scores: 6.0e-02 per token"):
+            compared(searched, *both)
+
+
+def test_other_texts_are_no_fault_where_they_are_as_good(searched):
+    fifth = [Decoded(one.tokens[4:], one.logprobs[4:]) for one in searched[2][1]]
+    assert compared(searched, theirs=fifth).startswith("0 of 8 best texts are the same, ours better by")
+    with pytest.raises(GlossError, match="the tree search finds worse texts than generate: 0 of 8"):
+        compared(searched, ours=fifth)

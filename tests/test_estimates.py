@@ -15,10 +15,10 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import prompts
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import memory, models, qlora
+from gloss_utils.language import full, memory, models, qlora
 from gloss_utils.language.sizes import Sizes
 from gloss_utils.rank import sasrec
-from gloss_utils.runs import estimates
+from gloss_utils.runs import estimates, room
 from gloss_utils.runs import run as run_module
 from gloss_utils.runs.journal import Journal
 from gloss_utils.search import build_dense
@@ -61,13 +61,20 @@ def test_models_on_disk(small_run, sizes):
     assert_on_the_safe_side(estimates.weights(rival), written(run.folder.sasrec))
 
 
-def test_checkpoints(copied_run, monkeypatch, sizes):
-    run = run_of(copied_run, remake=["adapter"])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_checkpoints(copied_run, monkeypatch, sizes, tuning):
+    run = run_of(copied_run, remake=["adapter"], tuning=tuning, load_in_4bit=False)
     monkeypatch.setattr(run_module, "remove", lambda path: None)  # of what is unfinished no more
     fine_tune.prepare(run)
     [checkpoint] = run.unfinished("adapter").glob("checkpoint-*[0-9]")
-    truth = estimates.CHECKPOINTS * written(checkpoint)
-    assert_on_the_safe_side(estimates.checkpoints(sizes.lora(run["lora_modules"], run["lora_rank"])), truth)
+    truth, adapter = estimates.CHECKPOINTS * written(checkpoint), written(run.folder.adapter)
+    trained = sizes.parameters if tuning == "full" else sizes.lora(run["lora_modules"], run["lora_rank"])
+    assert_on_the_safe_side(estimates.checkpoints(trained), truth)
+    assert_on_the_safe_side(estimates.weights(trained, sizes.vocabulary), adapter)
+    needed = {}
+    monkeypatch.setattr(estimates, "check_disk", lambda path, amounts: needed.update(amounts))
+    room.check(run.folder, run.parameters | {"seed": run["seed"] + 1})  # another run, which has all of it before it
+    assert_on_the_safe_side(needed["adapter"], truth + adapter)
 
 
 def test_indexes_on_disk(small_run, tmp_path):
@@ -114,9 +121,13 @@ def test_memory_of_a_base_model_and_of_generation(small_run, sizes):
     assert memory.generation(sizes, 6, 40, weight=4) == truth
 
 
-def test_memory_of_training(small_run, sizes):
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_memory_of_training(small_run, sizes, tuning):
     run, held = run_of(small_run, load_in_4bit=False), {}
-    model, _ = qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
+    if tuning == "full":
+        model, _ = full.trainable(run.folder.base, 0.0, 1)
+    else:
+        model, _ = qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
 
     def hold(tensor: torch.Tensor) -> torch.Tensor:
         held[tensor.untyped_storage().data_ptr()] = tensor
@@ -132,9 +143,11 @@ def test_memory_of_training(small_run, sizes):
     optimizer = torch.optim.AdamW(trained)
     optimizer.step()
     states = sum(state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
-    truth = activations + states + sum(parameter.nbytes + parameter.grad.nbytes for parameter in trained)
-    lora = sum(parameter.numel() for parameter in trained)
-    assert 0.5 * truth <= memory.training(sizes, lora, tokens.numel(), False, weight=4) <= 2 * truth
+    truth = activations + states + sum(weights.nbytes for weights in model.parameters())
+    truth += sum(parameter.grad.nbytes for parameter in trained)
+    count = sum(parameter.numel() for parameter in trained)
+    found = memory.Training(sizes, count, memory.CPU, load_in_4bit=False)
+    assert_on_the_safe_side(found.weights() + found.activations(tokens.numel(), False), truth)
 
 
 def test_a_disk_with_and_without_room(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.report import data_plots
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import INDEX
+from gloss_utils.runs.parameters import INDEX, ROOT
 from gloss_utils.runs.run import Run
 from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex, encoder
 from gloss_utils.search.dense import MARGIN
@@ -162,6 +162,27 @@ def test_bm25_scores_and_order(words):
 def test_a_text_that_shares_no_word_gets_the_first_items(words, text):
     ids, scores = words.search([text], 3)  # no stemming; "the" is a stop word
     assert ids.tolist() == [[0, 1, 2]] and scores.tolist() == [[0, 0, 0]]
+
+
+JAX = """
+import sys
+class lax:
+    @staticmethod
+    def top_k(scores, k):
+        sys.exit("jax takes the GPU's memory")
+sys.modules["jax.lax"] = lax
+print("jax")
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import jax\n"])
+def test_bm25s_does_not_import_jax(tmp_path, first):
+    (tmp_path / "jax.py").write_text(JAX, encoding="utf-8")
+    asked = "from gloss_utils.search import BM25Index\nprint(BM25Index.build(['soap', 'jar']).search(['jar'], 1)[0])\n"
+    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{first}{asked}import jax\nprint(jax.lax)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    lines = ["[[1]]", "jax", "<class 'jax.lax'>"]  # who wants jax has it
+    assert found.stdout.splitlines() == ([*lines[1:2], lines[0], lines[2]] if first else lines), found.stderr
 
 
 def test_bm25_unknown_words_do_not_matter_and_repeated_ones_count(words):

@@ -11,8 +11,18 @@ SWITCH = "GLOSS_UNSLOTH"  # the environment variable; `off`: unsloth is not used
 PATCHED = ("transformers", "peft", "trl")
 
 
+def is_wanted() -> bool:
+    """Whether unsloth can set models up: in a single process, on a GPU, where it is installed and not switched off."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several or os.environ.get(SWITCH) == "off" or importlib.util.find_spec("unsloth") is None:
+        return False
+    import torch  # takes seconds to import, and the room `base` loads without it
+
+    return torch.cuda.is_available()
+
+
 def import_unsloth() -> bool:
-    """Import unsloth where it can set models up: in a single process, on a GPU, where it is installed.
+    """Import unsloth where it `is_wanted`.
 
     Returns whether it is imported. Where one of the packages that it patches was there first, it would patch only some
     of their parts: then it is left out, and a line says so. Its statistics, a download at each start, are off. Raises
@@ -20,12 +30,7 @@ def import_unsloth() -> bool:
     """
     if "unsloth" in sys.modules:
         return True
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if several or os.environ.get(SWITCH) == "off" or importlib.util.find_spec("unsloth") is None:
-        return False
-    import torch  # takes seconds to import, and the room `base` loads without it
-
-    if not torch.cuda.is_available():
+    if not is_wanted():
         return False
     if too_early := [name for name in PATCHED if name in sys.modules]:
         print(

@@ -41,6 +41,10 @@ class Sizes:
         """The parameters of low-rank adapters on the linear layers of these names."""
         return rank * sum(size for name, size in self.linear.items() if is_of(name, modules))
 
+    def inner(self) -> int:
+        """Inputs + outputs of the linear layers of all layers together; the output's matrix is in none of these."""
+        return sum(size for name, size in self.linear.items() if any(part.isdigit() for part in name.split(".")))
+
 
 def is_of(name: str, modules: list[str]) -> bool:
     """Whether peft takes a layer of this full name for one of these modules."""

@@ -15,7 +15,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gloss_utils.base.files import digest
 from gloss_utils.data import prompts
 from gloss_utils.language import training
-from gloss_utils.search.bm25 import BM25Index
 
 TITLES_PER_LIST = 8  # at most
 RELATED = 12  # neighbours of a title that may follow it in a list
@@ -82,6 +81,8 @@ def related_lists(titles: list[str], count: int, seed: int) -> tuple[list[list[s
 
     No title is in a list twice.
     """
+    from gloss_utils.search.bm25 import BM25Index  # the room `search` takes seconds to import, and few train this model
+
     rng, titles = random.Random(seed), sorted(set(titles))
     places, scores = BM25Index.build(titles).search(titles, RELATED + 1)
     near = [

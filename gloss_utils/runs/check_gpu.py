@@ -27,7 +27,7 @@ from gloss_utils.runs.parameters import FINE_TUNE, ROOT, defaults, settings_of
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "unsloth")
 STEPS, USERS, NUM_BEAMS, NEW_TOKENS = 3, 8, 5, 30
 LIMIT = 600  # seconds for a step
-SCORES = 0.05  # how far the best texts' mean log-probabilities may be apart, by rounding
+ROUNDING = 0.05  # what scores may be apart by it, per token, in bf16
 TITLES = ["Rose Toner", "Day Cream", "Base Coat", "Alum Block"]
 
 
@@ -54,10 +54,11 @@ def check(shape: str, tokens: int = 512, scratch: Path | None = None) -> Iterato
             ("train", "training with transformers"),
             ("generate", "generation"),
         ):
+            begun = time.perf_counter()
             found[name] = _step(name, shape, tokens, Path(folder))
-            error = found[name].get("error")
+            error, took = found[name].get("error"), f"{time.perf_counter() - begun:.0f} s"
             failed += [title] if error else []
-            yield f"{'FAILED' if error else 'ok'}  {title}: {error or found[name]['line']}"
+            yield f"{'FAILED' if error else 'ok'}  {title}: {error or found[name]['line']}. It took {took}."
             if error and name == "weights":
                 break
     yield from _advice(device, found)
@@ -68,11 +69,12 @@ def check(shape: str, tokens: int = 512, scratch: Path | None = None) -> Iterato
 def _advice(device: dict, found: dict[str, dict]) -> Iterator[str]:
     """What to set."""
     with_unsloth, without = found.get("unsloth"), found.get("train", {})
+    way = "unsloth" if with_unsloth else "train"
     if with_unsloth and "speed" in without and with_unsloth.get("speed", 0) < without["speed"]:
-        why = "fails" if "error" in with_unsloth else "is slower"
+        why, way = "fails" if "error" in with_unsloth else "is slower", "train"
         yield f"set: {SWITCH}=off in the environment, because training with unsloth {why} here"
     if device.get("gpu"):
-        yield f"set: {device['fit']}"
+        yield f"set: {device['fit'][way]}"
 
 
 def _version(name: str) -> str:
@@ -112,22 +114,31 @@ def _device(shape: str, tokens: int, folder: Path) -> dict:
     free, total = torch.cuda.mem_get_info()
     model = shapes.sizes(shape)
     lora = model.lora(defaults(FINE_TUNE)["lora_modules"], defaults(FINE_TUNE)["lora_rank"])
-    fit, how = memory.fits(model, lora, free), memory.writing(model, free)
-    said = f"{shape} is too large to be trained here; take a smaller model"
-    if fit:
-        said = (
-            f"for {shape} with texts of 1,024 tokens: -p batch_size {fit.batch_size} -p gradient_accumulation "
-            f"{16 // fit.batch_size} -p gradient_checkpointing {str(fit.gradient_checkpointing).lower()}; stage 4 will "
-            f"hold it in {how or 'no way'}"
-        )
+    ways = {"unsloth": memory.UNSLOTH, "train": memory.PEFT}
+    fits, how = (
+        {name: memory.Training(model, lora, way).fits(free) for name, way in ways.items()},
+        memory.writing(model, free),
+    )
     dtype = str(models.compute_dtype()).removeprefix("torch.")
     return {
         "gpu": True,
         "unsloth": _version("unsloth") != "is not installed",
-        "fit": f"{said} (by formulas, not measured)",
+        "fit": {name: _fit(shape, fit, how) for name, fit in fits.items()},
         "line": f"{gpu.name}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} free, compute capability {gpu.major}."
         f"{gpu.minor}, computes in {dtype}; {torch.cuda.device_count()} visible, one is used",
     }
+
+
+def _fit(shape: str, fit, how: str | None) -> str:
+    """What to set where training fits so. how: in which way stage 4 will hold the model."""
+    if fit is None:
+        return f"{shape} is too large to be trained here; take a smaller model"
+    checkpointing = str(fit.gradient_checkpointing).lower()
+    return (
+        f"for {shape} with texts of 1,024 tokens: -p batch_size {fit.batch_size} -p gradient_accumulation "
+        f"{16 // fit.batch_size} -p gradient_checkpointing {checkpointing} (about {fit.needs / 2**30:.1f} GiB, by "
+        f"formulas); stage 4 will hold it in {how or 'no way'}"
+    )
 
 
 def _weights(shape: str, tokens: int, folder: Path) -> dict:
@@ -143,73 +154,93 @@ def _weights(shape: str, tokens: int, folder: Path) -> dict:
 
 
 def _train(shape: str, tokens: int, folder: Path) -> dict:
-    import_unsloth()  # before transformers and peft, which it patches
+    used = import_unsloth()  # before transformers and peft, which it patches
     import torch
 
     from gloss_utils.language import memory, models, qlora, shapes, training
 
-    model = shapes.sizes(shape)
-    given, small = defaults(FINE_TUNE), {"gradient_accumulation": 1, "epochs": 1, "warmup_steps": 0}
-    in_4bit = {"max_length": max(tokens, 16), "gradient_checkpointing": False, "load_in_4bit": True}
-    settings = settings_of(qlora.QLoRA, given, **in_4bit, seed=1)
-    lora, free = model.lora(settings.lora_modules, settings.lora_rank), models.free_gpu_memory()
-    fit = memory.Fit(2, False, 0) if free is None else memory.fits(model, lora, free, tokens)
+    model, given, name = shapes.sizes(shape), defaults(FINE_TUNE), "unsloth" if used else "train"
+    lora, free = model.lora(given["lora_modules"], given["lora_rank"]), models.free_gpu_memory()
+    trained = memory.Training(model, lora, memory.UNSLOTH if used else memory.PEFT)
+    fit = memory.Fit(2, False, 0) if free is None else trained.fits(free, tokens)
     if fit is None:
         raise GlossError(f"{shape} is too large for the {free / 2**30:.1f} GiB that are free; take a smaller one")
-    how = settings_of(training.Settings, given, batch_size=fit.batch_size, **small, seed=1)
+    in_4bit = {"max_length": max(tokens, 16), "gradient_checkpointing": fit.gradient_checkpointing}
+    settings = settings_of(qlora.QLoRA, given, **in_4bit, load_in_4bit=True, seed=1)
+    small = {"gradient_accumulation": 1, "epochs": 1, "warmup_steps": 0, "batch_size": fit.batch_size}
+    small |= {"gradient_checkpointing": fit.gradient_checkpointing and not used}  # which has its own
+    how = settings_of(training.Settings, given, **small, seed=1)
     texts, begun = _texts(STEPS * fit.batch_size, tokens), time.perf_counter()
     tuned, tokenizer = qlora.with_adapters(folder / "base", settings)
     loading = time.perf_counter() - begun
-    result = training.train(tuned, tokenizer, texts, texts[:2], how, folder / "training", {}, name="check")
+    checkpoints = folder / f"training-{name}"  # of its own: else it would go on from the other's, which is done
+    result = training.train(tuned, tokenizer, texts, texts[:2], how, checkpoints, {}, name="check")
     loss = next(log["eval_loss"] for log in result["history"] if "eval_loss" in log)
     changed = sum(float(w.detach().abs().sum()) for name, w in tuned.named_parameters() if "lora_B" in name)
     if not math.isfinite(loss) or not math.isfinite(changed) or not changed:
         raise GlossError(f"it trains nothing: the loss is {loss}, the adapters' change {changed}")
-    qlora.save_adapter(folder / "adapter", tuned, tokenizer, settings)
+    qlora.save_adapter(folder / f"adapter-{name}", tuned, tokenizer, settings)
     peak, place = result["peak_memory_gb"], "GPU memory" if torch.cuda.is_available() else "memory"
     speed, estimated = result["tokens_per_second"], f" (estimated {fit.needs / 2**30:.1f})" if fit.needs else ""
     return {
         "speed": speed,
         "line": f"{result['steps']} steps of {fit.batch_size} texts of {tokens} tokens, {speed:,} "
-        f"tokens a second, at most {peak} GiB of {place}{estimated}; loaded in {loading:.0f} s; loss {loss:.2f}",
+        f"tokens a second, compiling included, at most {peak} GiB of {place}{estimated}; loaded in {loading:.0f} s; "
+        f"loss {loss:.2f}",
     }
 
 
 def _generate(shape: str, tokens: int, folder: Path) -> dict:
     from gloss_utils.language import generation, hf_generate, models
 
-    base, adapter = folder / "base", folder / "adapter"
+    base, adapters = folder / "base", [folder / f"adapter-{name}" for name in ("unsloth", "train")]
     with _kept_print() as said:
-        if adapter.exists():
-            model, tokenizer = models.load_finetuned(base, adapter, load_in_4bit=True)
+        if there := [adapter for adapter in adapters if adapter.exists()]:
+            model, tokenizer = models.load_finetuned(base, there[0], load_in_4bit=True)  # unsloth's, as in stage 2
         else:
             model, tokenizer = models.load_base(base, load_in_4bit=True)
             said.append("There is no adapter, because training failed: this is the base model alone.")
     prompts, end = _texts(USERS, tokens), tokenizer.eos_token_id
     writer = generation.Writer(model, tokenizer, generation.Decoding(NUM_BEAMS, NEW_TOKENS))
     seconds, texts = {}, {}
-    for name, engine in (("tree search", writer.engine), ("generate", hf_generate)):
+    for name, engine in (("the tree search", writer.engine), ("generate", hf_generate)):
         engine.beam_search(model, prompts[:1], NUM_BEAMS, 2, end)  # to warm up
         begun = time.perf_counter()
         texts[name] = engine.beam_search(model, prompts, NUM_BEAMS, NEW_TOKENS, end)
         seconds[name] = time.perf_counter() - begun
-    pairs = list(zip(*texts.values(), strict=True))
-    same = sum(one.tokens[0] == other.tokens[0] for one, other in pairs)
-    apart = max(abs(_mean(one) - _mean(other)) for one, other in pairs)
-    compared = f"{same} of {USERS} best texts are the same, their scores differ by at most {apart:.1e} per token"
-    if not apart <= SCORES:
-        raise GlossError(f"the tree search and generate differ: {compared}")
+    compared = _compared(model, prompts, texts)
     ours, theirs = seconds.values()
     chosen = " ".join([*said, *([writer.notice] if writer.notice else [])])
     return {
         "line": f"{USERS} users, {NUM_BEAMS} beams of {NEW_TOKENS} tokens after {tokens}: tree search {ours:.2f} s, "
         f"generate {theirs:.2f} s ({theirs / ours:.1f} times as long); {compared}; at most "
-        f"{models.peak_memory() / 2**10:.1f} GiB. {chosen}".strip()
+        f"{models.peak_memory() / 2**10:.1f} GiB. {chosen}".strip().removesuffix(".")
     }
 
 
-def _mean(found) -> float:
-    return found.logprobs[0] / len(found.tokens[0])
+def _compared(model, prompts: list[list[int]], texts: dict[str, list]) -> str:
+    """What the best texts of two searches are worth, ours first, by plain passes of the same model. Raises `GlossError`
+    where a search gives its texts other scores than these, or ours finds worse ones.
+
+    Texts may differ in bf16: those of a model with random weights are nearly ties, which rounding decides.
+    """
+    from gloss_utils.language import scoring
+
+    worth = {}
+    for name, found in texts.items():
+        plain = scoring.plain(model, prompts, [[one.tokens[0]] for one in found])
+        worth[name] = [score / len(one.tokens[0]) for [score], one in zip(plain, found, strict=True)]
+        own = [one.logprobs[0] / len(one.tokens[0]) for one in found]
+        apart = max(abs(one - other) for one, other in zip(own, worth[name], strict=True))
+        if not apart <= ROUNDING:
+            raise GlossError(f"{name} gives its texts wrong scores: {apart:.1e} per token from those of plain passes")
+    ours, theirs = texts.values()
+    same = sum(one.tokens[0] == other.tokens[0] for one, other in zip(ours, theirs, strict=True))
+    better = sum(one - other for one, other in zip(*worth.values(), strict=True)) / len(prompts)
+    compared = f"{same} of {len(prompts)} best texts are the same, ours better by {better:.1e} per token on average"
+    if not better >= -ROUNDING:
+        raise GlossError(f"the tree search finds worse texts than generate: {compared}")
+    return compared
 
 
 @contextmanager

@@ -32,7 +32,9 @@ def checkpoints(parameters: int) -> int:
 
 def tiny_base(vocabulary: int, layers: int, width: int, lora_rank: int) -> tuple[int, int]:
     """The parameters of the tiny base model, and of adapters on all its linear layers."""
-    return width * (vocabulary + 12 * layers * width + 2 * layers + 1), 19 * lora_rank * layers * width
+    inner = round(width / 24) * 64  # as `tiny.new_model` has it
+    parameters = width * (vocabulary + layers * (4 * width + 3 * inner + 2) + 1)
+    return parameters, lora_rank * layers * (11 * width + 3 * inner)
 
 
 def sasrec_parameters(items: int, width: int) -> int:

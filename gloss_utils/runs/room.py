@@ -5,6 +5,7 @@ import psutil
 from gloss_utils.base import hub
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
+from gloss_utils.base.unsloth_first import is_wanted
 from gloss_utils.report import tables
 from gloss_utils.report.metrics import SEEN
 from gloss_utils.runs import estimates
@@ -31,6 +32,7 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
     users = min(drawn, counts["users"])
     needed, lines = {"rankings": estimates.rankings(users, parameters["ranking_depth"], RANKINGS)}, []
     if {"base", "adapter"} & set(making):
+        in_full = parameters["tuning"] == "full"
         if parameters["base_model"] == "tiny":
             vocabulary = parameters["tiny_vocabulary"]
             size, lora = estimates.tiny_base(
@@ -39,9 +41,11 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
             needed["base"] = estimates.weights(size, vocabulary) + estimates.checkpoints(size)
         else:
             model = _sizes(folder, parameters)
-            vocabulary, lora = model.vocabulary, model.lora(parameters["lora_modules"], parameters["lora_rank"])
-            lines += _memory(model, lora, parameters)
-        needed["adapter"] = estimates.weights(lora, vocabulary) + estimates.checkpoints(lora)
+            vocabulary, size = model.vocabulary, model.parameters
+            lora = model.lora(parameters["lora_modules"], parameters["lora_rank"])
+            lines += _memory(model, size if in_full else lora, parameters)
+        trained = size if in_full else lora
+        needed["adapter"] = estimates.weights(trained, vocabulary) + estimates.checkpoints(trained)
     if "dense" in making:
         dimensions, kind = DIMENSIONS.get(parameters["encoder"], 1024), parameters["index"]
         if kind == "auto":
@@ -72,37 +76,44 @@ def _sizes(folder: RunFolder, parameters: dict):
     return model
 
 
-def _memory(model, lora: int, parameters: dict) -> list[str]:
+def _memory(model, trained: int, parameters: dict) -> list[str]:
     """A line on what is held in memory, and one on how training could fit where it may not. Raises `GlossError` where
-    a GPU is too small for any."""
+    a GPU is too small for any. trained: the parameters that are."""
     import torch
 
     from gloss_utils.language import memory
 
-    on_gpu, in_4bit = torch.cuda.is_available(), parameters["load_in_4bit"]
+    on_gpu, in_4bit, longest = torch.cuda.is_available(), parameters["load_in_4bit"], parameters["max_length"]
     free, total = torch.cuda.mem_get_info() if on_gpu else (psutil.virtual_memory().available, None)
-    weight, moment = 2 if on_gpu else 4, 1 if parameters["optimizer"] == "adamw_8bit" else 4
-    base = memory.base(model, in_4bit, weight, rest=4 if in_4bit else weight)
-    tokens = parameters["batch_size"] * parameters["max_length"]
-    training = memory.training(model, lora, tokens, parameters["gradient_checkpointing"], moment, weight)
-    sequences = BATCH_OF_USERS * parameters["num_beams"]
-    writing = memory.generation(model, sequences, parameters["max_length"], weight)
+    in_full = trained == model.parameters
+    way = memory.CPU if not on_gpu else memory.UNSLOTH if is_wanted() and not in_full else memory.PEFT
+    moment, checkpointing = 1 if parameters["optimizer"] == "adamw_8bit" else 4, parameters["gradient_checkpointing"]
+    training = memory.Training(model, trained, way, in_4bit, moment)
+    needs = training.needs(parameters["batch_size"] * longest, checkpointing)
+    weight = memory.HALF if on_gpu else memory.FLOAT
+    writing = memory.base(model, in_4bit, weight) + memory.generation(
+        model, BATCH_OF_USERS * parameters["num_beams"], longest, weight
+    )
     lines = [
-        f"Training will hold at most about {(base + training) / 2**30:.1f} GiB in {'GPU ' * on_gpu}memory, and "
-        f"generation about {(base + writing) / 2**30:.1f}; {free / 2**30:.1f} GiB are free now."
+        f"Training will hold at most about {needs / 2**30:.1f} GiB in {'GPU ' * on_gpu}memory, and "
+        f"generation about {writing / 2**30:.1f}; {free / 2**30:.1f} GiB are free now."
     ]
-    if not on_gpu or base + training <= free:
+    if not on_gpu or needs <= free:
         return lines
-    least = memory.needed(model, lora, parameters["max_length"], True, in_4bit)
+    least = training.needs(longest, True)
     if least > total:
+        smaller = "take a smaller model, "
+        if in_full:
+            smaller += "tuning: lora, "
+        elif not in_4bit:
+            smaller += "load_in_4bit, "
         raise GlossError(
             f"base model {parameters['base_model']} is too large for this GPU: training takes about "
             f"{least / 2**30:.1f} GiB with the smallest batch and gradient_checkpointing, and it has "
-            f"{total / 2**30:.1f}; take a smaller model, {'' if in_4bit else 'load_in_4bit, '}a shorter max_length or "
-            "a larger GPU (docs/gpu.md says what fits)"
+            f"{total / 2**30:.1f}; {smaller}a shorter max_length or a larger GPU (docs/gpu.md says what fits)"
         )
     texts = parameters["batch_size"] * parameters["gradient_accumulation"]
-    if fit := memory.fits(model, lora, free, parameters["max_length"], in_4bit):
+    if fit := training.fits(free, longest):
         return [
             *lines,
             f"That may not fit. -p batch_size {fit.batch_size} -p gradient_accumulation {texts // fit.batch_size} "

@@ -1,12 +1,31 @@
-"""The index by words: BM25 (METHOD, 4)."""
+"""The index by words: BM25 (METHOD, 4). The one door to bm25s."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import bm25s
 import numpy as np
 
 from gloss_utils.base.files import write_whole
 from gloss_utils.search.order import Found, distinct, rounded, top_k
+
+
+@contextmanager
+def _without_jax() -> Iterator[None]:
+    """Let jax be as good as not installed: bm25s computes something with it at import, for which jax takes three
+    quarters of a GPU's memory. Nothing is lost, because the best items are selected here."""
+    there = {name: sys.modules.pop(name) for name in ("jax", "jax.lax") if name in sys.modules}
+    sys.modules["jax"] = None  # Python's way to say that a module cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules["jax"]
+        sys.modules.update(there)
+
+
+with _without_jax():
+    import bm25s
 
 
 class BM25Index:
