@@ -146,6 +146,22 @@ def test_features_by_hand():
     assert rows.loc[2, "cosine"] == pytest.approx(1 / 3**0.5)
 
 
+def test_closeness_in_the_catalogue_by_hand():
+    alone = dict.fromkeys(near(), sparse.identity(60, format="csr"))
+    world = Signals([["i20", "i30"]], ITEMS, alone)
+    some = next(candidates(world, [["i7", "i20"], []])).set_index(["user", "item"])
+    assert some.loc[(0, 22), ["last_listed", "nearest_listed"]].tolist() == [0.5, 0.5]
+    assert some.loc[(0, 6), ["last_listed", "nearest_listed"]].tolist() == pytest.approx([1 / 14, 1])
+    assert (some.loc[1, "last_listed"] == 0).all()  # a history that holds nothing is close to nothing
+    # What stands beside an item that follows, and what follows an item that stands beside.
+    assert some.loc[(0, 31), "like_listed"] > some.loc[(0, 34), "like_listed"] > 0
+    assert world.of([["i19"]])["near_listed"].toarray()[0, 30] > 0
+    # It has no direction: the list is sorted as the purchases of one day are, which says nothing of what is bought.
+    user, item = np.zeros(2, int), np.array([17, 23])
+    for values in world.closeness([["i20"]], user, item).values():
+        assert values[0] == values[1]
+
+
 def test_what_texts_name_changes_no_other_items_features(found):
     (alone,) = candidates(found.signals, [["i0", "i1"]])
     (cut,) = candidates(found.signals, [["i0", "i1"]], more=sparse.csr_matrix(np.ones((1, 60))))
