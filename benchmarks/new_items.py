@@ -1,10 +1,10 @@
 """What `ranking: learned` finds of new items, and what that costs for the others, by how much new items are favoured.
 
-    python -m benchmarks.new_items DATA_DIR [--datasets beauty toys] [--favours 0 0.5 0.75 1 1.5]
+    python -m benchmarks.new_items DATA_DIR [--datasets beauty toys] [--favours -100 -1 -0.5 0 0.5 1]
 
 DATA_DIR holds the raw Amazon files. No validation or test target is used: a tenth of the items is taken out of all
 training sequences, and of users drawn for this the last item that may be learnt from is the target; of the other users
-some give the labels that the trees are fitted on. Beside it: last-item search.
+some give the labels that trees are fitted on. A favour of -100 never offers a new item. Beside it: last-item search.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--datasets", nargs="+", default=["beauty", "toys"])
-    parser.add_argument("--favours", nargs="+", type=float, default=[0, 0.5, 0.75, 1, 1.5])
+    parser.add_argument("--favours", nargs="+", type=float, default=[-100, -1, -0.5, 0, 0.5, 1])
     options = parser.parse_args()
     for name in options.datasets:
         data = load(name, options.data_dir)

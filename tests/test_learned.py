@@ -192,14 +192,15 @@ def test_trees_are_fitted_in_a_world_with_as_many_new_items():
     assert learned.hide(chains(), ITEMS, 1) == chains()  # where no item is new, none is hidden
     marked = labelled(sequences, ITEMS, near(), 1, 150)
     assert set(marked.candidates.loc[marked.is_label, "new"]) == {0, 1}
+    assert marked.candidates["item"].min() >= 12  # what no sequence holds can be no label
 
 
 def test_new_items_are_favoured_as_much_as_asked():
     sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
     counts, ranked = [], Learned(sequences, sequences, ITEMS, near(), users=150)
-    for ranked.favour in (0, 1, 100):
+    for ranked.favour in (-100, 0, 1, 100):
         counts.append(int(ranked.rank(5)["item"].isin(ITEMS[:12]).sum()))
-    assert counts[0] < counts[1] < counts[2] == 5 * 300
+    assert 0 == counts[0] < counts[1] < counts[2] < counts[3] == 5 * 300
 
 
 def test_a_users_own_target_does_not_weigh_that_users_texts():

@@ -183,7 +183,9 @@ class Retrieve(Workers, Queries, Files):
     ranking: Literal["paper", "fused", "hybrid", "learned"] = default(
         "learned", "learned (by training users), hybrid (fixed weights), fused (texts alone) or paper (its rule)"
     )
-    new_item_favour: Number = default(0.75, "learned: how much new items are favoured; 0: not", ge=0, le=100)
+    new_item_favour: Number = default(
+        -0.5, "learned: how much new items are favoured; 0: as trees say, -100: never offered", ge=-100, le=100
+    )
     ranking_weights: FilePath = default("params/ranking/weights.yaml", "how much each kind of evidence counts")
     top_k: Whole | None = default(None, "items found per text; None: 1 for paper, else 20", ge=1)
     exclude_seen: Flag | None = default(None, "leave out what the user has; None: no for paper, else yes")
