@@ -42,8 +42,8 @@ def measure(data: Dataset, indexes: dict, favours: list[float], users: int = USE
         for name, index in indexes.items()
     }
     ranker = Learned(histories, known, list(titles), text_neighbours(titles, indexes), seed=SEED)
-    for ranker.favour in favours:
-        rankings[f"learned, favour {ranker.favour:g}"] = ranker.rank(DEPTH)
+    for favour, ranked in ranker.favouring(favours, DEPTH).items():
+        rankings[f"learned, favour {favour:g}"] = ranked
     found = {
         method: per_user_metrics(as_run(ranked), targets)[list(COMPARED)].to_numpy()
         for method, ranked in rankings.items()
