@@ -146,20 +146,16 @@ def test_features_by_hand():
     assert rows.loc[2, "cosine"] == pytest.approx(1 / 3**0.5)
 
 
-def test_closeness_in_the_catalogue_by_hand():
-    alone = dict.fromkeys(near(), sparse.identity(60, format="csr"))
-    world = Signals([["i20", "i30"]], ITEMS, alone)
-    some = next(candidates(world, [["i7", "i20"], []])).set_index(["user", "item"])
-    assert some.loc[(0, 22), ["last_listed", "nearest_listed"]].tolist() == [0.5, 0.5]
-    assert some.loc[(0, 6), ["last_listed", "nearest_listed"]].tolist() == pytest.approx([1 / 14, 1])
-    assert (some.loc[1, "last_listed"] == 0).all()  # a history that holds nothing is close to nothing
-    # What stands beside an item that follows, and what follows an item that stands beside.
-    assert some.loc[(0, 31), "like_listed"] > some.loc[(0, 34), "like_listed"] > 0
-    assert world.of([["i19"]])["near_listed"].toarray()[0, 30] > 0
-    # It has no direction: the list is sorted as the purchases of one day are, which says nothing of what is bought.
-    user, item = np.zeros(2, int), np.array([17, 23])
-    for values in world.closeness([["i20"]], user, item).values():
-        assert values[0] == values[1]
+def test_signals_do_not_know_the_catalogues_order(found):
+    # The catalogue is sorted as the purchases of one day are, which says nothing of what is bought.
+    order = np.random.default_rng(5).permutation(60)
+    shuffled = {name: matrix[order][:, order] for name, matrix in near().items()}
+    other = Signals(chains().values(), [ITEMS[place] for place in order], shuffled)
+    histories = list(chains().values())[:20]
+    one, another = found.signals.of(histories), other.of(histories)
+    assert set(one) | {"popularity"} == set(SIGNALS)
+    for signal, matrix in one.items():
+        np.testing.assert_allclose(matrix.toarray()[:, order], another[signal].toarray(), atol=1e-12)
 
 
 def test_what_texts_name_changes_no_other_items_features(found):

@@ -15,7 +15,6 @@ USERS_AT_A_TIME = 1024
 MANY_NEW = 0.01
 PROPOSED = {"cooccurrence": 50, "second_hop": 25, "cosine": 25, "successors": 25}
 PROPOSED |= dict.fromkeys(("near_dense", "near_words", "like_dense", "like_words", "last_dense", "last_words"), 15)
-PROPOSED |= dict.fromkeys(("near_listed", "like_listed", "last_listed"), 15)
 PROPOSED |= dict.fromkeys(("nearest_dense", "nearest_words", "mean_dense", "mean_words", "popularity"), 10)
 OF_NEW = ("cooccurrence", "last_dense", "last_words", "near_words")  # each proposes 20 new items, too
 NEW = "new"  # the feature that says 1 of a new item
@@ -70,7 +69,6 @@ def candidates(
         )
         user, item = np.divmod(keys, items)
         values = {signal: _at(matrix, keys) for signal, matrix in found.items()}
-        values |= signals.closeness(some, user, item)
         values["popularity"] = np.log1p(signals.counts[item])
         is_own = np.isin(keys, own, assume_unique=True)
         features = {}

@@ -10,12 +10,7 @@ near_dense, near_words    co-occurrence of the items that are near in meaning, o
 like_dense, like_words    items near in meaning, or in words, to those that co-occur
 last_dense, last_words    similarity to the last item
 nearest_dense, nearest_words, mean_dense, mean_words    to the nearest item of the history, and to all of it
-near_listed, like_listed  as near_dense and like_dense, by the catalogue's order, since neighbours in it are often alike
-last_listed, nearest_listed    how close an item stands in the catalogue to the last item, or the nearest of the history
 popularity                log(1 + how often the item occurs in the training sequences)
-
-Closeness in the catalogue has no direction, on purpose. Amazon's files are sorted by item, so where purchases of a day
-kept the file's order, an item further down is a likely target for no better reason (docs/measurements.md).
 
 A new item, one that no training sequence holds, takes part by its 20 nearest items by text: it has their mean counts,
 twice, since a mean of many is smoother than what one item has.
@@ -38,7 +33,6 @@ PARTS = {
     "co-occurrence by texts": ("near_dense", "near_words", "like_dense", "like_words"),
     "last item": ("last_dense", "last_words"),
     "texts of the history": ("nearest_dense", "nearest_words", "mean_dense", "mean_words"),
-    "catalogue's order": ("near_listed", "like_listed", "last_listed", "nearest_listed"),
     "popularity": ("popularity",),
 }
 SIGNALS = tuple(signal for signals in PARTS.values() for signal in signals)
@@ -49,8 +43,7 @@ TOGETHER = {"window": 50, "decay": 1.0, "backward": 1.0, "damping": 0.0}
 RECENCY, SLOW_RECENCY = 0.55, 0.9  # what an item of the history weighs less for each one after it
 NEIGHBOURS, NEAREST, FURTHER = 100, 20, 200  # by text, those that stand for an item, and by way of an item between
 DOUBLED = 2.0  # what new items have of their neighbours
-LATEST = 10  # items of a history that are compared one by one
-LISTED = 10  # neighbours on either side in the catalogue
+LATEST = 10  # items of a history whose texts are compared one by one
 
 
 def text_neighbours(titles: Mapping[str, str], indexes: Mapping[str, Index]) -> dict[str, sparse.csr_matrix]:
@@ -78,7 +71,6 @@ class Signals:
     ):
         """sequences: items, oldest first. items: ids in the catalogue's order. near: see `text_neighbours`."""
         self.items, self.near = pd.Index(items), near
-        self.listed = _listed(len(items))
         counts = cooccurrence.counts(sequences, self.items)
         self.new = counts == 0
         fill = _fill(near["dense"], ~self.new)
@@ -88,8 +80,6 @@ class Signals:
         between = {"second_hop": _shares(follows) @ follows}
         for name, called in SEARCHED.items():
             between |= {f"near_{called}": alike[name] @ follows, f"like_{called}": follows @ alike[name]}
-        beside = _shares(self.listed)
-        between |= {"near_listed": beside @ follows, "like_listed": follows @ beside}
         matrices = {
             "cooccurrence": follows,
             "successors": cooccurrence.following(sequences, self.items, **CLOSELY),
@@ -99,20 +89,6 @@ class Signals:
         self.by_item = {
             signal: _kept(rows.T @ matrix @ columns) if fill.nnz else matrix for signal, matrix in matrices.items()
         }
-
-    def closeness(
-        self, histories: Sequence[Sequence[str]], user: np.ndarray, item: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Of pairs of a user (place in `histories`) and an item (place in the catalogue): 1 / how many places the item
-        is away from the last one of the history, and from the nearest of its `LATEST`; 0 where there is none."""
-        recent = np.full((len(histories), LATEST), np.inf)
-        for row, history in zip(recent, histories, strict=True):
-            places = self.items.get_indexer(history[-LATEST:])
-            places = places[places >= 0][::-1]
-            row[: len(places)] = places
-        last = 1 / np.maximum(np.abs(recent[user, 0] - item), 1.0)
-        nearest = 1 / np.maximum(np.abs(recent[user] - item[:, None]).min(axis=1), 1.0)
-        return {"last_listed": last, "nearest_listed": nearest}
 
     def of(self, histories: Sequence[Sequence[str]]) -> dict[str, sparse.csr_matrix]:
         """The signals of users with these histories, oldest item first; all but popularity, which is no user's own."""
@@ -125,17 +101,7 @@ class Signals:
             found[f"last_{called}"] = last @ self.near[name]
             found[f"nearest_{called}"] = _nearest(histories, self.items, self.near[name])
             found[f"mean_{called}"] = slow @ self.near[name]
-        found["last_listed"] = last @ self.listed
         return {signal: _kept(matrix) for signal, matrix in found.items()}
-
-
-def _listed(items: int) -> sparse.csr_matrix:
-    """1 / how many places apart, of items at most `LISTED` places apart in the catalogue, [items, items]."""
-    apart = [step for step in range(-LISTED, LISTED + 1) if step and abs(step) < items]
-    bands = [np.full(items - abs(step), 1 / abs(step)) for step in apart]
-    return sparse.csr_matrix(
-        sparse.diags_array(bands, offsets=apart, shape=(items, items)) if apart else (items, items)
-    )
 
 
 def _kept(matrix) -> sparse.csr_matrix:
