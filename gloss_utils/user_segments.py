@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the language room loads torch and transformers, which is le
     from gloss_utils.language import TitleTrie
 
 
-FAVOURS = (0, 0.5, 1, 1.5, 2, 3)  # of new items, in the curve
+FAVOURS = (-2, -1, -0.5, 0, 0.5, 1, 2)  # of new items, in the curve
 
 
 def start(notebook: dict) -> Run:

@@ -146,6 +146,18 @@ def test_features_by_hand():
     assert rows.loc[2, "cosine"] == pytest.approx(1 / 3**0.5)
 
 
+def test_signals_do_not_know_the_catalogues_order(found):
+    # The catalogue is sorted as the purchases of one day are, which says nothing of what is bought.
+    order = np.random.default_rng(5).permutation(60)
+    shuffled = {name: matrix[order][:, order] for name, matrix in near().items()}
+    other = Signals(chains().values(), [ITEMS[place] for place in order], shuffled)
+    histories = list(chains().values())[:20]
+    one, another = found.signals.of(histories), other.of(histories)
+    assert set(one) | {"popularity"} == set(SIGNALS)
+    for signal, matrix in one.items():
+        np.testing.assert_allclose(matrix.toarray()[:, order], another[signal].toarray(), atol=1e-12)
+
+
 def test_what_texts_name_changes_no_other_items_features(found):
     (alone,) = candidates(found.signals, [["i0", "i1"]])
     (cut,) = candidates(found.signals, [["i0", "i1"]], more=sparse.csr_matrix(np.ones((1, 60))))
@@ -176,14 +188,15 @@ def test_trees_are_fitted_in_a_world_with_as_many_new_items():
     assert learned.hide(chains(), ITEMS, 1) == chains()  # where no item is new, none is hidden
     marked = labelled(sequences, ITEMS, near(), 1, 150)
     assert set(marked.candidates.loc[marked.is_label, "new"]) == {0, 1}
+    assert marked.candidates["item"].min() >= 12  # what no sequence holds can be no label
 
 
 def test_new_items_are_favoured_as_much_as_asked():
     sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
     counts, ranked = [], Learned(sequences, sequences, ITEMS, near(), users=150)
-    for ranked.favour in (0, 1, 100):
+    for ranked.favour in (-100, 0, 1, 100):
         counts.append(int(ranked.rank(5)["item"].isin(ITEMS[:12]).sum()))
-    assert counts[0] < counts[1] < counts[2] == 5 * 300
+    assert 0 == counts[0] < counts[1] < counts[2] < counts[3] == 5 * 300
 
 
 def test_a_users_own_target_does_not_weigh_that_users_texts():

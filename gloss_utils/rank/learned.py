@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from gloss_utils.rank import text_weights
+from gloss_utils.rank import cooccurrence, text_weights
 from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories, as_ranking
 from gloss_utils.rank.choices import FEATURES, NEW, candidates, features_of, signal_of
 from gloss_utils.rank.evidence import DECIMALS, votes
@@ -39,7 +39,7 @@ SETTINGS = {
     "verbosity": -1,
 }
 TREES = 200
-FAVOUR = 0.75  # of new items; `benchmarks.new_items` says what it costs the others
+FAVOUR = -0.5  # of new items, which trees rank a little too high; `benchmarks.new_items` says what they cost
 HEAT = (0.12, 0.3)  # of the votes of texts, by meaning and by words, as weights.yaml
 
 
@@ -85,7 +85,8 @@ def labelled(
 ) -> Labelled:
     """The labelled candidates of up to so many training users, in a world that has not seen their labels.
 
-    held: histories of users who give no label, and of whom the world has seen no more than that.
+    held: histories of users who give no label, and of whom the world has seen no more than that. Items that no sequence
+    holds are left out. They can be no label, so trees would think too little of new items.
     """
     held = held or {}
     others = {user: items for user, items in sequences.items() if user not in held}
@@ -93,7 +94,8 @@ def labelled(
     known |= held
     world = Signals(hide(known, items, seed).values(), items, near)
     target = world.items.get_indexer(list(labels.values()))
-    kept = [_with_label(some, target) for some in candidates(world, list(histories.values()))]
+    occurs = cooccurrence.counts([*others.values(), *held.values()], world.items) > 0
+    kept = [_with_label(some[occurs[some["item"]]], target) for some in candidates(world, list(histories.values()))]
     found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES])
     return Labelled(found, found["item"].to_numpy() == target[found["user"].to_numpy(dtype=int)], world)
 
@@ -137,7 +139,8 @@ class Learned:
 
     histories: of the users that are ranked for, and training_sequences: of all that may be learnt from, user -> items,
     oldest first. items: ids in the catalogue's order. near: see `signals.text_neighbours`. favour: what is added to the
-    scores of new items, as a multiple of how widely a user's scores spread (their standard deviation). seed: of the
+    scores of new items, as a multiple of how widely a user's scores spread (their standard deviation); below 0 it
+    holds them back. seed: of the
     training users and the trees. trees: those that were fitted before, as `trees_text` gave them. users: how many
     training users give a label, at most. held: histories of training users whose next items nothing has read.
     """
