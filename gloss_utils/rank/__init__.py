@@ -5,11 +5,12 @@ items, oldest first), training sequences (the same, of all that may be learned f
 Out: a ranking, columns user, rank (from 1), item, score; `write_trec` writes it for any evaluation tool.
 
 `paper_rule`, `fused` and `hybrid` rank by generated texts; `Learned` by what trees learn from training users, with or
-without texts (`text_neighbours` says which items have texts alike); `popularity`, `last_item_search`, `item_knn`,
+without texts (`text_neighbours` says which items have texts alike); `Asked` ranks again by what a model thinks of them; `popularity`, `last_item_search`, `item_knn`,
 `Ease` and `Star` are rivals.
 `gloss_utils.rank.sasrec`, a rival that is trained, has to be imported by itself: it needs torch.
 """
 
+from gloss_utils.rank.asked import Asked
 from gloss_utils.rank.baselines import item_knn, last_item_search, popularity
 from gloss_utils.rank.candidates import items_of_exact_titles, nearest_items
 from gloss_utils.rank.ease import Ease
@@ -23,6 +24,7 @@ from gloss_utils.rank.trec import as_run, read_trec, write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 
 __all__ = [
+    "Asked",
     "Ease",
     "Evidence",
     "HybridSettings",
