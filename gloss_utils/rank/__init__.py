@@ -5,8 +5,8 @@ items, oldest first), training sequences (the same, of all that may be learned f
 Out: a ranking, columns user, rank (from 1), item, score; `write_trec` writes it for any evaluation tool.
 
 `paper_rule`, `fused` and `hybrid` rank by generated texts; `Learned` by what trees learn from training users, with or
-without texts (`text_neighbours` says which items have texts alike); `Asked` ranks again by what a model thinks of them; `popularity`, `last_item_search`, `item_knn`,
-`Ease` and `Star` are rivals.
+without texts (`text_neighbours` says which items have texts alike); `Asked` ranks again what `Learned` proposes, by
+what a language model thinks of it. `popularity`, `last_item_search`, `item_knn`, `Ease` and `Star` are rivals.
 `gloss_utils.rank.sasrec`, a rival that is trained, has to be imported by itself: it needs torch.
 """
 
