@@ -56,6 +56,8 @@ def current(folder: RunFolder) -> dict[str, dict]:
     """Version, parameters and probe of each artefact of the small run."""
     stages, found = folder.stages(), {}
     for name, recipe in RECIPES.items():
+        if name not in stages[recipe.stage]["artefacts"]:  # `asked`, which tests/test_asked.py holds to plain passes
+            continue
         made_from = stages[recipe.stage]["artefacts"][name]["made_from"]
         keys = (*recipe.parameters, *(["raw"] if name == "data" else []))
         given = {key: made_from[key] for key in keys if key not in LATER or key in made_from}

@@ -15,7 +15,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.runs import parameters, workers
+from gloss_utils.runs import parameters, resumed, workers
 from gloss_utils.runs.run import Run
 from gloss_utils.search import encode_texts, load_encoder
 
@@ -54,15 +54,35 @@ def fragile(work, died):
 
 def test_workers_write_what_this_process_does_though_one_is_killed(small_run, session, tmp_path, monkeypatch):
     local = generated(run_of(small_run, **SEVERAL | {"engine": "local"}))
-    died, numbers, add, map_parts = tmp_path / "died", [], retrieve.Journal.add, workers.map_parts
+    died, numbers, add, map_parts = tmp_path / "died", [], resumed.Journal.add, workers.map_parts
     monkeypatch.setattr(workers, "map_parts", lambda work, *rest, **more: map_parts(fragile(work, died), *rest, **more))
-    monkeypatch.setattr(retrieve.Journal, "add", lambda self, n, rows: (numbers.append(n), add(self, n, rows)))
+    monkeypatch.setattr(resumed.Journal, "add", lambda self, n, rows: (numbers.append(n), add(self, n, rows)))
     found = generated(run_of(small_run, **SEVERAL))
     assert died.exists() and len(numbers) > 2 and sorted(numbers) == list(range(len(numbers)))
     # A worker's own number of threads may move the last digits of log-probabilities.
     gap = max(np.abs(np.subtract(a[1], b[1])).max() for a, b in zip(found, local, strict=True))
     assert [row[0] for row in found] == [row[0] for row in local], f"log-probabilities are up to {gap:.1e} apart"
     assert [row[2] for row in found] == [row[2] for row in local] and gap < 1e-4
+
+
+def test_workers_score_what_this_process_does(small_run, session):
+    def scored(**values) -> list[float]:
+        run = run_of(small_run, **values)
+        run.known["proposed"] = "some"
+        data = Dataset.load(run.folder.data)
+        examples = splits.evaluation_examples(data, "test").head(12)
+        histories = dict(zip(examples["user"], examples["history"], strict=True))
+        pairs = examples.assign(item=[list(data.items["item"].iloc[:3])] * len(examples))[["user", "item"]].explode(
+            "item"
+        )
+        found = retrieve._scored(run, data, pairs, histories)
+        shutil.rmtree(run.folder.unfinished)
+        return found["logprob"].tolist()
+
+    several = {"ask": 3, "generation_batch_tokens": 1000}
+    local = scored(**several)
+    assert len(set(local)) > 12
+    assert scored(**several, engine="ray", workers=2) == pytest.approx(local, abs=1e-3)
 
 
 def mapped(work, parts: dict, load=lambda: "tool", count: int = 2) -> dict:
