@@ -14,7 +14,7 @@ from gloss_utils.base.files import write_json, write_whole
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import baselines
+from gloss_utils.rank import baselines, cooccurrence
 from gloss_utils.rank.asked import PARTS as ASKED
 from gloss_utils.rank.baselines import Rival
 from gloss_utils.rank.evidence import without_part
@@ -23,7 +23,16 @@ from gloss_utils.rank.trec import as_run, read_trec, write_trec
 from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.beyond import BEYOND, COVERAGE, TAKEN, Catalogue
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, LEFT_OUT, METRICS, SEEN, targets_of
+from gloss_utils.report.metrics import (
+    COMPARED,
+    GLOSS,
+    GLOSS_HISTORIES,
+    GLOSS_HYBRID,
+    LEFT_OUT,
+    METRICS,
+    SEEN,
+    targets_of,
+)
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 from gloss_utils.runs.run import Run, open_run
@@ -42,6 +51,7 @@ FOUND = (  # what is in metrics.json
     "trials",
     "seeds",
     "shuffled",
+    "by_model",
 )
 FIGURES = {
     "05_methods": partial(result_plots.methods, metrics=COMPARED),
@@ -60,6 +70,7 @@ TABLES = {
     "trials": tables.sasrec_trials,
     "seeds": tables.over_seeds,
     "text_weights": tables.text_weights,
+    "by_model": tables.gained,
 }
 
 
@@ -86,6 +97,7 @@ def prepare(run: Run) -> dict:
         per_user, of_groups = _per_user(run, data, queries, [*rivals, *retrieve.methods(run, ranker)], catalogue)
         found = _found(run, ranker, per_user, targets_of(queries), of_groups, sasrec)
         found["seeds"] = _seeds(run, found["rows"], by_seed, targets_of(queries))
+        found["by_model"] = _by_model(run, ranker, per_user)
         found["shuffled"] = _shuffled(run, ranker, rivals, per_user)
     with write_whole(run.folder.per_user) as part:
         per_user.to_parquet(part, index=False)
@@ -218,6 +230,16 @@ def _found(
         "sasrec": {name: value for name, value in sasrec.items() if name != "trials"},
         "trials": sasrec.get("trials", []),
     }
+
+
+def _by_model(run: Run, ranker: Ranker, per_user: pd.DataFrame) -> list[dict]:
+    """Rows of what the language model adds to histories alone, by group of users; none where it was not asked."""
+    if not ranker.asked:
+        return []
+    counts = pd.Series(cooccurrence.counts(ranker.training_sequences.values(), pd.Index(ranker.items)), ranker.items)
+    often = pd.Series(targets_of(ranker.queries)).map(counts).fillna(0)
+    left_out = per_user[per_user["seen"] == LEFT_OUT]
+    return metrics.gained_by_group(left_out, GLOSS, GLOSS_HISTORIES, often, run["seed"])
 
 
 def _of_group(row: dict, coverage: float | None, taken: float | None) -> dict:

@@ -7,6 +7,7 @@ may be shorter: those of the paper's rule have at most `num_beams` items, by def
 
 import warnings
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import ir_measures
 import numpy as np
@@ -32,6 +33,9 @@ COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and dra
 LEFT_OUT, KEPT_IN = SEEN = ("left out", "kept in")  # what each method does with items that the user already has
 # GLoSS by the run's own ranking, by the paper's rule, and, beside learned, by hybrid
 GLOSS, GLOSS_PAPER, GLOSS_HYBRID, GLOSS_HISTORIES = "gloss", "gloss-paper", "gloss-hybrid", "gloss-histories"
+
+
+OFTEN = (0, 5, 10, 20, np.inf)  # how often targets occur, in the groups of `gained_by_group`
 
 
 def targets_of(queries: pd.DataFrame) -> dict[str, str]:
@@ -137,6 +141,28 @@ def _lost(before: np.ndarray, values: np.ndarray, targets: dict[str, str], seed:
     """How many users there are, their metrics [users, `METRICS`], and what is lost against those before."""
     row = {"users": users_of(targets)} | rounded(METRICS, *means(values, seed, targets))
     return row | rounded([f"{metric}_lost" for metric in METRICS], *means(before - values, seed, targets))
+
+
+def gained_by_group(per_user: pd.DataFrame, method: str, other: str, popularity: pd.Series, seed: int) -> list[dict]:
+    """What a method gains over another one, paired over users, by group: all, each segment, users by how often their
+    target occurs in the training sequences (`popularity`, by user).
+
+    per_user: user, method, segment, new_item, metrics. Each row: group, users, the method's metrics and the gains.
+    """
+    wide = {name: per_user[per_user["method"] == name].set_index("user") for name in (method, other)}
+    about, often = wide[method], popularity.reindex(wide[method].index)
+    groups = {name: inside.to_numpy() for name, inside in segments.members(about).items()}
+    for low, high in pairwise(OFTEN):
+        name = f"target occurs {low} to {high - 1} times" if np.isfinite(high) else f"target occurs {low} times or more"
+        groups[name] = ((often >= low) & (often < high)).to_numpy()
+    rows = []
+    for group, inside in groups.items():
+        values = about.loc[inside, METRICS]
+        gains = values.to_numpy() - wide[other].reindex(values.index)[METRICS].to_numpy()
+        row = {"group": group, "users": users_of(values.index)} | rounded(METRICS, *means(values, seed, values.index))
+        gained = [f"{metric}_gained" for metric in METRICS]
+        rows.append(row | rounded(gained, *means(gains, seed, values.index)))
+    return [row for row in rows if row["users"]]
 
 
 def by_new_target(ranking: pd.DataFrame, targets: dict[str, str], new: set[str], metric: str, seed: int) -> list[dict]:

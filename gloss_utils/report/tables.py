@@ -125,6 +125,15 @@ def parts(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame
     return pd.DataFrame({metric: with_interval(frame, metric) for metric in metrics} | lost)
 
 
+def gained(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
+    """What the language model adds to histories alone, by group of users."""
+    frame = pd.DataFrame(rows).set_index("group")
+    shown = {"users": frame["users"]} | {metric: with_interval(frame, metric) for metric in metrics}
+    return pd.DataFrame(
+        shown | {f"{metric}, gained": with_interval(frame, f"{metric}_gained", "+") for metric in metrics}
+    )
+
+
 def shuffled(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
     """What each method loses where it ranks from shuffled histories, seen items left out."""
     frame = pd.DataFrame(rows).set_index("method")
