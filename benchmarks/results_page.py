@@ -62,10 +62,18 @@ count ids cannot recommend them. Search can, and so can hybrid, because it also 
 item. The tiny model never names one first."""
 
 
+ASKED = """## What the language model adds, test split
+
+The model is trained as a whole (`tuning: full`), a quarter of the training users' last items is kept from it, and it is
+asked for the probability of the items that histories propose (`ask`, see [the guide](guide.md#ranking)). *Histories
+alone* is `learned` without the model. What is gained is paired over users."""
+
+
 def results_page(tables: list[dict]) -> str:
     """The page of these result tables, as Markdown."""
     new = [table for table in tables if table["parameters"].get("new_item_fraction")]
-    runs = [table for table in tables if "ablation" in table and table not in new]
+    asked = [table for table in tables if table.get("by_model")]
+    runs = [table for table in tables if "ablation" in table and table not in [*new, *asked]]
     baselines = [table for table in tables if "dataset" in table and "ablation" not in table]
     [replay] = [table for table in tables if table["name"] == "replay"]
     sections = [
@@ -74,6 +82,8 @@ def results_page(tables: list[dict]) -> str:
         (PROTOCOL, runs, pd.DataFrame(row for table in runs for row in _run(table))),
         (NEW_ITEMS, new, pd.DataFrame(row for table in new for row in _new_items(table))),
     ]
+    if asked:
+        sections.append((ASKED, asked, pd.DataFrame(row for table in asked for row in _asked(table))))
     parts = [INTRODUCTION]
     for text, found, frame in sections:
         commands = "\n".join(dict.fromkeys(table["command"] for table in found))
@@ -148,6 +158,25 @@ def _run(table: dict) -> Iterator[dict]:
     yield about | {"method": f"… without the texts{own}"} | _shown(without)
     if own:
         yield about | {"decoding": None, "method": f"item-knn, counted as for{own[1:]}"} | _shown(methods["item-knn"])
+
+
+def _asked(table: dict) -> Iterator[dict]:
+    """Each way of ranking, and the model's gain by group of users."""
+    names = {
+        "probabilities and generated texts": "histories alone",
+        "probabilities": "histories and texts",
+        "generated texts": "histories and probabilities",
+        "none": "histories, texts and probabilities",
+    }
+    parts = {row["left_out"]: row for row in table["parts"]}
+    paper = next(row for row in _of(table, "all") if row["method"] == GLOSS_PAPER and row["seen"] == KEPT_IN)
+    rows = {"the paper's rule on its texts": paper} | {name: parts[part] for part, name in names.items()}
+    shown = [(name, row["users"], _shown(row)) for name, row in rows.items()]
+    for row in table["by_model"]:
+        gained = {LABELS[name]: with_interval(pd.DataFrame([row]), f"{name}_gained", "+")[0] for name in METRICS}
+        shown.append((f"the model's gain: {row['group']}", row["users"], gained))
+    for name, users, numbers in shown:
+        yield {"dataset": table["dataset"].title(), "users": f"{users:,}", "ranking": name} | numbers
 
 
 def _new_items(table: dict) -> Iterator[dict]:

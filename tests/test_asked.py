@@ -15,6 +15,7 @@ from gloss_utils.language import load_finetuned, scoring
 from gloss_utils.rank import asked
 from gloss_utils.rank.asked import FEATURES, HISTORIES, PARTS, PROBABILITIES, Asked
 from gloss_utils.rank.text_weights import fold_of
+from gloss_utils.report import metrics
 from gloss_utils.runs import notebooks, parameters, resumed
 from gloss_utils.runs.folder import RunFolder
 
@@ -151,6 +152,31 @@ def test_what_each_part_adds_is_in_the_metrics(asked_run):
         row["method"]: row["recall@5"] for row in found["rows"] if row["segment"] == "all" and row["seen"] == "left out"
     }
     assert found["parts"][-1]["recall@5"] == of_all["gloss-histories"]
+    gained = {row["group"]: row for row in found["by_model"]}
+    assert gained["all"]["recall@5"] == of_all["gloss"]
+    assert gained["all"]["recall@5_gained"] == pytest.approx(of_all["gloss"] - of_all["gloss-histories"], abs=2e-6)
+
+
+def test_what_is_gained_by_group_is_paired_and_by_hand():
+    values = {"ann": (1.0, 0.0), "bob": (0.0, 0.0), "eve": (0.0, 1.0), "joe": (1.0, 0.0)}
+    rows = [
+        {"user": user, "method": method, "segment": "regular" if user != "joe" else "power", "new_item": user == "eve"}
+        | dict.fromkeys(metrics.METRICS, pair[place])
+        for place, method in enumerate(("with", "without"))
+        for user, pair in values.items()
+    ]
+    often = pd.Series({"ann": 0, "bob": 7, "eve": 0, "joe": 30})
+    found = {row["group"]: row for row in metrics.gained_by_group(pd.DataFrame(rows), "with", "without", often, 1)}
+    gained = {group: (row["users"], row["recall@5"], row["recall@5_gained"]) for group, row in found.items()}
+    assert gained == {
+        "regular": (3, pytest.approx(1 / 3, abs=1e-6), 0.0),
+        "power": (1, 1.0, 1.0),
+        "all": (4, 0.5, 0.25),
+        "new-items": (1, 0.0, -1.0),
+        "target occurs 0 to 4 times": (2, 0.5, 0.0),
+        "target occurs 5 to 9 times": (1, 0.0, 0.0),
+        "target occurs 20 times or more": (1, 1.0, 1.0),
+    }
 
 
 def test_no_evaluated_target_is_read(asked_run, monkeypatch, tmp_path):
