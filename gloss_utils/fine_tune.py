@@ -14,7 +14,7 @@ import time
 
 import pandas as pd
 
-from gloss_utils.base.unsloth_first import import_unsloth
+from gloss_utils.base.unsloth_first import SWITCH, import_unsloth
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", 1))  # as `accelerate launch` started them
 import_unsloth()  # before transformers and peft, which it patches
@@ -152,6 +152,8 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]], own: dict):
         raise GlossError(
             f"parameter optimizer is {own['optimizer']!r}, which cannot work on FSDP's shards; set it to adamw_torch"
         )
+    if PROCESSES > 1:
+        os.environ[SWITCH] = "off"  # stage 1 is to judge the memory of what several processes do, which is without it
     with training.as_single_process():
         notebooks.run(files, overrides, last="01")
         run = open_run(FINE_TUNE, own)

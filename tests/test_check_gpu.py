@@ -90,6 +90,20 @@ def test_the_error_of_a_process_is_one_line(tmp_path, monkeypatch):
     assert check_gpu._step("device", "tiny", 40, tmp_path) == {"error": "it was not done in 0.01 seconds"}
 
 
+def test_only_the_steps_about_unsloth_may_import_it(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setenv(check_gpu.SWITCH, "on")
+
+    def run(command, env, **_):
+        given[command[3]] = env[check_gpu.SWITCH]
+        return SimpleNamespace(returncode=0, stdout="{}", stderr="")
+
+    monkeypatch.setattr(check_gpu.subprocess, "run", run)
+    for name in ("device", "weights", "unsloth", "train", "generate"):
+        check_gpu._step(name, "tiny", 40, tmp_path)
+    assert given == {"device": "on", "weights": "off", "unsloth": "on", "train": "off", "generate": "off"}
+
+
 def test_a_card_is_described(monkeypatch, tmp_path):
     cuda, gib = torch.cuda, 2**30
     monkeypatch.setattr(cuda, "is_available", lambda: True)
@@ -105,19 +119,27 @@ def test_a_card_is_described(monkeypatch, tmp_path):
     assert "-p batch_size 4 -p gradient_accumulation 4 -p gradient_checkpointing false" in found["fit"]["unsloth"]
     assert "-p batch_size 2 -p gradient_accumulation 8 -p gradient_checkpointing false" in found["fit"]["train"]
     assert found["unsloth"] is False
+    monkeypatch.setattr("gloss_utils.base.unsloth_first.importlib.util.find_spec", lambda name: SimpleNamespace())
+    for switch, there in (("on", True), ("off", False)):
+        monkeypatch.setenv(check_gpu.SWITCH, switch)
+        assert check_gpu._device("llama-1b", 512, tmp_path)["unsloth"] is there
     monkeypatch.setattr(cuda, "mem_get_info", lambda: (gib, gib))
     assert "too large to be trained here" in check_gpu._device("llama-8b", 512, tmp_path)["fit"]["train"]
 
 
 @NO_GPU
 def test_each_training_starts_anew_and_leaves_its_own_adapter(tmp_path, monkeypatch):
-    from gloss_utils.language import models
+    from gloss_utils.language import models, training
 
+    trained, train = [], training.train
+    monkeypatch.setattr(training, "train", lambda *given, **name: trained.append(train(*given, **name)) or trained[-1])
     check_gpu._weights("tiny", 40, tmp_path)
     for used in (True, False):
         monkeypatch.setattr(check_gpu, "import_unsloth", lambda used=used: used)
         found = check_gpu._train("tiny", 40, tmp_path)
-        assert found["speed"] > 0 and found["line"].startswith("3 steps of 2 texts")
+        assert found["line"].startswith("3 steps of 2 texts")
+        assert [each["steps"] for each in trained[-2:]] == [1, 3] and all(each["tokens_per_second"] for each in trained)
+        assert found["speed"] == trained[-1]["tokens_per_second"]  # compiling, in the first, says nothing of speed
     adapters, load = [], models.load_finetuned
     monkeypatch.setattr(models, "load_finetuned", lambda base, it, **how: adapters.append(it) or load(base, it, **how))
     for name in ("unsloth", "train"):  # generation takes the one that stage 2 would leave

@@ -224,6 +224,19 @@ def test_unsloth_stays_out(tmp_path, environment):
     assert imported(tmp_path, "import gloss_utils.fine_tune", **environment).stdout == ""
 
 
+def test_stage_1_knows_that_several_processes_train_without_unsloth(monkeypatch):
+    from gloss_utils import fine_tune
+    from gloss_utils.runs import notebooks
+
+    monkeypatch.setenv("GLOSS_UNSLOTH", "on")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(fine_tune, "PROCESSES", 2)
+    monkeypatch.setattr(notebooks, "run", lambda *_, **how: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fine_tune._run_first([], [], {"batch_size": 4, "gradient_accumulation": 4, "optimizer": "adamw_torch"})
+    assert os.environ["GLOSS_UNSLOTH"] == "off"
+
+
 def test_unsloth_is_left_out_where_transformers_came_first(tmp_path):
     code = "import transformers, sys, gloss_utils.fine_tune; print('unsloth' in sys.modules)"
     line, there = imported(tmp_path, code).stdout.splitlines()

@@ -21,7 +21,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.unsloth_first import SWITCH, import_unsloth
+from gloss_utils.base.unsloth_first import SWITCH, import_unsloth, is_wanted
 from gloss_utils.runs.parameters import FINE_TUNE, ROOT, defaults, settings_of
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "unsloth")
@@ -86,7 +86,7 @@ def _version(name: str) -> str:
 
 def _step(name: str, shape: str, tokens: int, folder: Path) -> dict:
     """What a step found, from a process of its own: `line` and more, or the one line of its `error`."""
-    environment = os.environ | ({} if name == "unsloth" else {SWITCH: "off"})
+    environment = os.environ | ({} if name in ("device", "unsloth") else {SWITCH: "off"})
     command = [sys.executable, "-m", __name__, name, shape, str(tokens), str(folder)]
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
@@ -114,15 +114,12 @@ def _device(shape: str, tokens: int, folder: Path) -> dict:
     free, total = torch.cuda.mem_get_info()
     model = shapes.sizes(shape)
     lora = model.lora(defaults(FINE_TUNE)["lora_modules"], defaults(FINE_TUNE)["lora_rank"])
-    ways = {"unsloth": memory.UNSLOTH, "train": memory.PEFT}
-    fits, how = (
-        {name: memory.Training(model, lora, way).fits(free) for name, way in ways.items()},
-        memory.writing(model, free),
-    )
+    ways, how = {"unsloth": memory.UNSLOTH, "train": memory.PEFT}, memory.writing(model, free)
+    fits = {name: memory.Training(model, lora, way).fits(free) for name, way in ways.items()}
     dtype = str(models.compute_dtype()).removeprefix("torch.")
     return {
         "gpu": True,
-        "unsloth": _version("unsloth") != "is not installed",
+        "unsloth": is_wanted(),
         "fit": {name: _fit(shape, fit, how) for name, fit in fits.items()},
         "line": f"{gpu.name}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} free, compute capability {gpu.major}."
         f"{gpu.minor}, computes in {dtype}; {torch.cuda.device_count()} visible, one is used",
@@ -159,7 +156,7 @@ def _train(shape: str, tokens: int, folder: Path) -> dict:
 
     from gloss_utils.language import memory, models, qlora, shapes, training
 
-    model, given, name = shapes.sizes(shape), defaults(FINE_TUNE), "unsloth" if used else "train"
+    model, given, way = shapes.sizes(shape), defaults(FINE_TUNE), "unsloth" if used else "train"
     lora, free = model.lora(given["lora_modules"], given["lora_rank"]), models.free_gpu_memory()
     trained = memory.Training(model, lora, memory.UNSLOTH if used else memory.PEFT)
     fit = memory.Fit(2, False, 0) if free is None else trained.fits(free, tokens)
@@ -173,19 +170,26 @@ def _train(shape: str, tokens: int, folder: Path) -> dict:
     texts, begun = _texts(STEPS * fit.batch_size, tokens), time.perf_counter()
     tuned, tokenizer = qlora.with_adapters(folder / "base", settings)
     loading = time.perf_counter() - begun
-    checkpoints = folder / f"training-{name}"  # of its own: else it would go on from the other's, which is done
-    result = training.train(tuned, tokenizer, texts, texts[:2], how, checkpoints, {}, name="check")
+
+    def train(some: list, validation: list, name: str) -> dict:
+        checkpoints = folder / f"{way}-{name}"  # of its own: else it would go on from another's end
+        return training.train(tuned, tokenizer, some, validation, how, checkpoints, {}, name=name)
+
+    train(
+        texts[: fit.batch_size], [], "warm-up"
+    )  # in which unsloth compiles: that may take ten times as long as a step
+    result = train(texts, texts[:2], "check")
     loss = next(log["eval_loss"] for log in result["history"] if "eval_loss" in log)
     changed = sum(float(w.detach().abs().sum()) for name, w in tuned.named_parameters() if "lora_B" in name)
     if not math.isfinite(loss) or not math.isfinite(changed) or not changed:
         raise GlossError(f"it trains nothing: the loss is {loss}, the adapters' change {changed}")
-    qlora.save_adapter(folder / f"adapter-{name}", tuned, tokenizer, settings)
+    qlora.save_adapter(folder / f"adapter-{way}", tuned, tokenizer, settings)
     peak, place = result["peak_memory_gb"], "GPU memory" if torch.cuda.is_available() else "memory"
     speed, estimated = result["tokens_per_second"], f" (estimated {fit.needs / 2**30:.1f})" if fit.needs else ""
     return {
         "speed": speed,
         "line": f"{result['steps']} steps of {fit.batch_size} texts of {tokens} tokens, {speed:,} "
-        f"tokens a second, compiling included, at most {peak} GiB of {place}{estimated}; loaded in {loading:.0f} s; "
+        f"tokens a second, at most {peak} GiB of {place}{estimated}; loaded in {loading:.0f} s; "
         f"loss {loss:.2f}",
     }
 
