@@ -159,7 +159,9 @@ def gained_by_group(per_user: pd.DataFrame, method: str, other: str, popularity:
     for group, inside in groups.items():
         values = about.loc[inside, METRICS]
         gains = values.to_numpy() - wide[other].reindex(values.index)[METRICS].to_numpy()
-        row = {"group": group, "users": users_of(values.index)} | rounded(METRICS, *means(values.to_numpy(), seed, values.index))
+        row = {"group": group, "users": users_of(values.index)} | rounded(
+            METRICS, *means(values.to_numpy(), seed, values.index)
+        )
         gained = [f"{metric}_gained" for metric in METRICS]
         rows.append(row | rounded(gained, *means(gains, seed, values.index)))
     return [row for row in rows if row["users"]]
