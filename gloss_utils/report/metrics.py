@@ -157,13 +157,10 @@ def gained_by_group(per_user: pd.DataFrame, method: str, other: str, popularity:
         groups[name] = ((often >= low) & (often < high)).to_numpy()
     rows = []
     for group, inside in groups.items():
-        values = about.loc[inside, METRICS]
-        gains = values.to_numpy() - wide[other].reindex(values.index)[METRICS].to_numpy()
-        row = {"group": group, "users": users_of(values.index)} | rounded(
-            METRICS, *means(values.to_numpy(), seed, values.index)
-        )
-        gained = [f"{metric}_gained" for metric in METRICS]
-        rows.append(row | rounded(gained, *means(gains, seed, values.index)))
+        users = about.index[inside]
+        values, before = (wide[name].loc[users, METRICS].to_numpy() for name in (method, other))
+        row = {"group": group, "users": users_of(users)} | rounded(METRICS, *means(values, seed, users))
+        rows.append(row | rounded([f"{metric}_gained" for metric in METRICS], *means(values - before, seed, users)))
     return [row for row in rows if row["users"]]
 
 
