@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 RECORDED = Path(__file__).with_name("unsloth_facts.json")
@@ -60,12 +61,12 @@ def _variables(function: ast.FunctionDef) -> set[str]:
     return {text for text in texts if isinstance(text, str) and re.fullmatch(r"[A-Z][A-Z_]{6,}", text)}
 
 
-def main() -> int:
-    """Record the facts of the wheel or folder that is named; returns the exit status."""
-    RECORDED.write_text(json.dumps(facts(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
-    print(f"recorded in {RECORDED}")
+def record(facts: Callable[[Path], dict], to: Path) -> int:
+    """Record the facts of the wheel or folder that the command line names; returns the exit status."""
+    to.write_text(json.dumps(facts(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
+    print(f"recorded in {to}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(facts, RECORDED))

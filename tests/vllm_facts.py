@@ -5,12 +5,11 @@ import and no GPU is needed. `ask` is tested against a small server that answers
 """
 
 import ast
-import json
 import re
 import sys
 from pathlib import Path
 
-from tests.unsloth_facts import function, read
+from tests.unsloth_facts import function, read, record
 
 RECORDED = Path(__file__).with_name("vllm_facts.json")
 PROTOCOL, SERVING = (f"vllm/entrypoints/openai/completion/{name}.py" for name in ("protocol", "serving"))
@@ -50,12 +49,5 @@ def _fields(tree: ast.Module, owner: str) -> list[str]:
     return sorted(node.target.id for node in body if isinstance(node, ast.AnnAssign) and node.target.id[0] != "_")
 
 
-def main() -> int:
-    """Record the facts of the wheel or folder that is named; returns the exit status."""
-    RECORDED.write_text(json.dumps(facts(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
-    print(f"recorded in {RECORDED}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(facts, RECORDED))
