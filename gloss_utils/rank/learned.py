@@ -39,7 +39,7 @@ SETTINGS = {
     "verbosity": -1,
 }
 TREES = 200
-FAVOUR = -0.5  # of new items, which trees rank a little too high; `benchmarks.new_items` says what they cost
+FAVOUR = -0.5  # of new items; over all users as good as 0, and costs the others less (`benchmarks.new_items`)
 HEAT = (0.12, 0.3)  # of the votes of texts, by meaning and by words, as weights.yaml
 
 
