@@ -275,8 +275,9 @@ def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
     """The rankings whole ("none") and without each part: of `hybrid`, whose other weights stay, or of `learned`, which
     is fitted again; none of other rules."""
     if ranker.asked:
-        less = {"none": (), **{part: (part,) for part in ASKED[1:]}, " and ".join(ASKED[1:]): ASKED[1:]}
-        return {name: ranker.by_all([part for part in ASKED if part not in out]) for name, out in less.items()}
+        less = {"none": ASKED} | {out: [part for part in ASKED if part != out] for out in ASKED[1:]}
+        found = {name: ranker.by_all(parts) for name, parts in less.items()}
+        return found | {" and ".join(ASKED[1:]): ranker.by_learned(0)}
     if ranker.rule == LEARNED:
         return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False, ranker.weighed())
     if ranker.rule != HYBRID:
