@@ -304,7 +304,8 @@ def _title(table: dict) -> str:
     """A run in words: dataset, texts, split, and the share of new items."""
     parameters = table["parameters"]
     generated = "decoding" in parameters and not parameters.get("queries_file")
-    texts = _texts(table) + " decoding" * generated
+    in_full = ", all weights trained" if parameters.get("tuning") == "full" else ""
+    texts = _texts(table) + " decoding" * generated + in_full
     new = parameters.get("new_item_fraction")
     held_out = f", {new:.0%} of items new" if new else ""
     return f"{_dataset(table['dataset'])}, {texts}, {table['rows'][0]['split']}{held_out}"
