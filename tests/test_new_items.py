@@ -94,7 +94,11 @@ def test_no_training_text_names_a_new_item(small_run):
 def test_what_ranks_by_ids_never_ranks_a_new_item_and_what_reads_titles_may(small_run):
     folder, _ = small_run
     new = Dataset.load(folder.data).new_items()
-    ranked = {method: set(read_trec(folder.ranking(method, "left out"))["doc_id"]) for method in tables.METHODS}
+    ranked = {
+        method: set(read_trec(folder.ranking(method, "left out"))["doc_id"])
+        for method in tables.METHODS
+        if method != metrics.GLOSS_HISTORIES
+    }
     assert not any(ranked[method] & new for method in ("popularity", "item-knn", "ease", "sasrec"))
     assert ranked["lis-dense"] & new and ranked["star"] & new
 
