@@ -16,7 +16,7 @@ STEPS = (0, 0.1, 0.3, 1)  # a vote of 1 adds so much, in standard deviations of 
 GRID = tuple(itertools.product(STEPS, repeat=len(TEXTS)))  # the first: texts count nothing
 
 
-def out_offold_of(scored: pd.DataFrame, targets: Mapping[str, str | None]) -> pd.DataFrame:
+def out_of_fold(scored: pd.DataFrame, targets: Mapping[str, str | None]) -> pd.DataFrame:
     """The weight of each of `TEXTS` for each user: chosen by the users of other folds.
 
     scored: candidates, sorted by user: user, item (ids), score, `TEXTS`. targets: user -> item, null where none is
