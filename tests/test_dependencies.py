@@ -21,6 +21,7 @@ OWN = {
     "conftest",
     "helpers",
     "kill",
+    "test_decoding",
     "test_finetune",
 }  # modules of this repository
 NAMES = {"google": None}  # of Colab
