@@ -30,7 +30,6 @@ from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
 
-TINY = "tiny"
 SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
 ALONE = ""  # the user of an empty history
 AT_ONCE = 256  # texts that are scored together at most
@@ -189,10 +188,15 @@ def _generated(run: Run, data: Dataset) -> pd.DataFrame:
             _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
         known = _learnable(run, data, examples) if run["guide"] else {}
         rows = _written(run, data, examples["history"], known)
-        texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
         with run.writing("texts") as part:
-            query_files.write(part, pd.concat([examples.reset_index(drop=True), texts], axis=1))
+            query_files.write(part, _with_texts(examples, rows))
     return query_files.read(run.open("texts"), run["num_beams"], 0, run["split"] != "next")
+
+
+def _with_texts(examples: pd.DataFrame, rows: list) -> pd.DataFrame:
+    """Examples with what was written for them, as files of queries hold them."""
+    texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
+    return pd.concat([examples.reset_index(drop=True), texts], axis=1)
 
 
 def _written(
@@ -234,7 +238,9 @@ def _written(
 
 def _model(run: Run) -> tuple:
     """The arguments with which `language.load_finetuned` loads the run's model."""
-    base = run.open("base") if run["base_model"] == TINY else run["base_model"]
+    from gloss_utils import language
+
+    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
     return base, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
 
 
@@ -244,7 +250,7 @@ def _model(run: Run) -> tuple:
 def _asked(run: Run, data: Dataset, queries: pd.DataFrame, found: Ranker, held: pd.DataFrame) -> Asked:
     """What the model thinks of the items that histories propose to the users of the queries, and to the held ones, from
     whom the ranking learns how far to trust it. Makes the artefact `asked` where it is not there."""
-    both = [found.learned.rank(run["ask"], exclude_seen) for exclude_seen in (True, False)]
+    both = [found.proposed(run["ask"], exclude_seen) for exclude_seen in (True, False)]
     proposed = pd.concat(both)[["user", "item"]].drop_duplicates(ignore_index=True)
     for_held = found.learned.rank_for_held(run["ask"])
     pairs = pd.concat([proposed, for_held[["user", "item"]]], ignore_index=True)
@@ -252,20 +258,18 @@ def _asked(run: Run, data: Dataset, queries: pd.DataFrame, found: Ranker, held: 
     if not run.keeps("asked"):
         known = _learnable(run, data, queries) | found.learned.held if run["guide"] else {}
         rows = _written(run, data, held["history"], known, "asked")
-        texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
         alone = pd.DataFrame({"user": ALONE, "item": found.items})
         histories = found.histories | found.learned.held | {ALONE: []}
         scored = _scored(run, data, pd.concat([pairs, alone]), histories)
         with run.writing("asked") as part:
             part.mkdir()
             scored.to_parquet(part / SCORES, index=False)
-            query_files.write(part / TEXTS, pd.concat([held.reset_index(drop=True), texts], axis=1))
-    proposed, named, targets = for_held, None, dict(zip(held["user"], held["target"], strict=True))
+            query_files.write(part / TEXTS, _with_texts(held, rows))
     if held.empty:
-        proposed, named, targets = found.learned.rank(run["ask"]), found.named(), targets_of(queries)
+        proposed, named, targets = found.proposed(run["ask"]), found.named(), targets_of(queries)
     else:
         texts = query_files.read(run.open("asked") / TEXTS, run["num_beams"], 0)
-        named = replace(found, queries=texts).named()
+        proposed, named, targets = for_held, replace(found, queries=texts).named(), targets_of(held)
     with write_whole(run.folder.asked_examples) as part:
         with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)
     run.outputs.append(run.folder.asked_examples)

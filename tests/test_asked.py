@@ -197,6 +197,29 @@ def test_no_evaluated_target_is_read(asked_run, monkeypatch, tmp_path):
     pd.testing.assert_frame_equal(before.learned.rank_for_held(12), swapped.learned.rank_for_held(12))
 
 
+def test_validation_users_teach_where_nobody_was_kept_apart(copied_run):
+    folder, file = copied_run
+    notebooks.run([str(file)], [("split", "validation"), ("ask", "6"), ("sasrec_epochs", "0")], last="05")
+    examples, rows = pd.read_parquet(folder.asked_examples), read_json(folder.metrics)["rows"]
+    queries = retrieve.query_files.read(folder.queries, 3, 0)
+    assert set(examples["user"]) == set(queries["user"]) and {"gloss", "gloss-histories"} <= {
+        r["method"] for r in targets
+    }
+    found = retrieve._asked_before(run_of((folder, None)))
+    assert not found.of_others and len(found.weights()) == 5
+
+
+def test_what_histories_propose_is_ranked_once(asked_run, monkeypatch):
+    run = run_of((asked_run, None))
+    data, queries = Dataset.load(asked_run.data), retrieve.query_files.read(asked_run.queries, run["num_beams"], 0)
+    ranker, asked_for = retrieve.ranker(run, queries, data), []
+    rank = ranker.learned.rank
+    monkeypatch.setattr(ranker.learned, "rank", lambda *given: asked_for.append(given) or rank(*given))
+    for texts in (1, 2, 3):
+        ranker.rank(texts)
+    assert asked_for == [(12, True)]
+
+
 def test_asking_goes_on_where_it_was_cut_off(asked_run, monkeypatch, tmp_path):
     run, worked = run_of((asked_run, None)), []
     monkeypatch.setattr(run, "unfinished", lambda name, plan: tmp_path / plan)

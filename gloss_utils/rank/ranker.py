@@ -58,6 +58,7 @@ class Ranker:
         self.items = list(self.titles)
         self.votes = (f"texts_{self.retriever}",) if self.rule == FUSED else VOTES
         self._found: dict[str, pd.DataFrame] = {}
+        self._proposed: dict[tuple[int, bool], pd.DataFrame] = {}
 
     def rank(self, texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
         """By the rule, from each user's first so many `texts`. exclude_seen: instead of the ranker's own."""
@@ -122,8 +123,14 @@ class Ranker:
     def by_all(self, parts: Sequence[str], texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
         """By some of `asked.PARTS`, with weights that were fitted to these parts."""
         exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
-        proposed = self.learned.rank(self.asked.count, exclude_seen is not False)
+        proposed = self.proposed(self.asked.count, exclude_seen is not False)
         return self.asked.rank(proposed, self.named(texts), self.histories, self.depth, parts)
+
+    def proposed(self, count: int, exclude_seen: bool = True) -> pd.DataFrame:
+        """So many items per user, as histories rank them under learned, for a model to be asked about."""
+        if (count, exclude_seen) not in self._proposed:
+            self._proposed[count, exclude_seen] = self.learned.rank(count, exclude_seen)
+        return self._proposed[count, exclude_seen]
 
     def named(self, texts: float = math.inf) -> pd.DataFrame:
         """The items that each user's first so many texts name (see `asked.named_items`)."""
