@@ -200,11 +200,9 @@ def test_no_evaluated_target_is_read(asked_run, monkeypatch, tmp_path):
 def test_validation_users_teach_where_nobody_was_kept_apart(copied_run):
     folder, file = copied_run
     notebooks.run([str(file)], [("split", "validation"), ("ask", "6"), ("sasrec_epochs", "0")], last="05")
-    examples, rows = pd.read_parquet(folder.asked_examples), read_json(folder.metrics)["rows"]
     queries = retrieve.query_files.read(folder.queries, 3, 0)
-    assert set(examples["user"]) == set(queries["user"]) and {"gloss", "gloss-histories"} <= {
-        r["method"] for r in targets
-    }
+    assert set(pd.read_parquet(folder.asked_examples)["user"]) == set(queries["user"])
+    assert {"gloss", "gloss-histories"} <= {row["method"] for row in read_json(folder.metrics)["rows"]}
     found = retrieve._asked_before(run_of((folder, None)))
     assert not found.of_others and len(found.weights()) == 5
 
