@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -26,11 +27,17 @@ from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import full, qlora, tiny, training
+from gloss_utils.language.generation import CATALOGUE, Decoding, TitleTrie, Writer, plan_batches, write_batches
 from gloss_utils.language.models import TINY
+from gloss_utils.rank import Ranker, as_run
+from gloss_utils.rank.ranker import PAPER
 from gloss_utils.report import data_plots
+from gloss_utils.report.metrics import per_user_metrics, targets_of
 from gloss_utils.runs import given
 from gloss_utils.runs.parameters import FINE_TUNE
 from gloss_utils.runs.run import Run, is_main, open_run
+
+RECALL, JUDGED_TOKENS = "recall@5", 16384
 
 
 def start(notebook: dict) -> Run:
@@ -100,9 +107,9 @@ def _train(run: Run, data: Dataset, revision: str | None):
         model, tokenizer = qlora.with_adapters(run.base_model, adapters, revision)
         trainable, everything = model.get_nb_trainable_parameters()
     texts = [encode(data, part, tokenizer, run["max_length"]) for part in (examples, validation)]
-    result = training.train(
-        model, tokenizer, *texts, settings, run.unfinished("adapter"), made_from, name="fine-tuning"
-    )
+    trie = TitleTrie(tokenizer, data.trained_titles()).trie if run["loss"] == CATALOGUE else None
+    judge, folder = _judge(run, data, validation, tokenizer), run.unfinished("adapter")
+    result = training.train(model, tokenizer, *texts, settings, folder, made_from, "fine-tuning", trie, judge)
     result |= {
         "base_model": run["base_model"],
         "trained_with": "unsloth" if qlora.uses_unsloth() else "transformers",
@@ -119,6 +126,33 @@ def _train(run: Run, data: Dataset, revision: str | None):
             else:
                 qlora.save_adapter(part, model, tokenizer, adapters, weights)
             write_json(part / run.folder.training.name, result)
+
+
+def _judge(run: Run, data: Dataset, validation: pd.DataFrame, tokenizer) -> Callable | None:
+    """What gives Recall@5 by the paper's rule of titles that a model writes for some validation users."""
+    users = validation.sample(min(run["recall_users"], len(validation)), random_state=run["seed"])
+    if users.empty:
+        return None
+    titles = data.titles()
+    title_trie = TitleTrie(tokenizer, titles.values())
+    bound = run["loss"] == CATALOGUE
+    how = Decoding(decoding=CATALOGUE, loss=run["loss"], length_penalty=0.0 if bound else 1.0)
+    named = [[titles[item] for item in history] for history in users["history"]]
+    inputs = prompts.encode_prompts(tokenizer, named, run["max_length"])
+    batches = dict(
+        enumerate(plan_batches(list(map(len, inputs)), how.num_beams * title_trie.trie.depth, JUDGED_TOKENS))
+    )
+
+    def recall(model) -> dict[str, float]:
+        written: list = [None] * len(inputs)
+        for number, rows, _ in write_batches(lambda: Writer(model, tokenizer, how, title_trie), inputs, batches):
+            for place, (texts, *_) in zip(batches[number], rows, strict=True):
+                written[place] = texts
+        found = Ranker(users.assign(texts=written), titles, {}, {}, rule=PAPER, exact_titles=True, seed=run["seed"])
+        ranked, targets = as_run(found.paper("dense")), targets_of(users)
+        return {RECALL: float(per_user_metrics(ranked, targets)[RECALL].mean())}
+
+    return recall
 
 
 def facts(result: dict) -> pd.DataFrame:
@@ -139,7 +173,7 @@ def facts(result: dict) -> pd.DataFrame:
 
 
 def loss_curves(run: Run, result: dict):
-    """A figure of the training and validation loss by step, which is saved."""
+    """A figure of the training and validation loss by step, and of Recall@5 by minutes where it is known; saved."""
     return run.save_figure(data_plots.loss_curves(result), "02_loss")
 
 

@@ -303,10 +303,12 @@ def _scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) 
         for start in range(0, len(items), AT_ONCE)
     ]
     batches = language.plan_batches([len(prompt) for prompt, _ in inputs], 0, run["generation_batch_tokens"])
-    model = _model(run)
+    model, trie = _model(run), None
+    if run["loss"] == language.CATALOGUE:
+        trie = language.TitleTrie(tokenizer, titles.values()).trie
 
     def load() -> language.Scorer:
-        return language.Scorer(language.load_finetuned(*model)[0])
+        return language.Scorer(language.load_finetuned(*model)[0], trie)
 
     work = partial(language.write_batches, load, inputs)
     rows = in_batches(run, "asked", inputs, batches, work, "asking")

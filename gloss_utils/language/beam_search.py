@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 from gloss_utils.language.cache_tree import NO_BEAM, Tree, logprobs_of, take
+from gloss_utils.language.catalogue_loss import logprobs_among
 from gloss_utils.language.guide import Guide
 from gloss_utils.language.trie import ROOT, Trie
 
@@ -34,18 +35,20 @@ def beam_search(
     trie: Trie | None = None,
     length_penalty: float = 1.0,
     guide: Guide | None = None,
+    among: bool = False,
 ) -> list[Decoded]:
     """Continue each prompt (token ids, one at least) with `num_beams` texts, by falling `score_of`.
 
     end: the end-of-sequence token. trie: what may be written; then it bounds the lengths, not `max_new_tokens`, and a
-    prompt gets fewer texts where the trie has fewer. guide: of these prompts and this trie; beams are chosen and
-    ordered by its scores, but what is returned of them are the model's own log-probabilities.
+    prompt gets fewer texts where the trie has fewer. among: log-probabilities are among what the trie allows, as
+    `catalogue_loss` trains them, not among the whole vocabulary. guide: of these prompts and this trie; beams are
+    chosen and ordered by its scores, but what is returned of them are the model's own log-probabilities.
     """
     if not prompts:
         return []
     tree = Tree(model, prompts, num_beams, max_new_tokens if trie is None else trie.depth)
     search = _Search(len(prompts), num_beams, None if trie else max_new_tokens, end, length_penalty, tree.device)
-    source = _Free(tree) if trie is None else _InTrie(tree, trie, guide)
+    source = _Free(tree) if trie is None else _InTrie(tree, trie, guide, among)
     while True:
         scores, tokens, parents, *logprobs = source.candidates(search)
         picks = search.advance(scores, tokens, parents, *logprobs)
@@ -214,14 +217,16 @@ class _Free:
 class _InTrie:
     """Candidates are the tokens that the catalogue's texts go on with."""
 
-    def __init__(self, tree: Tree, trie: Trie, guide: Guide | None):
+    def __init__(self, tree: Tree, trie: Trie, guide: Guide | None, among: bool):
         self.tree, self.trie, self.guide, self.logits = tree, trie.to(tree.device), guide, tree.read_prompts()
+        self.among = among
         self.nodes = torch.full((tree.rows, 1), ROOT, dtype=torch.long, device=tree.device)
 
     def candidates(self, search: _Search):
         """The best 2B continuations that are in the trie: scores, tokens, parents, log-probabilities, each [U, 2B]."""
         tokens, nodes, filled = self.trie.children(self.nodes)
-        logprobs = logprobs_of(self.logits, tokens) + search.logprobs[..., None]
+        logprobs = logprobs_among(self.logits, tokens, filled) if self.among else logprobs_of(self.logits, tokens)
+        logprobs += search.logprobs[..., None]
         filled &= search.scores[..., None] > NO_BEAM
         scores = logprobs if self.guide is None else self.guide.score(logprobs, search.users, nodes, filled)
         scores = scores.masked_fill(~filled, NO_BEAM)
@@ -234,18 +239,20 @@ class _InTrie:
         self.nodes = nodes.where(scores > NO_BEAM, nodes[:, :1])  # where there is no beam, the best one's node
         if bool((self.trie.tail[self.nodes] > 0).all()):
             share = 1.0 if self.guide is None else 1 - self.guide.share  # of the model: a tail has one mass
-            return _Tails(self.tree, self.trie, tokens, parents, self.nodes, stay, share)
+            return _Tails(self.tree, self.trie, tokens, parents, self.nodes, stay, share, self.among)
         self.logits = self.tree.step(tokens, parents, stay)
         return self
 
 
 class _Tails:
-    """Candidates are the only continuations that are left, one per beam, scored in one pass."""
+    """Candidates are the only continuations that are left, one per beam, scored in one pass; among what the trie allows
+    they are certain."""
 
-    def __init__(self, tree: Tree, trie: Trie, tokens, parents, nodes, stay, share: float):
+    def __init__(self, tree: Tree, trie: Trie, tokens, parents, nodes, stay, share: float, among: bool):
         self.share = share
         self.tokens, filled = trie.tails(nodes)
-        logprobs = tree.score(tokens, parents, stay, self.tokens, filled)
+        certain = torch.zeros(filled.shape, device=filled.device)
+        logprobs = certain if among else tree.score(tokens, parents, stay, self.tokens, filled)
         self.logprobs = torch.where(filled, logprobs, NO_BEAM)
         self.step = 0
         self.beams = torch.arange(nodes.shape[1], device=nodes.device).expand(len(nodes), -1)

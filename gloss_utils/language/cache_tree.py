@@ -116,16 +116,17 @@ class Tree:
         scores = self._scored(written.gather(1, at), positions, mask, every, tails.flatten(1).gather(1, at))
         return scores.new_zeros(self.rows, count * longest).scatter(1, at, scores).view(-1, count, longest)
 
-    def score_branches(self, tokens, depths, seen, at, nexts) -> torch.Tensor:
+    def score_branches(self, tokens, depths, seen, at, nexts, chosen=None, nodes=None) -> torch.Tensor:
         """Log-probabilities [U, m] of the tokens `nexts`, each after the token at place `at` of its row, [U, m].
 
         tokens: what hangs on each prompt, [U, q], at these depths below it, from 0. seen: which of a row's tokens each
-        one sees, itself among them, [U, q, q].
+        one sees, itself among them, [U, q, q]. chosen: what gives these log-probabilities from the logits before each,
+        the nodes of a trie at which each is chosen, and the tokens; null: they are among the whole vocabulary.
         """
         mask = self._whole(self._mask(seen))
-        return self._scored(tokens, self.lengths[:, None] + depths, mask, at, nexts)
+        return self._scored(tokens, self.lengths[:, None] + depths, mask, at, nexts, chosen, nodes)
 
-    def _scored(self, tokens, positions, mask, at, nexts) -> torch.Tensor:
+    def _scored(self, tokens, positions, mask, at, nexts, chosen=None, nodes=None) -> torch.Tensor:
         """As `score_branches`, in portions of rows whose logits are held at a time; the cache stays as it was."""
         scores = torch.empty(nexts.shape, device=self.device)
         count = tokens.shape[1]
@@ -134,7 +135,10 @@ class Tree:
             rows = slice(row, min(row + portion, self.rows))
             logits = self._run(tokens[rows], positions[rows], mask[rows], rows).float()
             within = torch.arange(len(logits), device=self.device)[:, None]
-            scores[rows] = logits[within, at[rows], nexts[rows]] - logits.logsumexp(-1).gather(1, at[rows])
+            if chosen is None:
+                scores[rows] = logits[within, at[rows], nexts[rows]] - logits.logsumexp(-1).gather(1, at[rows])
+            else:
+                scores[rows] = chosen(logits[within, at[rows]], nodes=nodes[rows], chosen=nexts[rows])
             for layer in self.layers:
                 layer.used -= count  # the next portion takes the same columns
         return scores

@@ -25,17 +25,26 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 class Decoding:
     """How texts are written. decoding: "free" or "catalogue" (beam search), or "sample" (temperature, top_p, seed).
 
+    loss: "catalogue" for a model that was trained by `catalogue_loss`, which can only be decoded with "catalogue".
     length_penalty: see `beam_search.score_of`. guide: how much the weights of "catalogue" count (see `guide.Guide`).
     """
 
     num_beams: int = 5
     max_new_tokens: int = 50
     decoding: str = "free"
+    loss: str = "text"
     guide: float = 0.0
     length_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self):
+        if self.loss == CATALOGUE != self.decoding:
+            raise GlossError(
+                f"parameter decoding is {self.decoding!r}, but a model of loss: catalogue has learnt nothing but to "
+                "choose among the catalogue's titles; set decoding to catalogue"
+            )
 
 
 class TitleTrie:
@@ -89,6 +98,11 @@ class Writer:
         reason, self.weights = cache_tree.unfit(model), weights
         if reason and weights:
             raise GlossError(f"parameter guide is {settings.guide}, but this model cannot be guided: {reason}; give 0")
+        self.among = settings.loss == CATALOGUE
+        if reason and self.among:
+            raise GlossError(
+                f"parameter loss is 'catalogue', but this model cannot be decoded so: {reason}; give 'text'"
+            )
         self.engine = hf_generate if reason else beam_search
         self.notice = f"Generation falls back to transformers' generate, which is slower: {reason}." if reason else None
 
@@ -119,9 +133,12 @@ class Writer:
             trie = self.title_trie.trie if self.title_trie else None
             given = (self.model, inputs, how.num_beams, how.max_new_tokens, end, trie, how.length_penalty)
             if self.weights is None:
-                return self.engine.beam_search(*given)
+                return (
+                    self.engine.beam_search(*given) if not self.among else beam_search.beam_search(*given, among=True)
+                )
             own, common = self.weights
-            return beam_search.beam_search(*given, Guide(trie, how.guide, own[numbers], common, self.model.device))
+            guide = Guide(trie, how.guide, own[numbers], common, self.model.device)
+            return beam_search.beam_search(*given, guide, self.among)
         shape, seeds = (how.num_beams, how.max_new_tokens), [[how.seed, number] for number in numbers]
         uniforms = torch.from_numpy(np.stack([np.random.default_rng(seed).random(shape) for seed in seeds]))
         draws = how.temperature, how.top_p

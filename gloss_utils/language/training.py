@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,8 +25,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, full_disk_in_one_line, read_json, write_json
 from gloss_utils.base.seals import is_sealed, seal
-from gloss_utils.language import checkpoints
+from gloss_utils.language import catalogue_loss, checkpoints
+from gloss_utils.language.catalogue_loss import IGNORED, NOWHERE
 from gloss_utils.language.models import has_bf16, peak_memory
+from gloss_utils.language.trie import Trie
 
 # Seconds between checkpoints within an epoch, in one process; several processes write one at the end of each epoch.
 SAVE_EVERY = 600
@@ -100,9 +103,16 @@ def per_process_batch(batch_size: int, gradient_accumulation: int, count: int) -
 
 
 class _Trainer(Trainer):
-    """made_from: what checkpoints are sealed with."""
+    """made_from: what checkpoints are sealed with. trie: of the catalogue, where the loss is the catalogue's."""
 
     made_from: dict
+    trie: Trie | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.trie is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = catalogue_loss.loss(model, inputs, self.trie.to(model.device), num_items_in_batch)
+        return (found, {}) if return_outputs else found
 
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)
@@ -154,12 +164,13 @@ class _Trainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    """One progress bar over all steps, with the latest losses; counts the seconds spent in steps."""
+    """One progress bar over all steps, with the latest losses; counts the seconds spent in steps; asks the judge."""
 
-    def __init__(self, name: str):
-        self.name, self.seconds, self.bar, self.shown = name, 0.0, None, {}
+    def __init__(self, name: str, judge: Callable | None):
+        self.name, self.judge, self.seconds, self.before, self.bar, self.shown = name, judge, 0.0, 0.0, None, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.before = next((log["seconds"] for log in reversed(state.log_history) if "seconds" in log), 0.0)
         self.first_token, self.saved = state.num_input_tokens_seen, time.monotonic()
         best = checkpoints.best(Path(args.output_dir), state.best_global_step)
         state.best_model_checkpoint = best and str(best)  # the folder may have moved since
@@ -186,7 +197,14 @@ class _Progress(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
 
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        if self.judge:
+            was_training = model.training
+            state.log_history[-1] |= self.judge(model.eval())
+            model.train(was_training)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
+        state.log_history[-1]["seconds"] = round(self.before + self.seconds, 1)
         self.shown |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in (logs or {})}
         self.bar.set_postfix(self.shown, refresh=False)
 
@@ -196,16 +214,23 @@ class _Progress(TrainerCallback):
 
 
 class _Padding:
-    """Pads token ids on the right; the loss is on the whole text (METHOD, 2)."""
+    """Pads token ids on the right; the loss is on the whole text (METHOD, 2), or where there is a choice (`nodes`)."""
 
     def __init__(self, pad_token_id: int):
         self.pad = pad_token_id
 
     def __call__(self, texts: list[dict]) -> dict[str, torch.Tensor]:
-        ids = [torch.tensor(text["input_ids"]) for text in texts]
-        rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.pad)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-        return {"input_ids": rows, "attention_mask": mask, "labels": rows.masked_fill(mask == 0, -100)}
+        ids = [text["input_ids"] for text in texts]
+        rows, mask = _padded(ids, self.pad), _padded([[1] * len(row) for row in ids], 0)
+        batch = {"input_ids": rows, "attention_mask": mask, "labels": rows.masked_fill(mask == 0, IGNORED)}
+        if "nodes" in texts[0]:
+            batch["nodes"] = _padded([text["nodes"] for text in texts], NOWHERE)
+            batch["labels"] = rows.masked_fill(batch["nodes"] == NOWHERE, IGNORED)
+        return batch
+
+
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, rows)), batch_first=True, padding_value=value)
 
 
 def cpu_has_bf16() -> bool:
@@ -269,14 +294,19 @@ def train(
     folder: Path,
     made_from: dict,
     name: str,
+    trie: Trie | None = None,
+    judge: Callable[[torch.nn.Module], dict[str, float]] | None = None,
 ) -> dict:
     """Train `model` in place on token ids, evaluating on `validation` after each epoch where there is any.
 
-    tokenizer: anything with a `pad_token_id`. made_from: JSON values that say what the result depends on. Checkpoints
-    go to `folder`; training with the same `made_from` goes on from the last sound one, any other starts anew. With a
-    patience, training stops early and the weights of the best epoch are kept. Delete `folder` once the result is
-    saved. Returns history (losses by step), steps, processes, tokens_per_second (of all processes, without padding),
-    peak_memory_gb (of this process) and device. Raises `GlossError` where the processes cannot share a step equally.
+    tokenizer: anything with a `pad_token_id`. trie: of the catalogue's titles, where the loss is to be on what it
+    leaves open (see `catalogue_loss`); null: on whole texts. made_from: JSON values that say what the result depends
+    on. Checkpoints go to `folder`; training with the same `made_from` goes on from the last sound one, any other starts
+    anew. With a patience, training stops early and the weights of the best epoch are kept. judge: gives metrics of the
+    model, by name, after each epoch (null: none is asked for; several processes do not ask). Delete `folder` once the
+    result is saved. Returns history (by step: losses, metrics, and the seconds that steps have taken), steps,
+    processes, tokens_per_second (of all processes, without padding), peak_memory_gb (of this process) and device.
+    Raises `GlossError` where the processes cannot share a step equally.
     """
     together = processes()
     keep_freed_memory()
@@ -287,16 +317,16 @@ def train(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     os.environ["TENSORBOARD_LOGGING_DIR"] = settings.logs
-    progress = _Progress(name)
+    progress = _Progress(name, judge if together.num_processes == 1 else None)
     trainer = _Trainer(
         model=model,
         args=_arguments(settings, folder, bool(validation)),
-        train_dataset=[{"input_ids": ids} for ids in texts],
-        eval_dataset=[{"input_ids": ids} for ids in validation] or None,
+        train_dataset=_rows(texts, trie, tokenizer),
+        eval_dataset=_rows(validation, trie, tokenizer) or None,
         data_collator=_Padding(tokenizer.pad_token_id),
         callbacks=[progress] + ([EarlyStoppingCallback(settings.patience)] if validation and settings.patience else []),
     )
-    trainer.made_from = made_from
+    trainer.made_from, trainer.trie = made_from, trie
     trainer.remove_callback(PrinterCallback)
     with full_disk_in_one_line(folder):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -310,6 +340,13 @@ def train(
         "peak_memory_gb": round(peak_memory() / 2**10, 2),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
+
+
+def _rows(texts: list[list[int]], trie: Trie | None, tokenizer) -> list[dict]:
+    if trie is None:
+        return [{"input_ids": ids} for ids in texts]
+    choices = catalogue_loss.Choices(trie, tokenizer.eos_token_id)
+    return [{"input_ids": ids, "nodes": choices.nodes(ids)} for ids in texts]
 
 
 def keep_freed_memory():

@@ -55,12 +55,26 @@ class Trie:
         self.stop = torch.from_numpy(np.concatenate([[stops[0]], stops[text]]))
         self.begin = torch.from_numpy(np.concatenate([[0], text]))
         self.until = torch.from_numpy(until)
+        self._paths: dict[tuple[int, ...], list[int]] = {}
 
     def to(self, device) -> "Trie":
         """Move the arrays to a device; returns the trie itself."""
         for name in ("flat", "child_token", "child_node", "count", "first", "tail", "stop", "begin", "until"):
             setattr(self, name, getattr(self, name).to(device))
         return self
+
+    def path(self, text: Sequence[int]) -> list[int]:
+        """The node at which each token of a text of the catalogue, or of a text's beginning, is chosen."""
+        text = tuple(text)
+        if text not in self._paths:
+            node, path = ROOT, []
+            for token in text:
+                path.append(node)
+                first = int(self.first[node])
+                children = self.child_token[first : first + int(self.count[node])]
+                node = int(self.child_node[first + int(torch.searchsorted(children, token))])
+            self._paths[text] = path
+        return self._paths[text]
 
     def children(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What may follow: tokens and nodes, [..., most children], and which of these places are filled."""

@@ -30,14 +30,23 @@ def dataset_overview(data: Dataset) -> plt.Figure:
 
 
 def loss_curves(training: dict) -> plt.Figure:
-    """Training and validation loss by step. training: holds `history`, a list of dicts with step, loss, eval_loss."""
-    history = pd.DataFrame(training["history"], columns=["step", "loss", "eval_loss"]).astype(float)
-    lines = ["training", "validation users"]  # a short training may have logged neither
-    known = history.set_axis(["step", *lines], axis=1).melt("step").dropna()
+    """Training and validation loss by step, and beside them Recall@5 by the minutes that steps took, where it is known.
+
+    training: holds `history`, a list of dicts with step, and loss, eval_loss, recall@5, seconds as far as known.
+    """
+    history = pd.DataFrame(training["history"], columns=["step", "loss", "eval_loss", "seconds", "recall@5"])
+    lines, recall = ["training", "validation users"], history.dropna(subset="recall@5")
+    losses = history[["step", "loss", "eval_loss"]].astype(float).set_axis(["step", *lines], axis=1)
+    known = losses.melt("step").dropna()  # a short training may have logged neither
     plot = so.Plot(known, x="step", y="value", color="variable", marker="variable").add(plots.LINES[0])
     colours, markers = dict(zip(lines, plots.SHADES[2:0:-1], strict=True)), dict(zip(lines, ("", "o"), strict=True))
     plot = plot.scale(color=colours, marker=markers).label(x="optimiser step", y="loss per token (nats)")
-    return plots.draw(plot, (plots.COLUMN, 2.2), ncols=2)
+    if recall.empty:
+        return plots.draw(plot, (plots.COLUMN, 2.2), ncols=2)
+    beside = so.Plot(recall.assign(minutes=recall["seconds"] / 60), x="minutes", y="recall@5").limit(y=(0, None))
+    beside = beside.add(so.Line(color=plots.SHADES[1], marker="o"))
+    beside = beside.label(x="minutes of training", y="Recall@5, the paper's rule")
+    return plots.draw_beside([plot, beside], (plots.PAGE, 2.2), ncols=2)
 
 
 def catalogue_map(vectors: np.ndarray, titles: pd.Series, seed: int) -> plt.Figure:

@@ -1,5 +1,6 @@
 """What all figures share: seaborn in one theme, sized for a two-column page and readable in grey; PNG and PDF files."""
 
+from collections.abc import Sequence
 from itertools import chain, cycle, repeat
 from pathlib import Path
 
@@ -86,8 +87,19 @@ def looks(labels: pd.Series) -> dict[str, dict]:
 
 def draw(plot: so.Plot, size: tuple[float, float], loc: str = "outside upper center", **legend) -> plt.Figure:
     """Draw a plot of seaborn in this theme. size: inches. loc and legend: where its legend goes, and how it looks."""
+    return draw_beside([plot], size, loc, **legend)
+
+
+def draw_beside(
+    panels: Sequence[so.Plot], size: tuple[float, float], loc: str = "outside upper center", **legend
+) -> plt.Figure:
+    """Draw plots of seaborn side by side. size, loc, legend: as for `draw`."""
     figure = plt.figure(figsize=size, dpi=150, layout="constrained")
-    plot.theme(THEME).on(figure).plot()
+    if len(panels) == 1:
+        panels[0].theme(THEME).on(figure).plot()
+    else:
+        for plot, place in zip(panels, figure.subplots(1, len(panels)), strict=True):
+            plot.theme(THEME).on(place).plot()
     with plt.rc_context(THEME):
         for found in [figure.legends.pop() for _ in figure.legends]:  # which seaborn puts over the panels
             labels = [text.get_text() for text in found.get_texts()]

@@ -142,6 +142,7 @@ class FineTune(Queries):
     tiny_steps: Whole = default(300, ge=1)
     tiny_learning_rate: Number = default(0.002, ge=0)
     tuning: Literal["lora", "full"] = default("lora", "lora (adapters beside the weights) or full (all weights)")
+    loss: Literal["text", "catalogue"] = default("text", "text (the paper's), or catalogue: where its titles part")
     dropout: Number = default(0.0, "full: share of hidden states left out at each training step", ge=0, le=0.9)
     load_in_4bit: Flag = default(True, "QLoRA: the base model in 4 bits")
     lora_rank: Whole = default(16, ge=1)
@@ -160,6 +161,7 @@ class FineTune(Queries):
     epochs: Whole = default(5, "at most", ge=1)
     patience: Whole = default(3, "epochs without a lower validation loss before training stops", ge=1)
     bf16_on_cpu: Flag = default(False, "multiply in bfloat16 where the processor can; GPUs always do")
+    recall_users: Whole = default(0, "validation users for whom it writes after each epoch, to see Recall@5", ge=0)
     report_to: Literal["none", "tensorboard", "wandb"] = default("none", "none, tensorboard or wandb")
 
 

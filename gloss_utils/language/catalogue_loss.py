@@ -1,0 +1,95 @@
+"""A loss for models that write titles of the catalogue alone: what the catalogue leaves open, and nothing else.
+
+Most tokens of a title follow from those before, because only one title of the catalogue goes on with them. Next-token
+loss on the whole text lets a model learn by heart how titles are spelt before it learns which item comes next. Here a
+model chooses only where titles part, and only among the tokens with which they go on; so the log-probabilities of all
+titles sum up to 1, and a small model's training is spent on histories. It is a hierarchical softmax (Morin and Bengio,
+2005) over the trie of titles. A model that was trained so can write nothing else (`decoding: catalogue`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from gloss_utils.language.trie import ROOT, Trie
+
+NOWHERE, IGNORED = -1, -100  # no node; the label of a token without a loss
+
+
+class Choices:
+    """Finds the titles in training texts, and where in them the catalogue leaves something open."""
+
+    def __init__(self, trie: Trie, end: int):
+        """trie: of the titles that may be learnt from. end: the end-of-sequence token, the last of each title."""
+        arrays = trie.first, trie.count, trie.child_token, trie.child_node
+        first, count, tokens, nodes = (array.tolist() for array in arrays)
+        # A token with which titles begin alike, as "Title", opens a walk; a text that is no title soon leaves the trie.
+        self.children = [
+            dict(zip(tokens[at : at + some], nodes[at : at + some], strict=True))
+            for at, some in zip(first, count, strict=True)
+        ]
+        self.end = end
+
+    def nodes(self, ids: Sequence[int]) -> list[int]:
+        """For each token of a training text the node at which it was chosen, or `NOWHERE` where nothing is chosen.
+
+        Titles of the history end before a token of another kind, and the target with the end of sequence. That a title
+        of the history ends is no choice: the model sees another token there.
+        """
+        found, place = [NOWHERE] * len(ids), 0
+        while place < len(ids):
+            node, at, open_at = ROOT, place, []
+            while at < len(ids) and ids[at] in self.children[node]:
+                if len(self.children[node]) > 1:
+                    open_at.append((at, node))
+                node, at = self.children[node][ids[at]], at + 1
+            if at > place and (ids[at - 1] == self.end or self.end in self.children[node]):
+                for token, parent in open_at:
+                    found[token] = parent
+                place = at
+            else:
+                place += 1
+        return found
+
+
+def logprobs_among(logits: torch.Tensor, tokens: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of tokens [..., n] among those of them that are `filled`; 0 in places that are not.
+
+    logits: [..., vocabulary].
+    """
+    known = logits.float().gather(-1, tokens).masked_fill(~filled, float("-inf"))
+    return torch.where(filled, known - known.logsumexp(-1, keepdim=True), 0.0)
+
+
+def logprobs_at(logits: torch.Tensor, trie: Trie, nodes: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities of the tokens `chosen` [...] at nodes [...], among those that the trie goes on with."""
+    tokens, _, filled = trie.children(nodes)
+    return torch.where(tokens == chosen[..., None], logprobs_among(logits, tokens, filled), 0.0).sum(-1)
+
+
+def loss(model, batch: dict[str, torch.Tensor], trie: Trie, count: torch.Tensor | int | None = None) -> torch.Tensor:
+    """The mean loss (nats) of a batch's choices.
+
+    batch: input_ids, attention_mask, labels (`IGNORED` where nothing is chosen), nodes (see `Choices.nodes`), each
+    [texts, tokens]. trie: on the model's device. count: choices to divide by, those of a whole optimiser step (null: of
+    this batch).
+    """
+    labels, nodes = batch["labels"][:, 1:], batch["nodes"][:, 1:]
+    (columns,) = (labels != IGNORED).any(0).nonzero(as_tuple=True)  # what no text chooses at needs no logits
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**inputs, logits_to_keep=columns).logits
+    row, column = (labels[:, columns] != IGNORED).nonzero(as_tuple=True)
+    labels, nodes = labels[row, columns[column]], nodes[row, columns[column]]
+    logits = _among(logits[row, column].float(), trie, nodes)
+    return cross_entropy(logits, labels, reduction="sum") / (len(labels) if count is None else count)
+
+
+def _among(logits: torch.Tensor, trie: Trie, nodes: torch.Tensor) -> torch.Tensor:
+    """Logits [n, vocabulary] without the tokens that the trie does not go on with at the nodes, [n]."""
+    count = trie.count[nodes]
+    rows = torch.repeat_interleave(count)
+    places = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+    mask = torch.full_like(logits, float("-inf"))
+    mask[rows, trie.child_token[trie.first[nodes][rows] + places]] = 0.0
+    return logits + mask
