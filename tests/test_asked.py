@@ -11,7 +11,7 @@ from gloss_utils import retrieve
 from gloss_utils.base.files import digest, read_json
 from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import load_finetuned, scoring
+from gloss_utils.language import TitleTrie, load_finetuned, scoring
 from gloss_utils.rank import asked
 from gloss_utils.rank.asked import FEATURES, HISTORIES, PARTS, PROBABILITIES, Asked
 from gloss_utils.rank.text_weights import fold_of
@@ -109,10 +109,15 @@ def test_the_model_does_not_train_on_what_teaches_the_ranking():
 
 @pytest.fixture(scope="module")
 def asked_run(small_run, tmp_path_factory) -> RunFolder:
-    """Trained as a whole, with a third of the users left to teach the ranking, and asked for 12 items per user."""
+    """Trained as a whole on what the catalogue leaves open, with a third of the users left to teach the ranking, and
+    asked for 12 items per user."""
     root = tmp_path_factory.mktemp("asked")
     more = {
         "tuning": "full",
+        "loss": "catalogue",
+        "decoding": "catalogue",
+        "length_penalty": 0,
+        "recall_users": 5,
         "load_in_4bit": False,
         "dropout": 0.1,
         "ranking_share": 0.3,
@@ -129,6 +134,7 @@ def test_what_the_model_says_is_its_log_probability(asked_run):
     run = run_of((asked_run, None))
     scored, data = pd.read_parquet(asked_run.asked / retrieve.SCORES), Dataset.load(asked_run.data)
     model, tokenizer = load_finetuned(asked_run.base, asked_run.adapter, False)
+    trie = TitleTrie(tokenizer, data.titles().values()).trie
     titles, held = data.titles(), splits.ranking_examples(data, 0.3, run["seed"])
     histories = dict(zip(held["user"], held["history"], strict=True)) | {retrieve.ALONE: []}
     for user in [held["user"].iloc[0], retrieve.ALONE]:
@@ -136,10 +142,21 @@ def test_what_the_model_says_is_its_log_probability(asked_run):
         room = run["max_length"] - run["max_new_tokens"]
         [prompt] = prompts.encode_prompts(tokenizer, [[titles[item] for item in histories[user]]], room)
         lines = prompts.encode_texts(tokenizer, [prompts.item_text(titles[item]) for item in rows["item"]])
-        [expected] = scoring.plain(model, [prompt], [[[*line, tokenizer.eos_token_id] for line in lines]])
+        texts = [[*line, tokenizer.eos_token_id] for line in lines]
+        [expected] = scoring.plain(model, [prompt], [texts], trie)
         assert rows["logprob"].tolist() == pytest.approx(expected, abs=1e-3)
         assert rows["tokens"].tolist() == [len(line) + 1 for line in lines]
-    assert (scored["user"] == retrieve.ALONE).sum() == len(data.items)
+    alone = scored[scored["user"] == retrieve.ALONE].assign(title=lambda rows: rows["item"].map(titles))
+    assert len(alone) == len(data.items)
+    assert np.exp(alone.drop_duplicates("title")["logprob"]).sum() == pytest.approx(1, abs=1e-3)  # the titles are all
+
+
+def test_training_notes_what_the_model_would_recommend(asked_run):
+    history = pd.DataFrame(read_json(asked_run.training)["history"])
+    judged = history.dropna(subset="recall@5")
+    assert judged["epoch"].tolist() == history.dropna(subset="eval_loss")["epoch"].tolist() != []
+    assert (judged["recall@5"] * 5 % 1 == 0).all()  # of 5 users
+    assert history["seconds"].is_monotonic_increasing and history["seconds"].iloc[0] > 0
 
 
 def test_what_each_part_adds_is_in_the_metrics(asked_run):
@@ -260,6 +277,7 @@ def test_a_model_that_was_trained_as_a_whole_is_an_ordinary_folder(asked_run):
         ({"ask": 10, "ranking": "hybrid"}, ("ranking: learned",)),
         ({"ask": 10, "queries_file": "texts.jsonl"}, ("a model of the run's own",)),
         ({"tuning": "full", "load_in_4bit": True}, ("load_in_4bit to false",)),
+        ({"loss": "catalogue", "decoding": "free"}, ("set decoding to catalogue",)),
     ],
 )
 def test_parameters_that_do_not_fit(values, words):

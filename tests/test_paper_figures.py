@@ -273,6 +273,16 @@ def test_the_loss_of_a_training_that_logged_little(history, lines):
     assert len(figure.axes[0].lines) == lines
 
 
+def test_what_training_gains_by_epoch_is_drawn_beside_the_loss():
+    history = [{"step": 10, "loss": 2.0, "seconds": 30.0}]
+    history += [{"step": 10 * n, "eval_loss": 2.0 - n / 10, "seconds": 60.0 * n, "recall@5": n / 100} for n in (1, 2)]
+    losses, recall = data_plots.loss_curves({"history": history}).axes
+    assert len(losses.lines) == 2
+    [line] = recall.lines
+    assert line.get_xdata().tolist() == [1, 2] and line.get_ydata().tolist() == [0.01, 0.02]
+    assert recall.get_xlabel() == "minutes of training" and "Recall@5" in recall.get_ylabel()
+
+
 def test_a_figure_has_the_same_bytes_each_time(replay, tmp_path):
     for folder in ("one", "two"):
         plots.write(result_plots.rankings([replay]), tmp_path / folder, "rankings", dpi=50)

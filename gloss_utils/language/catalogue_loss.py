@@ -82,7 +82,7 @@ def loss(model, batch: dict[str, torch.Tensor], trie: Trie, count: torch.Tensor 
     row, column = (labels[:, columns] != IGNORED).nonzero(as_tuple=True)
     labels, nodes = labels[row, columns[column]], nodes[row, columns[column]]
     logits = _among(logits[row, column].float(), trie, nodes)
-    return cross_entropy(logits, labels, reduction="sum") / (len(labels) if count is None else count)
+    return cross_entropy(logits, labels, reduction="sum") / max(len(labels) if count is None else count, 1)
 
 
 def _among(logits: torch.Tensor, trie: Trie, nodes: torch.Tensor) -> torch.Tensor:

@@ -111,7 +111,10 @@ class _Trainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.trie is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        found = catalogue_loss.loss(model, inputs, self.trie.to(model.device), num_items_in_batch)
+        trie = self.trie.to(inputs["input_ids"].device)
+        found = catalogue_loss.loss(model, inputs, trie, num_items_in_batch)
+        if num_items_in_batch is not None:  # of all processes, whose gradients are averaged
+            found *= self.accelerator.num_processes
         return (found, {}) if return_outputs else found
 
     def _get_train_sampler(self, train_dataset=None):

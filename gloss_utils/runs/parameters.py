@@ -286,6 +286,11 @@ def check(values: dict) -> dict:
             f"parameter ask is {checked.ask}, but no user is left to learn from how far to trust the model; set "
             "ranking_share (as 0.2), or split to validation"
         )
+    if checked.loss == "catalogue" and values.get("decoding", "catalogue") != "catalogue":
+        raise GlossError(
+            f"parameter decoding is {checked.decoding!r}, but loss is 'catalogue', by which a model learns nothing but to "
+            "choose among the catalogue's titles; set decoding to catalogue"
+        )
     if checked.guide and checked.decoding != "catalogue":
         raise GlossError(f"parameter guide is {checked.guide}, which is for decoding: catalogue; set it to 0")
     if checked.max_new_tokens > checked.max_length - 2:  # a prompt has two tokens at least
