@@ -1,6 +1,6 @@
 """How the weights of `hybrid` were fitted, and what the rankings give on users that they were not fitted on.
 
-    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--write [DIR]] [--results FILE]
+    python -m benchmarks.ranking DATA_DIR NAME=FILE... [--counted] [--write [DIR]] [--results FILE]
 
 DATA_DIR holds raw Amazon files; FILE holds generated texts of validation users of the dataset NAME (beauty, toys or
 sports): released ones, or `queries.jsonl` of a run with `split: validation`.
@@ -14,6 +14,7 @@ sports): released ones, or `queries.jsonl` of a run with `split: validation`.
 4. Beside them: the paper's rule (mean over tie orders of its NDCG), fused, the fusions of ranx on the same candidates,
    and hybrid fitted without each of its parts.
 
+--counted leaves out step 1, which takes an hour, and counts as `params/ranking/weights.yaml` says.
 --write puts weights fitted on all users into params/ranking/ (or DIR) as weights.yaml, for `ranking_weights`; --results
 puts the table into a file for notebook 7. In-sample numbers are not printed.
 """
@@ -244,12 +245,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir")
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("--counted", action="store_true")
     parser.add_argument("--write", type=Path, nargs="?", const=WEIGHTS.parent, metavar="DIR")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     files = [tuple(pair.split("=", 1)) for pair in options.files]
     datasets = {name: load(name, options.data_dir) for name in dict.fromkeys(name for name, _ in files)}
-    settings = choose_counting(datasets)
+    settings = HybridSettings.read(WEIGHTS) if options.counted else choose_counting(datasets)
     texts = []
     for name, data in datasets.items():
         titles = [item_text(title) for title in data.items["title"]]
@@ -274,6 +276,7 @@ def main():
         command = "python -m benchmarks.ranking DATA_DIR " + " ".join(
             f"{name}={Path(file).name}" for name, file in files
         )
+        command += " --counted" * options.counted
         results.write(options.results, "replay", command, fitted_on, settings.model_dump(), rows)
     weights = fit(texts, [np.ones(len(text.target), dtype=bool) for text in texts], list(FEATURES))
     weights = {feature: round(weight, 3) for feature, weight in weights.items()}

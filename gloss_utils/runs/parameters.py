@@ -288,8 +288,8 @@ def check(values: dict) -> dict:
         )
     if checked.loss == "catalogue" and values.get("decoding", "catalogue") != "catalogue":
         raise GlossError(
-            f"parameter decoding is {checked.decoding!r}, but loss is 'catalogue', by which a model learns nothing but to "
-            "choose among the catalogue's titles; set decoding to catalogue"
+            f"parameter decoding is {checked.decoding!r}, but loss is 'catalogue', by which a model learns nothing but "
+            "to choose among the catalogue's titles; set decoding to catalogue"
         )
     if checked.guide and checked.decoding != "catalogue":
         raise GlossError(f"parameter guide is {checked.guide}, which is for decoding: catalogue; set it to 0")
