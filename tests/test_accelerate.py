@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from gloss_utils import fine_tune
 from gloss_utils.base.files import read_json
-from gloss_utils.language import qlora, tiny, training
+from gloss_utils.language import qlora, tiny, trainer, training
 from gloss_utils.runs import notebooks
 
 TWO = ["launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "gloss_utils.fine_tune"]
@@ -65,10 +65,10 @@ def test_batches_by_length_train_the_same_with_less_padding(tmp_path, monkeypatc
     rng = random.Random(1)
     texts = [[rng.randrange(3, 300) for _ in range(rng.randrange(5, 100))] for _ in range(32)]
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1)).tolist()
-    pad, places, losses = training._Padding.__call__, {}, {}
+    pad, places, losses = trainer.Padding.__call__, {}, {}
     for sampling, ordered in (("batch_rebalance", texts), ("sequential", [texts[i] for i in order])):
         sizes = []
-        monkeypatch.setattr(training._Padding, "__call__", lambda *call, s=sizes: _noted(s, pad(*call)))
+        monkeypatch.setattr(trainer.Padding, "__call__", lambda *call, s=sizes: _noted(s, pad(*call)))
         training.seed_everything(1)
         chosen = replace(settings(epochs=1, sampling=sampling), gradient_accumulation=4)
         model = tiny.new_model(tokenizer, layers=1, width=64)

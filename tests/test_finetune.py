@@ -17,7 +17,7 @@ from gloss_utils.base.files import read_json
 from gloss_utils.base.seals import seal
 from gloss_utils.data import prompts, queries, splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import checkpoints, models, qlora, tiny, training
+from gloss_utils.language import checkpoints, models, qlora, tiny, trainer, training
 from gloss_utils.rank import baselines
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
@@ -178,7 +178,7 @@ class Killed(BaseException):
 def cut(monkeypatch, folder, where: str, when, **more):
     """Train until `when(state)` holds at the trainer's event `where`."""
 
-    event = getattr(training._Progress, where)
+    event = getattr(trainer.Progress, where)
 
     def kill(self, args, state, control, **kwargs):
         if when(state):
@@ -186,20 +186,20 @@ def cut(monkeypatch, folder, where: str, when, **more):
         event(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(training._Progress, where, kill)
+        patched.setattr(trainer.Progress, where, kill)
         train_small(folder, **more)
 
 
 def first_step(monkeypatch, folder, **more):
     """Train; returns the first step that was done, the model and the result."""
-    steps, begun = [], training._Progress.on_step_begin
+    steps, begun = [], trainer.Progress.on_step_begin
 
     def begin(self, args, state, control, **kwargs):
         steps.append(state.global_step)
         begun(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training._Progress, "on_step_begin", begin)
+        patched.setattr(trainer.Progress, "on_step_begin", begin)
         model, result = train_small(folder, **more)
     return steps[0] if steps else None, model, result
 
@@ -215,7 +215,7 @@ def assert_same_training(one, other):
 @pytest.mark.parametrize(("save_every", "goes_on_from"), [(600, 4), (0, 7)])
 def test_training_that_was_killed_ends_with_the_same_bytes(tmp_path, monkeypatch, save_every, goes_on_from):
     whole = train_small(tmp_path / "whole")
-    monkeypatch.setattr(training, "SAVE_EVERY", save_every)  # at each epoch of four steps, or after each step
+    monkeypatch.setattr(trainer, "SAVE_EVERY", save_every)  # at each epoch of four steps, or after each step
     cut(monkeypatch, tmp_path / "cut", "on_step_begin", lambda state: state.global_step == 7)
     broken = tmp_path / "cut/checkpoint-8"  # a later one that was being written is not taken for a whole one
     broken.mkdir()
@@ -227,7 +227,7 @@ def test_training_that_was_killed_ends_with_the_same_bytes(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
 def test_a_damaged_checkpoint_is_set_aside_for_an_earlier_one(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(training, "SAVE_EVERY", 0)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0)
     cut(monkeypatch, tmp_path / "cut", "on_step_begin", lambda state: state.global_step == 7)
     flip(tmp_path / "cut/checkpoint-7" / name)
     first, model, result = first_step(monkeypatch, tmp_path / "cut")
@@ -283,7 +283,7 @@ def patch_losses(monkeypatch, losses: list[float]) -> list[dict]:
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    monkeypatch.setattr(training.Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(trainer.ResumableTrainer, "evaluate", evaluate)
     return weights
 
 
