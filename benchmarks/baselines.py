@@ -1,9 +1,11 @@
-"""Every rival on all test users of Beauty and Toys, by the code that notebook 5 runs.
+"""Every rival on all test users of Beauty and Toys, by the code that notebook 5 runs; or `ranking: learned` on them.
 
     python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 24] [--work DIR] [--results DIR]
+    python -m benchmarks.baselines DATA_DIR --learned [--datasets beauty toys] [--results DIR]
 
 DATA_DIR holds the raw Amazon files. SASRec is trained in DIR/NAME, where a training that was cut off goes on; 0 epochs
-leave it out. Prints the table; --results writes DIR/NAME-baselines.json for notebook 7.
+leave it out. --learned ranks by histories alone, with trees that are fitted on training users, as a run does. Prints
+the table; --results writes DIR/NAME-baselines.json, or DIR/NAME-learned.json, for notebook 7.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank import HybridSettings, Ranker, as_run, baselines, sasrec
 from gloss_utils.report import metrics
-from gloss_utils.report.metrics import LEFT_OUT, SEEN
+from gloss_utils.report.metrics import GLOSS_HISTORIES, LEFT_OUT, SEEN
 from gloss_utils.runs import results
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search.bm25 import BM25Index
@@ -34,10 +36,10 @@ def load(name: str, data_dir) -> Dataset:
     return build(*sources.read(sources.find(name, data_dir), Rejects(), 0), None, SEED)
 
 
-def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[str, float]]:
+def measure(data: Dataset, epochs: int, folder: Path, learned: bool = False) -> tuple[list[dict], dict[str, float]]:
     """Rows of metrics of every baseline, for all test users; and the seconds that ranking, or training, took.
 
-    epochs: of SASRec, which is trained in `folder`; 0 leaves it out.
+    epochs: of SASRec, which is trained in `folder`; 0 leaves it out. learned: `ranking: learned` in place of them all.
     """
     titles = data.titles()
     texts = [item_text(title) for title in titles.values()]
@@ -46,6 +48,9 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
     settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
     known = splits.training_sequences(data, examples)
     ranker = Ranker(examples, titles, indexes, known, settings, depth=DEPTH)
+    if learned:
+        rankings = {(GLOSS_HISTORIES, seen): ranker.by_learned(0, seen == LEFT_OUT) for seen in SEEN}
+        return _rows(rankings, examples), {"learned": round(time.time() - begun, 1)}
     rankings = {
         (method, seen): rank(ranker.histories, seen == LEFT_OUT)
         for method, rank in baselines.rivals(ranker).items()
@@ -60,6 +65,13 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
             ranked = sasrec.rank(model, ranker.histories, sequences, list(titles), DEPTH, seen == LEFT_OUT)
             rankings["sasrec", seen] = ranked
         seconds["SASRec"] = time.time() - begun - seconds["all but SASRec"]
+    rows = _rows(rankings, examples)
+    rows = [row | {"loss": sasrec.CROSS_ENTROPY} if row["method"] == "sasrec" else row for row in rows]
+    return rows, {name: round(value, 1) for name, value in seconds.items()}
+
+
+def _rows(rankings: dict[tuple[str, str], pd.DataFrame], examples: pd.DataFrame) -> list[dict]:
+    """Metrics of all users by method and protocol."""
     frames = [
         metrics.per_user_metrics(as_run(ranked), metrics.targets_of(examples))
         .rename_axis("user")
@@ -67,9 +79,7 @@ def measure(data: Dataset, epochs: int, folder: Path) -> tuple[list[dict], dict[
         .assign(method=method, seen=seen, segment="", new_item=False)
         for (method, seen), ranked in rankings.items()
     ]
-    rows = metrics.summarise(pd.concat(frames), "test", SEED)
-    rows = [row | {"loss": sasrec.CROSS_ENTROPY} if row["method"] == "sasrec" else row for row in rows]
-    return [row for row in rows if row["segment"] == "all"], {name: round(value, 1) for name, value in seconds.items()}
+    return [row for row in metrics.summarise(pd.concat(frames), "test", SEED) if row["segment"] == "all"]
 
 
 def main():
@@ -78,12 +88,15 @@ def main():
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--datasets", nargs="+", default=["beauty", "toys"])
     parser.add_argument("--sasrec-epochs", type=int, default=24)
+    parser.add_argument("--learned", action="store_true")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/baselines")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     for name in options.datasets:
-        parameters = {"seed": SEED, "sasrec_epochs": options.sasrec_epochs, "sasrec_width": WIDTH, "split": "test"}
-        rows, seconds = measure(load(name, options.data_dir), options.sasrec_epochs, options.work / name)
+        parameters = {"seed": SEED, "split": "test"}
+        parameters |= {} if options.learned else {"sasrec_epochs": options.sasrec_epochs, "sasrec_width": WIDTH}
+        data, folder = load(name, options.data_dir), options.work / name
+        rows, seconds = measure(data, options.sasrec_epochs, folder, options.learned)
         for row in rows:
             cells = (f"{row[m]:.4f} [{row[f'{m}_low']:.4f}, {row[f'{m}_high']:.4f}]" for m in ("recall@5", "ndcg@5"))
             print(f"| {name} | {row['users']:,} | {row['method']} | {row['seen']} | {' | '.join(cells)} |", flush=True)
@@ -91,9 +104,10 @@ def main():
         if options.results:
             inputs = {fingerprint(path): path.name for path in sources.find(name, options.data_dir).paths}
             command = f"python -m benchmarks.baselines DATA_DIR --datasets {name}"
-            command += f" --sasrec-epochs {options.sasrec_epochs}"
-            file = options.results / f"{name}-baselines.json"
-            results.write(file, f"{name}, baselines", command, inputs, parameters, rows, dataset=name, seconds=seconds)
+            command += " --learned" if options.learned else f" --sasrec-epochs {options.sasrec_epochs}"
+            kind = "learned" if options.learned else "baselines"
+            file = options.results / f"{name}-{kind}.json"
+            results.write(file, f"{name}, {kind}", command, inputs, parameters, rows, dataset=name, seconds=seconds)
 
 
 if __name__ == "__main__":

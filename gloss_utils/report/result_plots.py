@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gloss_utils.report import plots, published
 from gloss_utils.report.beyond import COVERAGE, K
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HYBRID, GLOSS_PAPER
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER
 from gloss_utils.report.plots import COLUMN, DOTS, LINES, PAGE, SHADES, SideBySide
 from gloss_utils.report.segments import COLD_START
 from gloss_utils.report.tables import LABELS, one_protocol, shown_as
@@ -29,7 +29,7 @@ RANKINGS = {
     "learned": "learned",
 }
 IN_SEGMENTS = ("lis-dense", "item-knn", "sasrec", GLOSS_PAPER, GLOSS)
-BASELINES = "all but SASRec"  # whose seconds `benchmarks.baselines` measures together
+BASELINES, LEARNED = "all but SASRec", "learned"  # whose seconds `benchmarks.baselines` measures
 RUN_STAGES = ("02_fine_tune", "03_build_index", "04_retrieve")  # whose seconds are the cost of a run
 
 
@@ -259,7 +259,7 @@ def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
     others may use weights that were fitted elsewhere.
     """
     timed = [table for table in tables if "seconds" in table]
-    rivals = [table for table in timed if BASELINES in table["seconds"]]
+    rivals = [table for table in timed if {BASELINES, LEARNED} & set(table["seconds"])]
     runs = _distinct([table for table in timed if set(RUN_STAGES) <= set(table["seconds"])])
     rows = [row for table in (*rivals, *runs) for row in _costs(table)]
     if not rows:
@@ -274,9 +274,8 @@ def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
 
 def _costs(table: dict) -> list[dict]:
     seconds = table["seconds"]
-    if BASELINES in seconds:
-        taken = {"item-knn": seconds[BASELINES], "sasrec": seconds.get("SASRec")}
-    else:
+    taken = {"item-knn": seconds.get(BASELINES), "sasrec": seconds.get("SASRec"), GLOSS_HISTORIES: seconds.get(LEARNED)}
+    if set(RUN_STAGES) <= set(seconds):
         taken = dict.fromkeys((GLOSS_PAPER, GLOSS), sum(seconds[stage] for stage in RUN_STAGES))
     return [row | {"minutes": taken[row["method"]] / 60} for row in _of_all_users(table) if taken.get(row["method"])]
 
