@@ -17,7 +17,7 @@ from gloss_utils.base.files import read_json
 from gloss_utils.base.seals import seal
 from gloss_utils.data import prompts, queries, splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import checkpoints, models, qlora, tiny, trainer, training
+from gloss_utils.language import checkpoints, generation, models, qlora, tiny, trainer, training
 from gloss_utils.rank import baselines
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
@@ -127,7 +127,7 @@ def settings(**values) -> training.Settings:
     )
 
 
-def train_small(folder, epochs=3, patience=3, **more):
+def train_small(folder, epochs=3, patience=3, judge=None, bound=False, **more):
     training.seed_everything(1)
     tokenizer = tiny.train_tokenizer(TITLES, 400)
     model = tiny.new_model(tokenizer, layers=1, width=64)
@@ -141,6 +141,8 @@ def train_small(folder, epochs=3, patience=3, **more):
         folder,
         {"epochs": epochs},
         "test",
+        generation.TitleTrie(tokenizer, TITLES).trie if bound else None,
+        judge,
     )
     return model, result
 
@@ -223,6 +225,26 @@ def test_training_that_was_killed_ends_with_the_same_bytes(tmp_path, monkeypatch
     first, model, result = first_step(monkeypatch, tmp_path / "cut")
     assert first == goes_on_from
     assert_same_training(whole, (model, result))
+
+
+def test_what_is_asked_after_each_epoch_changes_no_training(tmp_path):
+    asked = []
+    judge = lambda model: asked.append(model.training) or {"recall@5": len(asked) / 10}  # noqa: E731
+    judged = train_small(tmp_path / "judged", judge=judge)
+    assert asked == [False] * 3
+    noted = [log["recall@5"] for log in judged[1]["history"] if "eval_loss" in log]
+    assert noted == [0.1, 0.2, 0.3]
+    assert_same_training(train_small(tmp_path / "plain"), judged)
+
+
+def test_training_on_what_the_catalogue_leaves_open(tmp_path, monkeypatch):
+    whole = train_small(tmp_path / "whole", bound=True)
+    losses = [log["eval_loss"] for log in whole[1]["history"] if "eval_loss" in log]
+    assert (
+        losses[-1] < losses[0] < 1.5
+    )  # by chance log(4): four titles, which part at one token; spelling costs nothing
+    cut(monkeypatch, tmp_path / "cut", "on_step_begin", lambda state: state.global_step == 7, bound=True)
+    assert_same_training(whole, train_small(tmp_path / "cut", bound=True))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])

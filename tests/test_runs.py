@@ -44,6 +44,7 @@ OF_VIEWS = {
     "max_rejected": "stops the run, or does nothing",
     "gradient_checkpointing": "memory against time",
     "report_to": "a log",
+    "recall_users": "what training notes beside the loss",
     "engine": "where it is made",
     "workers": "where it is made",
     **dict.fromkeys(("retriever", "ranking", "top_k", "exclude_seen", "ranking_depth", "new_item_favour"), "rankings"),

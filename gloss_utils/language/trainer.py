@@ -125,9 +125,7 @@ class Progress(TrainerCallback):
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         if self.judge:
-            was_training = model.training
-            state.log_history[-1] |= self.judge(model.eval())
-            model.train(was_training)
+            state.log_history[-1] |= self.judge(model.eval())  # each step of training sets it back
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         state.log_history[-1]["seconds"] = round(self.before + self.seconds, 1)
