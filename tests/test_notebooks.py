@@ -45,7 +45,8 @@ def test_notebook_is_clean_and_thin(stage):
     for cell in cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
-            assert "def " not in cell.source and len(cell.source.splitlines()) <= 30
+            most = 34 if "parameters" in cell.metadata.get("tags", []) else 30  # a line for each parameter
+            assert "def " not in cell.source and len(cell.source.splitlines()) <= most
 
 
 @pytest.mark.parametrize("stage", STAGES)
