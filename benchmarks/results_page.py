@@ -37,10 +37,10 @@ REPLAY = """## Released texts under each ranking, validation split
 The paper's authors generated the texts (five per user); they were ranked and evaluated here. Hybrid is
 out-of-fold: the weights for a user were fitted on other users. Learned is fitted on training users, and only how much
 the texts count is out-of-fold. The NDCG@5 of the paper's rule is the mean over 100 orders of its ties."""
-GAINS = """Compared with the paper's rule, averaged over the three files, learned gains {learned}, hybrid {hybrid}, fused
-{fused}, and the best of six fusions of ranx on the same candidates (`{best}`) {ranx}. Without the generated texts hybrid still
-gains {without}, and learned {learned_without}: on these users most of the gain comes from co-occurrence. What the texts
-add to hybrid (Recall@5 {texts}) is within the intervals."""
+GAINS = """Compared with the paper's rule, averaged over the three files, learned gains {learned}, hybrid {hybrid},
+fused {fused}, and the best of six fusions of ranx on the same candidates (`{best}`) {ranx}. Without the generated
+texts hybrid still gains {without}, and learned {learned_without}: on these users most of the gain comes from
+co-occurrence. What the texts add to hybrid (Recall@5 {texts}) is within the intervals."""
 PROTOCOL = """## The whole protocol on a laptop, test split
 
 Each run trains the tiny language model (`base_model: tiny`, 2 million parameters), lets it write for all users,
@@ -67,16 +67,18 @@ ASKED = """## What the language model adds to histories
 
 Two small models, all of whose weights are trained (`tuning: full`), on validation users. That of Toys has 5 million
 parameters and the paper's loss (three epochs, 48 minutes on 2 cores beside other work; it was still learning fast).
-That of Beauty has 1.3 million and learns what the catalogue leaves open (`loss: catalogue`; seven epochs, 86 minutes on
-one thread beside other work). A quarter of the training users' last items is kept from each, and it is asked for the
-probability of the 20 items that histories propose to each user (`ask`, see [the guide](guide.md#ranking)). *Histories
-alone* is `learned` without the model; each other row is fitted again on the users that were kept apart, of whom a fifth
-have their target among the items proposed. What is gained is paired over users.
+That of Beauty has 1.3 million and learns what the catalogue leaves open (`loss: catalogue`; seven epochs, 86
+minutes on one thread beside other work). A quarter of the training users' last items is kept from each, and it is
+asked for the probability of the 20 items that histories propose to each user (`ask`, see [the
+guide](guide.md#ranking)). *Histories alone* is `learned` without the model; each other row is fitted again on the
+users that were kept apart, of whom a fifth have their target among the items proposed. What is gained is paired
+over users.
 
-By the paper's rule the model of Beauty is level with last-item search, and near the released texts of Llama-1B (0.0546 on
-the same users, above). Still neither its texts nor its probabilities add anything to histories that can be measured.
-Its gain is above zero for targets that are frequent in training and below for rare ones (NDCG@5; intervals are not
-corrected for the number of groups): a model that saw the same histories knows what counts know, and of rare items less. That does not say what a Llama, which has read of the world, would add.
+By the paper's rule the model of Beauty is level with last-item search, and near the released texts of Llama-1B
+(0.0546 on the same users, above). Still neither its texts nor its probabilities add anything to histories that can
+be measured. Its gain is above zero for targets that are frequent in training and below for rare ones (NDCG@5;
+intervals are not corrected for the number of groups): a model that saw the same histories knows what counts know,
+and of rare items less. That does not say what a Llama, which has read of the world, would add.
 
 `params/tiny-full.yaml` had the settings of the run of Toys at the commit that its file names."""
 
