@@ -10,7 +10,6 @@ titles sum up to 1, and a small model's training is spent on histories. It is a 
 from collections.abc import Sequence
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from gloss_utils.language.trie import ROOT, Trie
 
@@ -81,15 +80,7 @@ def loss(model, batch: dict[str, torch.Tensor], trie: Trie, count: torch.Tensor 
     logits = model(**inputs, logits_to_keep=columns).logits
     row, column = (labels[:, columns] != IGNORED).nonzero(as_tuple=True)
     labels, nodes = labels[row, columns[column]], nodes[row, columns[column]]
-    logits = _among(logits[row, column].float(), trie, nodes)
-    return cross_entropy(logits, labels, reduction="sum") / max(len(labels) if count is None else count, 1)
-
-
-def _among(logits: torch.Tensor, trie: Trie, nodes: torch.Tensor) -> torch.Tensor:
-    """Logits [n, vocabulary] without the tokens that the trie does not go on with at the nodes, [n]."""
-    count = trie.count[nodes]
-    rows = torch.repeat_interleave(count)
-    places = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
-    mask = torch.full_like(logits, float("-inf"))
-    mask[rows, trie.child_token[trie.first[nodes][rows] + places]] = 0.0
-    return logits + mask
+    if not len(labels):
+        return logits.sum()  # of nothing: 0
+    logprobs = logprobs_at(logits[row, column], trie, nodes, labels)
+    return -logprobs.sum() / (len(labels) if count is None else count)

@@ -132,12 +132,12 @@ class Writer:
         if how.decoding != SAMPLE:
             trie = self.title_trie.trie if self.title_trie else None
             given = (self.model, inputs, how.num_beams, how.max_new_tokens, end, trie, how.length_penalty)
-            if self.weights is None:
-                return (
-                    self.engine.beam_search(*given) if not self.among else beam_search.beam_search(*given, among=True)
-                )
-            own, common = self.weights
-            guide = Guide(trie, how.guide, own[numbers], common, self.model.device)
+            if self.weights is None and not self.among:
+                return self.engine.beam_search(*given)
+            guide = None
+            if self.weights is not None:
+                own, common = self.weights
+                guide = Guide(trie, how.guide, own[numbers], common, self.model.device)
             return beam_search.beam_search(*given, guide, self.among)
         shape, seeds = (how.num_beams, how.max_new_tokens), [[how.seed, number] for number in numbers]
         uniforms = torch.from_numpy(np.stack([np.random.default_rng(seed).random(shape) for seed in seeds]))
