@@ -1,0 +1,41 @@
+"""Sequences as arrays are what dictionaries of lists are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gloss_utils.data.sequences import Lists, Sequences
+
+ITEMS = pd.Index(["cup", "pot", "tea", "jar"])
+PLAIN = {"bob": ["tea", "cup", "tea"], "ann": [], "eve": ["jar"]}
+
+
+@pytest.fixture
+def sequences() -> Sequences:
+    return Sequences.of(PLAIN, ITEMS)
+
+
+def test_they_read_like_the_dictionary(sequences):
+    assert dict(sequences) == PLAIN and list(sequences) == list(PLAIN) and len(sequences) == 3
+    assert list(sequences.values()) == list(PLAIN.values())
+    assert sequences["eve"] == ["jar"] and sequences.get("dan") is None and sequences.values()[-1] == ["jar"]
+    assert sequences.lists.places.dtype == np.int32
+
+
+def test_slices_are_lists_of_their_own(sequences):
+    assert list(sequences.lists[1:]) == [[], ["jar"]]
+    assert list(sequences.lists[2:1]) == []
+    assert sequences.lists[1:].offsets.tolist() == [0, 0, 1]
+
+
+def test_lists_are_taken_and_cut(sequences):
+    lists = sequences.lists
+    assert list(lists.take(np.array([2, 0]))) == [["jar"], ["tea", "cup", "tea"]]
+    assert list(lists.first(np.array([2, 5, 0]))) == [["tea", "cup"], [], []]
+    assert list(lists.where(ITEMS[lists.places] != "tea")) == [["cup"], [], ["jar"]]
+    assert lists.lengths.tolist() == [3, 0, 1]
+
+
+def test_an_unknown_item_is_named():
+    with pytest.raises(KeyError, match="urn"):
+        Lists.of([["cup", "urn"]], ITEMS)
