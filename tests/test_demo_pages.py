@@ -41,7 +41,7 @@ def test_pages_show_all_pictures_that_are_there_and_no_others():
 
 
 def test_a_page_is_plain_markdown_without_the_machines_folders(tmp_path):
-    table = f"<style>td {{}}</style>\n<table>\n\n  <tr><td>{tmp_path}/runs/demo</td></tr>\n</table>"
+    table = f'<style>td {{}}</style>\n<table id="T_1f">\n\n  <tr><td class="data" id="T_1f_0">{tmp_path}/runs/demo</td></tr>\n</table>'
     outputs = [
         v4.new_output("stream", name="stderr", text="bar: 100%"),
         v4.new_output("display_data", {"text/html": table, "text/plain": "a table"}),
@@ -56,4 +56,4 @@ def test_a_page_is_plain_markdown_without_the_machines_folders(tmp_path):
     assert "![Figure 1](../../figures/demo/01_explore_data-1.png)" in shown
     assert "<table>\n<tr><td>runs/demo</td></tr>\n</table>" in shown
     assert '<details><summary>Parameters of the demo</summary>\n\n```python\nrun_dir = "runs/demo"\n```' in shown
-    assert not any(left in shown for left in ("bar:", "style", "a table", str(tmp_path)))
+    assert not any(left in shown for left in ("bar:", "style", "a table", "T_1f", "class", str(tmp_path)))
