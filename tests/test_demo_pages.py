@@ -41,7 +41,8 @@ def test_pages_show_all_pictures_that_are_there_and_no_others():
 
 
 def test_a_page_is_plain_markdown_without_the_machines_folders(tmp_path):
-    table = f'<style>td {{}}</style>\n<table id="T_1f">\n\n  <tr><td class="data" id="T_1f_0">{tmp_path}/runs/demo</td></tr>\n</table>'
+    row = f'<tr><td class="data" id="T_1f_0">{tmp_path}/runs/demo</td></tr>'
+    table = f'<style>td {{}}</style>\n<table id="T_1f">\n\n  {row}\n</table>'
     outputs = [
         v4.new_output("stream", name="stderr", text="bar: 100%"),
         v4.new_output("display_data", {"text/html": table, "text/plain": "a table"}),
