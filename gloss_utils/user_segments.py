@@ -176,5 +176,5 @@ def story(run: Run, before: Shop, after: Shop) -> Styler:
         count = (ranked["item"] == item).sum()
         rows[f"users to whom it is recommended, ranking {rule}"] = f"{count:,} of {len(queries):,}"
     if after.catalogue:
-        rows["the decoder may write it"] = "yes" if text in after.catalogue.text.values() else "no"
+        rows["the decoder may write it"] = "yes" if after.catalogue.of_items([title]).nnz else "no"
     return tables.in_full(pd.DataFrame({"value": rows}))

@@ -228,7 +228,8 @@ def test_more_beams_than_titles(run):
         generated(run(decoding="catalogue", num_beams=titles + 1))
 
 
-def test_titles_that_the_tokenizer_cannot_write_or_tell_apart():
+def test_titles_that_the_tokenizer_cannot_write_or_tell_apart(monkeypatch):
+    monkeypatch.setattr(generation, "AT_ONCE", 2)
     spaced = Tokenizer(models.BPE())  # characters that it has not seen are nothing to it
     spaced.pre_tokenizer = pre_tokenizers.Whitespace()
     spaced.train_from_iterator(
@@ -236,7 +237,8 @@ def test_titles_that_the_tokenizer_cannot_write_or_tell_apart():
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=spaced, eos_token="<end>")
     title_trie = TitleTrie(tokenizer, ["Rose", "☃", "Rose Toner", "Rose ☃", "Rose"])
-    assert set(title_trie.text.values()) == {"Title: Rose", "Title: Rose Toner"}
+    assert sorted(title_trie.texts.to_pylist()) == ["Title: Rose", "Title: Rose Toner"]
+    assert title_trie.of_items(["Rose", "Rose ☃"]).nnz == 1  # of what is left out, there is no text
     (note,) = title_trie.notes
     assert note.startswith("2 titles are left out") and "'Title: ☃'" in note
     with one_line_error("can write no title of the catalogue"):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from helpers import one_line_error, run_of, small_llama
 from scipy import sparse
 from test_decoding import VOCABULARY, logprob, prompts, titles
@@ -89,14 +88,11 @@ def test_histories_alone_order_the_texts_by_their_weights():
 
 def test_the_texts_below_a_node_are_neighbours():
     texts, _, _ = catalogue()
-    trie, below = Trie(texts), {0: ()}
-    for node in range(trie.size):
-        tokens, nodes, filled = trie.children(torch.tensor(node))
-        below |= {
-            int(child): (*below[node], int(token)) for child, token in zip(nodes[filled], tokens[filled], strict=True)
-        }
-        inside = [place for place, text in enumerate(texts) if text[: len(below[node])] == below[node]]
-        assert inside == list(range(int(trie.begin[node]), int(trie.until[node])))
+    trie = Trie(texts)
+    for prefix in {text[:length] for text in texts for length in range(len(text))}:
+        node = trie.path((*prefix, next(text[len(prefix)] for text in texts if text[: len(prefix)] == prefix)))[-1]
+        inside = [place for place, text in enumerate(texts) if text[: len(prefix)] == prefix]
+        assert inside == list(range(*trie.span(node)))
 
 
 def test_weights_of_items_with_one_title_add_up(copied_run):
@@ -104,7 +100,7 @@ def test_weights_of_items_with_one_title_add_up(copied_run):
     named = ["Rose Toner", "Day Cream", "Rose Toner", "Base Coat"]
     title_trie = language.TitleTrie(load_tokenizer(run.folder.adapter), named)
     [weights] = np.array([[1.0, 2.0, 4.0, 8.0]]) @ title_trie.of_items([*named[:3], "Base Coat"])
-    by_text = dict(zip([title_trie.text[ids] for ids in sorted(title_trie.text)], weights, strict=True))
+    by_text = dict(zip(title_trie.texts.to_pylist(), weights, strict=True))
     assert by_text == {"Title: Rose Toner": 5.0, "Title: Day Cream": 2.0, "Title: Base Coat": 8.0}
     assert title_trie.of_items(["Unknown"]).nnz == 0
 

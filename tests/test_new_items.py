@@ -146,7 +146,7 @@ def test_one_call_adds_an_item_to_all_that_knows_the_catalogue(shop):
     ids, scores = after.indexes["dense"].search(["Title: Rose Toner", "Title: title a"], 2)
     assert ids.tolist() == [[3, 1], [0, 4]] and scores[0].tolist() == [1, 0.8]
     assert after.indexes["bm25"].search(["toner"], 1)[0].tolist() == [[3]]
-    assert set(after.catalogue.text.values()) == {
+    assert set(after.catalogue.texts.to_pylist()) == {
         "Title: title a",
         "Title: title b",
         "Title: title c",
@@ -155,9 +155,7 @@ def test_one_call_adds_an_item_to_all_that_knows_the_catalogue(shop):
     [tokens] = encode_texts(after.tokenizer, ["Title: Rose Toner"])
     node = 0
     for token in [*tokens, after.tokenizer.eos_token_id]:
-        trie = after.catalogue.trie
-        allowed, nodes, _ = trie.children(trie.first.new_tensor([node]))
-        node = int(nodes[0][allowed[0] == token])  # each token may be written where the title has it
+        node = after.catalogue.trie.below(node)[token]  # each token may be written where the title has it
     assert before.data.items["item"].tolist() == list("abc")
     assert before.indexes["dense"].search(["Title: Rose Toner"], 9)[0].shape == (1, 3)
 

@@ -237,7 +237,7 @@ class _InTrie:
         """Run the model on the chosen tokens, or on all that is left where every beam has one continuation."""
         nodes = self.next.gather(1, picks)[stay]
         self.nodes = nodes.where(scores > NO_BEAM, nodes[:, :1])  # where there is no beam, the best one's node
-        if bool((self.trie.tail[self.nodes] > 0).all()):
+        if bool(self.trie.alone(self.nodes).all()):
             share = 1.0 if self.guide is None else 1 - self.guide.share  # of the model: a tail has one mass
             return _Tails(self.tree, self.trie, tokens, parents, self.nodes, stay, share, self.among)
         self.logits = self.tree.step(tokens, parents, stay)

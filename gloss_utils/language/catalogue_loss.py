@@ -21,14 +21,7 @@ class Choices:
 
     def __init__(self, trie: Trie, end: int):
         """trie: of the titles that may be learnt from. end: the end-of-sequence token, the last of each title."""
-        arrays = trie.first, trie.count, trie.child_token, trie.child_node
-        first, count, tokens, nodes = (array.tolist() for array in arrays)
-        # A token with which titles begin alike, as "Title", opens a walk; a text that is no title soon leaves the trie.
-        self.children = [
-            dict(zip(tokens[at : at + some], nodes[at : at + some], strict=True))
-            for at, some in zip(first, count, strict=True)
-        ]
-        self.end = end
+        self.trie, self.end = trie, end
 
     def nodes(self, ids: Sequence[int]) -> list[int]:
         """For each token of a training text the node at which it was chosen, or `NOWHERE` where nothing is chosen.
@@ -38,12 +31,13 @@ class Choices:
         """
         found, place = [NOWHERE] * len(ids), 0
         while place < len(ids):
+            # A token with which titles begin alike, as "Title", opens a walk; a text that is no title soon leaves it.
             node, at, open_at = ROOT, place, []
-            while at < len(ids) and ids[at] in self.children[node]:
-                if len(self.children[node]) > 1:
+            while at < len(ids) and ids[at] in (below := self.trie.below(node)):
+                if len(below) > 1:
                     open_at.append((at, node))
-                node, at = self.children[node][ids[at]], at + 1
-            if at > place and (ids[at - 1] == self.end or self.end in self.children[node]):
+                node, at = below[ids[at]], at + 1
+            if at > place and (ids[at - 1] == self.end or self.end in self.trie.below(node)):
                 for token, parent in open_at:
                     found[token] = parent
                 place = at

@@ -1,11 +1,14 @@
 """Writing queries: the fine-tuned model continues each user's prompt with titles of likely next items (METHOD, 3)."""
 
 import gc
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from scipy import sparse
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +21,7 @@ from gloss_utils.language.trie import Trie
 
 Row = tuple[list[str], list[float], list[int]]  # a prompt's texts, best first, their log-probabilities and lengths
 CATALOGUE, SAMPLE = "catalogue", "sample"
+AT_ONCE = 2**14  # texts that are tokenised together
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of CUDA, the CPU, cuBLAS
 
 
@@ -48,34 +52,48 @@ class Decoding:
 
 
 class TitleTrie:
-    """What `decoding: catalogue` may write: `trie`, of all items' texts, and `text`, which text its tokens stand for.
+    """What `decoding: catalogue` may write: `trie`, of all items' texts, and `texts`, these texts in its order.
 
-    notes: lines about titles that are left out, because the tokenizer cannot write them or tell them apart.
+    notes: lines about titles that are left out, because the tokenizer cannot write them or tell them apart. All is in
+    arrays (numpy's, Arrow's), which Ray's workers on a machine share.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: Iterable[str]):
-        texts = list(dict.fromkeys(prompts.item_text(title) for title in titles))
-        nothing, *tokens = prompts.encode_texts(tokenizer, [prompts.item_text(""), *texts])
-        self.text, left_out = {}, []
-        for text, ids in zip(texts, tokens, strict=True):
-            if ids == nothing or not ids or self.text.setdefault((*ids, tokenizer.eos_token_id), text) != text:
-                left_out.append(text)
-        if not self.text:
-            raise GlossError("the tokenizer can write no title of the catalogue; choose another base_model")
-        self.trie = Trie(self.text)
-        self.notes = []
-        if left_out:
+        texts = pc.unique(_arrow(titles))
+        [nothing], written = prompts.encode_texts(tokenizer, [prompts.item_text("")]), array("q")
+        self.trie = Trie(_tokens(tokenizer, texts, ([], nothing), written))
+        kept = np.frombuffer(written, np.int64)[self.trie.first]
+        self.texts, self.notes = texts.take(kept), []
+        if len(kept) < len(texts):
+            left_out = texts[np.setdiff1d(np.arange(len(texts)), kept)[0]].as_py()
             self.notes.append(
-                f"{len(left_out)} titles are left out of the catalogue's trie, because the tokenizer writes them as "
-                f"nothing or as another title; one is {left_out[0]!r}"
+                f"{len(texts) - len(kept)} titles are left out of the catalogue's trie, because the tokenizer writes "
+                f"them as nothing or as another title; one is {left_out!r}"
             )
 
     def of_items(self, titles: Iterable[str]) -> sparse.csr_matrix:
         """Which of the trie's texts, in its order, is that of each item, by their titles: 1 there, [items, texts]."""
-        place = {self.text[ids]: number for number, ids in enumerate(sorted(self.text))}
-        found = np.array([place.get(prompts.item_text(title), -1) for title in titles])
+        found = pc.index_in(_arrow(titles), self.texts).fill_null(-1).to_numpy()
         (rows,) = np.nonzero(found >= 0)
-        return sparse.csr_matrix((np.ones(len(rows)), (rows, found[rows])), (len(found), len(place)))
+        return sparse.csr_matrix((np.ones(len(rows)), (rows, found[rows])), (len(found), len(self.texts)))
+
+
+def _arrow(titles: Iterable[str]) -> pa.Array:
+    """The items' texts of these titles."""
+    return pa.array(map(prompts.item_text, titles), pa.large_string())
+
+
+def _tokens(tokenizer, texts: pa.Array, nothing: tuple, written: array) -> Iterator[list[int]]:
+    """The tokens and the end token of the texts, a portion at a time, without those that are `nothing`; the places of
+    the others are added to `written`."""
+    for begin in range(0, len(texts), AT_ONCE):
+        tokens = prompts.encode_texts(tokenizer, texts[begin : begin + AT_ONCE].to_pylist())
+        for place, ids in enumerate(tokens, begin):
+            if ids not in nothing:
+                written.append(place)
+                yield [*ids, tokenizer.eos_token_id]
+    if not written:
+        raise GlossError("the tokenizer can write no title of the catalogue; choose another base_model")
 
 
 class Writer:
@@ -146,7 +164,7 @@ class Writer:
 
     def _row(self, found: beam_search.Decoded) -> Row:
         if self.title_trie:
-            texts = [self.title_trie.text[tuple(ids)] for ids in found.tokens]
+            texts = [self.title_trie.texts[self.title_trie.trie.place(ids)].as_py() for ids in found.tokens]
         else:
             texts = [text.strip() for text in self.tokenizer.batch_decode(found.tokens, skip_special_tokens=True)]
         return texts, found.logprobs, [len(ids) for ids in found.tokens]

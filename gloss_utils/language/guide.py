@@ -43,7 +43,7 @@ class Guide:
         return scores
 
     def _mass(self, users: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
-        begin, until = self.trie.begin[nodes], self.trie.until[nodes]
+        begin, until = self.trie.span(nodes)
         low, high = (torch.searchsorted(self.keys, users * self.places + place) for place in (begin, until))
         return self.sums[high] - self.sums[low] + self.common[until] - self.common[begin]
 

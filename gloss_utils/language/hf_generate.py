@@ -95,17 +95,13 @@ def sample(
 
 
 def _allowed(trie: Trie, width: int, end: int):
-    def children(node: int) -> dict[int, int]:
-        tokens, nodes, _ = trie.children(trie.first.new_tensor(node))
-        return dict(zip(tokens.tolist(), nodes.tolist(), strict=True))
-
     def allowed(row: int, ids: torch.Tensor) -> list[int]:
         node = ROOT
         for token in ids[width:].tolist():
-            node = children(node).get(token)
+            node = trie.below(node).get(token)
             if node is None:  # transformers also runs places that hold no beam
                 return [end]
-        return list(children(node)) or [end]
+        return list(trie.below(node)) or [end]
 
     return allowed
 

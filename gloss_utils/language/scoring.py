@@ -68,7 +68,7 @@ class Scorer:
 def _open_part(text: list[int], trie: Trie) -> list[int]:
     """A text without the tokens at its end that are certain, because no other text goes on so; one token at least."""
     for length, node in enumerate(trie.path(text), 1):
-        if trie.tail[node] > 0:
+        if trie.alone(node):
             return text[: max(1, length - 1)]
     return text
 
