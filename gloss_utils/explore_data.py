@@ -83,7 +83,7 @@ def show_overview(run: Run, data: Dataset) -> plt.Figure:
 
 def show_prompts(data: Dataset):
     """Print the prompts of two users' histories without their last item."""
-    titles, sequences = data.titles(), data.sequences()
-    for user in data.users["user"].iloc[[0, len(data.users) // 2]]:
-        print(tables.wrapped(prompts.prompt(titles[item] for item in sequences[user][:-1])))
+    lists = data.sequences().lists
+    for places in (lists[user : user + 1].places for user in (0, len(lists) // 2)):
+        print(tables.wrapped(prompts.prompt(data.items["title"].iloc[places[:-1]])))
         print("Title: …\n" + "=" * 100)

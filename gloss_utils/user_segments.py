@@ -155,7 +155,8 @@ def open_shop(run: Run) -> Shop:
 
 def example(shop: Shop, title: str | None) -> pd.DataFrame:
     """One item to add: of this title; None takes the best-seller's in a new edition."""
-    best = shop.data.titles()[shop.data.interactions["item"].mode()[0]]
+    counts, items = shop.data.popularity(), shop.data.items
+    best = items[counts == counts.max()].sort_values("item")["title"].iloc[0]
     return pd.DataFrame({"item": ["added-item"], "title": [title or f"New Edition {best}"]})
 
 

@@ -70,7 +70,7 @@ def dataset(sequences: dict[str, str], validation: str = "", drawn: str | None =
         columns=["user", "interactions", "validation", "drawn"],
     )
     catalogue = metadata(*((item, f"title {item}") for item in items))
-    return Dataset(catalogue.assign(new=False), pd.DataFrame(rows, columns=["user", "item", "time"]), users, {})
+    return Dataset.of(catalogue.assign(new=False), pd.DataFrame(rows, columns=["user", "item", "time"]), users, {})
 
 
 def dense(texts: list[str], vectors) -> DenseIndex:

@@ -15,6 +15,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from gloss_utils.base.files import digest, read_json, write_json
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.artefacts import LATER, RECIPES, path_of
 from gloss_utils.runs.folder import RunFolder
@@ -40,7 +41,8 @@ def probe(folder: RunFolder, name: str) -> list:
     """What an artefact holds, in a few texts (compared as they are) and numbers (compared nearly)."""
     path = path_of(folder.root, name)
     if name == "data":
-        return [digest(pd.read_parquet(table).to_csv(index=False)) for table in sorted(path.glob("*.parquet"))]
+        data = Dataset.load(path)
+        return [digest(table.to_csv(index=False)) for table in (data.interactions, data.items, data.users)]
     if name == "dense":
         return directions({"vectors": DenseIndex.load(path).vectors()})
     if name == "bm25":

@@ -96,7 +96,7 @@ def test_the_model_does_not_train_on_what_teaches_the_ranking():
     data = dataset({"a": "pqrst", "b": "qrst", "c": "rstp", "d": "stpqr", "e": "pq", "v": "pqrs"}, validation="v")
     held = splits.ranking_examples(data, 0.5, seed=1)
     assert len(held) == 2 and "v" not in set(held["user"]) and "e" not in set(held["user"])
-    known = {user: cut.known for user, cut in splits.cuts(data).items()}
+    known = dict(zip(data.users["user"], splits.cuts(data).known(), strict=True))
     texts = splits.training_examples(data, set(held["user"])).set_index("user")
     for row in held.itertuples():
         assert [*row.history, row.target] == known[row.user]
@@ -209,7 +209,7 @@ def test_no_evaluated_target_is_read(asked_run, monkeypatch, tmp_path):
     # And the held users' own targets change neither the trees nor what is proposed to them.
     known = {user: [*before.learned.held[user], data.items["item"].iloc[0]] for user in held["user"]}
     swapped = retrieve.ranker(run, queries, data)
-    swapped.training_sequences = swapped.training_sequences | known
+    swapped.training_sequences = dict(swapped.training_sequences) | known
     assert swapped.learned.trees_text == before.learned.trees_text
     pd.testing.assert_frame_equal(before.learned.rank_for_held(12), swapped.learned.rank_for_held(12))
 

@@ -143,12 +143,12 @@ def test_no_target_guides_its_own_beams(copied_run, monkeypatch, split):
     examples = splits.evaluation_examples(data, split)
     before = weights_of(run, data, examples, monkeypatch)
     # Every evaluated user's target becomes another item.
-    other, items = data.items["item"].iloc[0], data.interactions.copy()
+    other, items = data.items["item"].iloc[0], data.interactions
     wanted = set(zip(examples["user"], examples["target"], strict=True))
     swapped = [pair in wanted for pair in zip(items["user"], items["item"], strict=True)]
     assert sum(swapped) >= len(examples)
     items.loc[swapped, "item"] = other
-    data.interactions = items
+    data = Dataset.of(data.items, items, data.users, data.statistics)
     after = weights_of(run, data, examples.assign(target=other), monkeypatch)
     assert (before[0] != after[0]).nnz == 0 and (before[1] == after[1]).all()
 

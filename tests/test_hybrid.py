@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import yaml
 from helpers import dataset, dense, one_line_error
 
 from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import Evidence, HybridSettings, Ranker, cooccurrence, evidence, fused, hybrid
 from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
@@ -315,10 +315,10 @@ def test_ties_in_every_score_keep_popularity_then_the_catalogues_order(shop):
 
 def swapped(data, targets: dict[str, str]):
     """The data with every user's last interaction replaced."""
-    interactions = data.interactions.copy()
+    interactions = data.interactions
     last = interactions.groupby("user").tail(1).index
     interactions.loc[last, "item"] = interactions.loc[last, "user"].map(targets)
-    return replace(data, interactions=interactions)
+    return Dataset.of(data.items, interactions, data.users, data.statistics)
 
 
 def test_rankings_do_not_change_with_the_targets(crowd):

@@ -121,7 +121,7 @@ def test_rankings_do_not_change_with_the_targets():
             (changed, rows["target"]),
             (data.interactions, rng.permutation(rows["target"])),
         ):
-            data.interactions = of
+            data = Dataset.of(data.items, of, data.users, data.statistics)
             known = splits.training_sequences(data, rows.assign(target=targets))
             some = Ranker(rows.assign(target=targets), data.titles(), indexes, known, FROZEN, rule="learned")
             some.learned.users = 150

@@ -15,6 +15,7 @@ from gloss_utils import explore_data
 from gloss_utils.__main__ import main
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.given import assigned, read, read_file, resolve
@@ -204,7 +205,7 @@ def test_split_next_recommends_without_targets(copied_run):
     assert list(found.columns) == ["user", "rank", "item", "title", "score"]
     assert found["user"].nunique() == 60 and found["title"].notna().all() and (found["rank"] >= 1).all()
     records = [json.loads(line) for line in folder.queries.read_text().splitlines()]
-    whole = pd.read_parquet(folder.interactions).groupby("user")["item"].agg(list)
+    whole = Dataset.load(folder.data).sequences()
     assert all(record["asin"] is None and record["seen_asins"] == whole[record["reviewer_id"]] for record in records)
     assert not any(read_json(folder.metrics).values())
     assert not folder.qrels.exists()

@@ -95,7 +95,6 @@ def test_run_folder_holds_what_it_should(small_run):
     for path in (
         folder.parameters,
         folder.items,
-        folder.interactions,
         folder.users,
         folder.statistics,
         folder.adapter,

@@ -33,7 +33,16 @@ def test_lists_are_taken_and_cut(sequences):
     assert list(lists.take(np.array([2, 0]))) == [["jar"], ["tea", "cup", "tea"]]
     assert list(lists.first(np.array([2, 5, 0]))) == [["tea", "cup"], [], []]
     assert list(lists.where(ITEMS[lists.places] != "tea")) == [["cup"], [], ["jar"]]
+    assert list(lists.last(2)) == [["cup", "tea"], [], ["jar"]]
     assert lists.lengths.tolist() == [3, 0, 1]
+    assert lists.counts(ITEMS[lists.places] == "tea").tolist() == [2, 0, 0]
+
+
+def test_all_are_gone_through_in_parts(sequences, monkeypatch):
+    monkeypatch.setattr("gloss_utils.data.sequences.AT_ONCE", 2)
+    assert list(sequences.lists) == list(PLAIN.values())
+    assert list(sequences.items()) == list(PLAIN.items())
+    assert sequences.places(["eve", "dan", "bob"]).tolist() == [2, -1, 0]
 
 
 def test_an_unknown_item_is_named():

@@ -1,5 +1,7 @@
 """Splits, leave-one-out and by time: who is predicted from what, and what a method may learn from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,7 +106,7 @@ def test_training_sequences_of_validation_users_and_strangers():
 
 def test_training_sequences_leave_the_data_alone():
     data = dataset(SEQUENCES)
-    before = data.interactions.copy()
+    before = data.interactions
     training_sequences(data, ("p", "ab", "c"))
     assert data.interactions.equals(before)
 
@@ -116,7 +118,7 @@ def test_published_validation_histories_are_ours(name):
         pytest.skip(f"the published generations are not in {folder}")
     published = queries.read(folder / f"{name}-llama-1b.validation.json.gz", 5, 0)
     data = real(name)
-    data = Dataset(data.items, data.interactions, data.users.copy(), data.statistics)
+    data = replace(data, users=data.users.copy())
     data.users["validation"] = data.users["user"].isin(published["user"])
     ours = splits.evaluation_examples(data, "validation").set_index("user")
     assert len(ours) == len(published) == len(data.users) // 20
@@ -125,16 +127,24 @@ def test_published_validation_histories_are_ours(name):
     assert ours["target"].tolist() == published["target"].tolist()
 
 
+@pytest.mark.parametrize("split", ["test", "validation", "next"])
+def test_examples_in_blocks_of_users_are_the_same(split):
+    data = dataset(SEQUENCES | {"z": "cba"}, validation="vw", drawn="pvwz")
+    blocks = list(splits.example_blocks(data, split, 3))
+    assert len(blocks) == 2 and set(blocks[0]["user"]) <= set("pvw") and set(blocks[1]["user"]) <= set("z")
+    whole = splits.held_out_examples(data, split)
+    assert [row for block in blocks for row in block.values.tolist()] == whole.values.tolist()
+
+
 # ---- by time
 
 
 def by_time(sequences: dict[str, str], begin: list[int], items: str = ""):
     """A dataset whose items are bought at the time of their place in "abc…", split into periods at `begin`."""
     data = dataset(sequences, validation="".join(sequences), items=items)
-    data.interactions["time"] = data.interactions["item"].map("abcdefghijklmnopqrstuvwxyz".index)
+    data.times = data.interactions["item"].map("abcdefghijklmnopqrstuvwxyz".index).to_numpy()
     data.statistics["periods"] = begin
-    early = data.interactions["time"] < begin[0]
-    data.items["new"] = ~data.items["item"].isin(data.interactions.loc[early, "item"])
+    data.items["new"] = ~data.items.index.isin(data.places[data.times < begin[0]])
     return data
 
 

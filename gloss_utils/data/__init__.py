@@ -12,7 +12,13 @@ from gloss_utils.data.queries import read as read_queries
 from gloss_utils.data.queries import write as write_queries
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.data.sources import OwnTables, Source, find, read
-from gloss_utils.data.splits import evaluation_examples, held_out_examples, training_examples, training_sequences
+from gloss_utils.data.splits import (
+    evaluation_examples,
+    example_blocks,
+    held_out_examples,
+    training_examples,
+    training_sequences,
+)
 
 __all__ = [
     "Dataset",
@@ -24,6 +30,7 @@ __all__ = [
     "encode_prompts",
     "encode_training",
     "evaluation_examples",
+    "example_blocks",
     "find",
     "held_out_examples",
     "item_text",

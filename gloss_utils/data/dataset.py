@@ -8,52 +8,77 @@ import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json, write_whole
+from gloss_utils.data.sequences import Lists, Sequences
 
 MAX_TITLE_WORDS = 25
 VALIDATION_SHARE = 0.05
-TABLES, STATISTICS = ("items", "interactions", "users"), "statistics.json"
+TABLES, ARRAYS, STATISTICS = ("items", "users"), ("places", "times"), "statistics.json"
 LEAVE_ONE_OUT, TIME = "leave_one_out", "time"
 
 
 @dataclass
 class Dataset:
-    """The tables of a data set.
+    """The tables of a data set, and its interactions as arrays, which may be memory-mapped.
 
     items: item, title, new (bool: held out of all training, see `draw_new_items`); in the metadata's order, which
     breaks ties between equally similar items.
-    interactions: user, item, time; sorted by user, then time; without users of fewer than `min_history` interactions.
-    users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`); sorted by user.
+    users: user, interactions (count), validation (bool), drawn (bool: among the `max_users`); sorted by user; without
+    those of fewer than `min_history` interactions.
+    places, times: the item of each interaction, by its place in `items` (int32), and when it was (int64); first all of
+    the first user, by time, then all of the second.
     statistics: counts of the whole data set and of what was left out; the `periods` of a time split (when validation
     and test begin; null: leave-one-out), with its `min_history`, `max_history` and `time_target`.
     """
 
     items: pd.DataFrame
-    interactions: pd.DataFrame
     users: pd.DataFrame
+    places: np.ndarray
+    times: np.ndarray
     statistics: dict
 
     @classmethod
+    def of(cls, items: pd.DataFrame, interactions: pd.DataFrame, users: pd.DataFrame, statistics: dict) -> "Dataset":
+        """A dataset of a table of interactions (user, item, time; sorted by user, then time)."""
+        places = pd.Index(items["item"]).get_indexer(interactions["item"]).astype(np.int32)
+        return cls(items, users, places, interactions["time"].to_numpy(np.int64), statistics)
+
+    @classmethod
     def load(cls, folder: str | Path) -> "Dataset":
-        """Read the tables from the folder in which `save` wrote them."""
-        frames = {name: pd.read_parquet(Path(folder) / f"{name}.parquet") for name in TABLES}
-        return cls(**frames, statistics=read_json(Path(folder) / STATISTICS))
+        """Read the tables from the folder in which `save` wrote them; the arrays stay on the disk."""
+        tables = {name: pd.read_parquet(Path(folder) / f"{name}.parquet") for name in TABLES}
+        arrays = {name: np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        return cls(**tables, **arrays, statistics=read_json(Path(folder) / STATISTICS))
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write the tables as Parquet and the statistics as JSON; returns their paths."""
-        paths = [Path(folder) / name for name in (*(f"{table}.parquet" for table in TABLES), STATISTICS)]
-        for path, table in zip(paths, TABLES, strict=False):
-            with write_whole(path) as part:
-                getattr(self, table).to_parquet(part, index=False)
+        """Write the tables as Parquet, the arrays as NumPy files and the statistics as JSON; returns their paths."""
+        names = (*(f"{table}.parquet" for table in TABLES), *(f"{array}.npy" for array in ARRAYS), STATISTICS)
+        paths = [Path(folder) / name for name in names]
+        for path in paths[:-1]:
+            value = getattr(self, path.stem)
+            with write_whole(path) as part, open(part, "wb") as file:
+                value.to_parquet(file, index=False) if path.stem in TABLES else np.save(file, value)
         write_json(paths[-1], self.statistics)
         return paths
+
+    @property
+    def interactions(self) -> pd.DataFrame:
+        """The interactions as a table (user, item, time), made anew each time; for small data only."""
+        users = self.users["user"].repeat(self.users["interactions"]).reset_index(drop=True)
+        items = self.items["item"].iloc[self.places].reset_index(drop=True)
+        return pd.DataFrame({"user": users, "item": items, "time": self.times})
+
+    def sequences(self) -> Sequences:
+        """Each user's items, oldest first."""
+        offsets = np.concatenate([[0], self.users["interactions"].to_numpy(np.int64).cumsum()])
+        return Sequences(pd.Index(self.users["user"]), Lists(pd.Index(self.items["item"]), offsets, self.places))
+
+    def popularity(self) -> np.ndarray:
+        """How often each item was taken, int64 [items]."""
+        return np.bincount(self.places, minlength=len(self.items))
 
     def titles(self) -> dict[str, str]:
         """Each item's title."""
         return dict(zip(self.items["item"], self.items["title"], strict=True))
-
-    def sequences(self) -> dict[str, list[str]]:
-        """Each user's items, oldest first."""
-        return self.interactions.groupby("user", sort=True)["item"].agg(list).to_dict()
 
     def new_items(self) -> set[str]:
         """The items that are held out of all training."""
@@ -236,4 +261,4 @@ def build(
     } | ({name: getattr(rules, name) for name in ("min_history", "max_history", "time_target")} if begin else {})
     interactions = interactions[interactions["user"].isin(kept.index)].reset_index(drop=True)
     users = draw_users(kept, max_users, seed)
-    return Dataset(items, interactions, users.assign(validation=True) if begin else users, statistics)
+    return Dataset.of(items, interactions, users.assign(validation=True) if begin else users, statistics)

@@ -4,13 +4,18 @@ Ten million users with Python lists of texts take gigabytes; these arrays take 4
 memory-mapped.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+AT_ONCE = 2**12  # lists whose ids are texts at one time while all are gone through
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,28 +59,51 @@ class Lists(Sequence):
         place = range(len(self))[place]
         return self.items[self.places[self.offsets[place] : self.offsets[place + 1]]].tolist()
 
+    def __iter__(self) -> Iterator[list[str]]:
+        for start in range(0, len(self), AT_ONCE):
+            some = self[start : start + AT_ONCE]
+            ids = some.items[some.places].tolist()
+            yield from (ids[first:end] for first, end in pairwise(some.offsets.tolist()))
+
     @property
     def lengths(self) -> np.ndarray:
         """How long each list is, int64 [lists]."""
         return np.diff(self.offsets)
 
+    def interactions_of(self, lists: np.ndarray) -> np.ndarray:
+        """Where in `places` the interactions of the lists at these places are, one list after the other."""
+        lengths = self.lengths[lists]
+        before = lengths.cumsum() - lengths
+        return np.arange(lengths.sum()) + np.repeat(self.offsets[lists] - before, lengths)
+
     def take(self, lists: np.ndarray) -> "Lists":
         """The lists at these places."""
-        lengths = self.lengths[lists]
-        offsets = np.concatenate([[0], lengths.cumsum()])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[lists] - offsets[:-1], lengths)
-        return Lists(self.items, offsets, self.places[at])
+        offsets = np.concatenate([[0], self.lengths[lists].cumsum()])
+        return Lists(self.items, offsets, self.places[self.interactions_of(lists)])
+
+    def within(self, lengths: np.ndarray) -> np.ndarray:
+        """Whether an interaction is among so many of its list, from its beginning: bool [interactions]."""
+        kept = np.clip(lengths, 0, self.lengths)
+        runs = np.stack([kept, self.lengths - kept], axis=1).ravel()
+        return np.repeat(np.tile([True, False], len(self)), runs)
 
     def first(self, lengths: np.ndarray) -> "Lists":
         """So many items of each list, from its beginning."""
-        owners = np.repeat(np.arange(len(self)), self.lengths)
-        kept = np.arange(len(self.places)) - self.offsets[owners] < lengths[owners]
-        return self.where(kept)
+        return self.where(self.within(lengths))
+
+    def last(self, most: int) -> "Lists":
+        """At most so many items of each list, up to its end."""
+        return self.where(~self.within(self.lengths - most))
 
     def where(self, kept: np.ndarray) -> "Lists":
         """The lists without the interactions that are not kept. kept: bool [interactions]."""
-        before = np.concatenate([[0], np.cumsum(kept)])
-        return Lists(self.items, before[self.offsets], self.places[kept])
+        return Lists(self.items, np.concatenate([[0], self.counts(kept).cumsum()]), self.places[kept])
+
+    def counts(self, kept: np.ndarray) -> np.ndarray:
+        """How many interactions of each list are kept, int64 [lists]. kept: bool [interactions]."""
+        before = np.zeros(len(kept) + 1, dtype=np.int64)
+        np.cumsum(kept, out=before[1:])
+        return np.diff(before[self.offsets])
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +131,20 @@ class Sequences(Mapping):
         """The lists, in the order of the users."""
         return self.lists
 
+    def items(self) -> ItemsView:
+        """Users with their lists."""
+        return _Pairs(self)
+
+    def places(self, users: Iterable[str]) -> np.ndarray:
+        """Where these users are among all; -1 where there is no such user."""
+        known = pa.array(self.users, pa.large_string())
+        return pc.index_in(pa.array(users, pa.large_string()), known).fill_null(-1).to_numpy()
+
     @cached_property
     def _place(self) -> dict[str, int]:
         return {user: place for place, user in enumerate(self.users)}
+
+
+class _Pairs(ItemsView):
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        return zip(self._mapping.users, self._mapping.lists, strict=True)

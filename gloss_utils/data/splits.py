@@ -1,13 +1,17 @@
-"""The splits (METHOD, "Data rules"; or by time): which item is predicted from which, and what may be learnt from."""
+"""The splits (METHOD, "Data rules"; or by time): which item is predicted from which, and what may be learnt from.
 
-from collections.abc import Collection
-from typing import NamedTuple
+Where sequences are cut is worked out on arrays, for all users at once; texts are made only of the users asked for.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.sequences import Lists, Sequences
 
 COLUMNS = ["user", "history", "target"]
 FURTHER = "@target"  # a user's second target has the user "NAME@target2"
@@ -19,63 +23,94 @@ def owner(user: str) -> str:
     return name if mark and number.isdigit() else user
 
 
-class Cut(NamedTuple):
-    """A user's items, oldest first, and where they are cut.
+# ---- where sequences are cut
 
-    known: those that training may read: the first ones, without new ones. validation, test: the positions of the
-    targets among `items`; several only under a time split that takes all.
+
+@dataclass(frozen=True)
+class Targets:
+    """Items that are predicted, by user. users: the place of each one's user, ascending. at: its own in their list."""
+
+    users: np.ndarray
+    at: np.ndarray
+
+    @classmethod
+    def among(cls, lists: Lists, allowed: np.ndarray, which: str) -> "Targets":
+        """Each user's "first" or "last" allowed interaction, or "all" of them. allowed: bool [interactions]."""
+        at = np.flatnonzero(allowed)
+        users = np.searchsorted(lists.offsets, at, side="right") - 1
+        if which != "all":
+            chosen = np.diff(users, prepend=-1) if which == "first" else np.diff(users, append=-1)
+            at, users = at[chosen != 0], users[chosen != 0]
+        return cls(users, at - lists.offsets[users])
+
+    def of(self, user: int) -> np.ndarray:
+        """Where the targets of the user at a place are in their list."""
+        return self.at[slice(*np.searchsorted(self.users, [user, user + 1]))]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Users' sequences, and where they are cut.
+
+    lists: their items, oldest first. new: whether each is held out of training, bool [interactions]. train: where
+    training ends in each list. validation, test: the targets; several of one user only where a time split takes all.
     """
 
-    items: list[str]
-    known: list[str]
-    validation: list[int]
-    test: list[int]
+    lists: Lists
+    new: np.ndarray
+    train: np.ndarray
+    validation: Targets
+    test: Targets
+
+    def known(self) -> Lists:
+        """What training may read: the first items, without new ones."""
+        return self.lists.where(self.lists.within(self.train) & ~self.new)
 
 
-CHOSEN = {"first": slice(1), "last": slice(-1, None), "all": slice(None)}  # of a user's items in a period
-
-
-def cuts(data: Dataset) -> dict[str, Cut]:
-    """Each user's cut, by leave-one-out or by the periods of a time split (see `dataset.Rules`).
+def cuts(data: Dataset, users: np.ndarray | None = None) -> Cuts:
+    """The cuts of all users, or of those at these places, by leave-one-out or by the periods of a time split (see
+    `rules.Rules`).
 
     Leave-one-out: the last item is the test target. Of validation users, the last item before it that is not new is the
     validation target, and training ends before that. Time: training ends where the validation period begins, and reads
     nothing of users with fewer than `min_history` items before. A target is a user's first item in the period, or the
     last, or each (`time_target`), but new items are no validation targets.
     """
-    new, found = data.new_items(), {}
-    validated = dict(zip(data.users["user"], data.users["validation"], strict=True))
-    begin = data.statistics.get("periods")
-    times = data.interactions.groupby("user", sort=True)["time"].agg(list).to_dict() if begin else {}
-    for user, items in data.sequences().items():
-        if begin:
-            end, later = map(int, np.searchsorted(times[user], begin))
-            chosen = CHOSEN[data.statistics.get("time_target", "first")]
-            validation = [place for place in range(end, later) if items[place] not in new][chosen]
-            test = list(range(later, len(items)))[chosen]
-            train = end if end >= data.statistics.get("min_history", 0) else 0
-        else:
-            train, validation, test = len(items) - 1, [], [len(items) - 1]
-            if validated[user]:
-                validation = [place for place in range(len(items) - 1) if items[place] not in new][-1:]
-                train = validation[0] if validation else 0
-        found[user] = Cut(items, _without(items[:train], new), validation, test)
-    return found
+    lists, times, validated = data.sequences().lists, data.times, data.users["validation"].to_numpy()
+    if users is not None:
+        times, validated = times[lists.interactions_of(users)], validated[users]
+        lists = lists.take(users)
+    new, begin = data.items["new"].to_numpy()[lists.places], data.statistics.get("periods")
+    if begin:
+        which, early = data.statistics.get("time_target", "first"), times < begin[0]
+        validation = Targets.among(lists, ~new & ~early & (times < begin[1]), which)
+        end = lists.counts(early)
+        train = np.where(end >= data.statistics.get("min_history", 0), end, 0)
+        return Cuts(lists, new, train, validation, Targets.among(lists, times >= begin[1], which))
+    train, last = lists.lengths - 1, np.zeros(len(new), dtype=bool)
+    last[lists.offsets[1:] - 1] = True
+    validation = Targets.among(lists, np.repeat(validated, lists.lengths) & ~new & ~last, "last")
+    train[validated] = 0
+    train[validation.users] = validation.at
+    return Cuts(lists, new, train, validation, Targets.among(lists, last, "all"))
 
 
-def _without(items: list[str], new: set[str]) -> list[str]:
-    return [item for item in items if item not in new]
+def _drawn(data: Dataset) -> np.ndarray:
+    """The places of the drawn users."""
+    return np.flatnonzero(data.users["drawn"])
 
 
-def _latest(data: Dataset, history: list[str]) -> list[str]:
-    """A history cut to `max_history` under a time split; under leave-one-out, `build` has cut the whole sequences."""
+def _names(data: Dataset, places: np.ndarray) -> list[str]:
+    return data.users["user"].iloc[places].tolist()
+
+
+def _latest(data: Dataset, histories: Lists) -> Lists:
+    """Histories cut to `max_history` under a time split; under leave-one-out, `build` has cut the whole sequences."""
     longest = data.statistics.get("max_history")
-    return history[-longest:] if longest else history
+    return histories.last(longest) if longest else histories
 
 
-def _of_drawn_users(data: Dataset) -> list[tuple[str, Cut]]:
-    at = cuts(data)
-    return [(user, at[user]) for user in data.users.loc[data.users["drawn"], "user"]]
+# ---- examples
 
 
 def training_examples(data: Dataset, without: Collection[str] = ()) -> pd.DataFrame:
@@ -84,9 +119,10 @@ def training_examples(data: Dataset, without: Collection[str] = ()) -> pd.DataFr
     The target is the last item that training may read; users with only one such item are left out. without: users
     whose last item is in no example, because it is to teach the ranking (see `ranking_examples`).
     """
-    known = [(user, cut.known[:-1] if user in without else cut.known) for user, cut in _of_drawn_users(data)]
-    rows = [(user, items[:-1], items[-1]) for user, items in known if len(items) >= 2]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    drawn = _drawn(data)
+    known = zip(_names(data, drawn), cuts(data, drawn).known(), strict=True)
+    read = ((user, items[:-1] if user in without else items) for user, items in known)
+    return pd.DataFrame([(user, items[:-1], items[-1]) for user, items in read if len(items) >= 2], columns=COLUMNS)
 
 
 def ranking_examples(data: Dataset, share: float, seed: int) -> pd.DataFrame:
@@ -96,11 +132,12 @@ def ranking_examples(data: Dataset, share: float, seed: int) -> pd.DataFrame:
     share: of the training users (drawn, no validation users, with three items or more that training may read), drawn
     with the seed. The target is the last item that training may read.
     """
-    validated = set(data.users.loc[data.users["validation"], "user"])
-    able = [(user, cut.known) for user, cut in _of_drawn_users(data) if user not in validated and len(cut.known) >= 3]
-    places = np.random.default_rng([seed, 2]).permutation(len(able))[: round(len(able) * share)]
-    rows = [(user, items[:-1], items[-1]) for user, items in (able[place] for place in sorted(places))]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    drawn = np.flatnonzero(data.users["drawn"] & ~data.users["validation"])
+    known = cuts(data, drawn).known()
+    able = np.flatnonzero(known.lengths >= 3)
+    chosen = able[np.sort(np.random.default_rng([seed, 2]).permutation(len(able))[: round(len(able) * share)])]
+    rows = zip(_names(data, drawn[chosen]), known.take(chosen), strict=True)
+    return pd.DataFrame([(user, items[:-1], items[-1]) for user, items in rows], columns=COLUMNS)
 
 
 def evaluation_examples(data: Dataset, split: str) -> pd.DataFrame:
@@ -119,25 +156,45 @@ def held_out_examples(data: Dataset, split: str) -> pd.DataFrame:
     `max_history` cuts each history. Of a user with several targets (`time_target`: all), each history holds the targets
     before, and the second target has the user "NAME@target2" (see `owner`).
     """
-    new, rows = data.new_items(), []
-    for user, cut in _of_drawn_users(data):
-        if split == "next":
-            rows.append((user, _latest(data, cut.items), None))
-            continue
-        places = cut.test if split == "test" else cut.validation
-        found = [(_before(data, cut.items, place, split, new), cut.items[place]) for place in places]
-        found = [(history, target) for history, target in found if history]
-        for number, (history, target) in enumerate(found, 1):
-            rows.append((user if number == 1 else f"{user}{FURTHER}{number}", history, target))
+    return _held_out(data, split, _drawn(data))
+
+
+def example_blocks(data: Dataset, split: str, users_at_once: int) -> Iterator[pd.DataFrame]:
+    """`held_out_examples` in parts, each of so many drawn users; a part may be empty."""
+    drawn = _drawn(data)
+    for start in range(0, len(drawn), users_at_once):
+        yield _held_out(data, split, drawn[start : start + users_at_once])
+
+
+def _held_out(data: Dataset, split: str, places: np.ndarray) -> pd.DataFrame:
+    names, cut = _names(data, places), cuts(data, places)
+    if split == "next":
+        whole = zip(names, _latest(data, cut.lists), strict=True)
+        return pd.DataFrame([(user, items, None) for user, items in whole], columns=COLUMNS)
+    targets, lists = cut.test if split == "test" else cut.validation, cut.lists
+    items = lists.items[lists.places[lists.offsets[targets.users] + targets.at]]
+    histories = _before(data, cut, targets, split)
+    rows, number, before = [], 0, None
+    for user, history, item in zip(targets.users.tolist(), histories, items, strict=True):
+        if history:
+            number, before = number + 1 if user == before else 1, user
+            rows.append((names[user] if number == 1 else f"{names[user]}{FURTHER}{number}", history, item))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _before(data: Dataset, items: list[str], place: int, split: str, new: set[str]) -> list[str]:
-    """The history from which the item at a place is predicted."""
-    return _latest(data, _without(items[:place], new) if split == "validation" else items[:place])
+def _before(data: Dataset, cut: Cuts, targets: Targets, split: str) -> Lists:
+    """The histories from which these targets are predicted."""
+    lists = cut.lists.take(targets.users)
+    kept = lists.within(targets.at)
+    if split == "validation":
+        kept &= ~cut.new[cut.lists.interactions_of(targets.users)]
+    return _latest(data, lists.where(kept))
 
 
-def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list[str]]:
+# ---- what may be learnt from
+
+
+def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> Sequences:
     """The sequences that a method may learn from: all that training may read, but of evaluated users only what came
     before their target.
 
@@ -146,22 +203,31 @@ def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list
     may be learnt, whatever the target is. Else nothing from the target's first occurrence on may be learnt, and nothing
     of that user where the target is not in the sequence.
     """
-    new, at, begin = data.new_items(), cuts(data), data.statistics.get("periods")
-    sequences = {user: cut.known if len(cut.known) >= 2 else [] for user, cut in at.items()}
-    for user, history, target in evaluated[COLUMNS].itertuples(index=False):
-        if target is None or user not in sequences:
-            continue
-        (items, _, validation, test), history = at[user], list(history)
-        before = _without(items[: test[0] if test else None], new)
-        offered = [_before(data, items, place, "test", new) for place in test]
-        offered += [_before(data, items, place, "validation", new) for place in validation]
-        if begin and history in offered:
-            continue  # the target came after all that is learnt
-        if items[: len(history)] == history:
-            end = len(_without(history, new))
-        elif before[: len(history)] == history:
-            end = len(history)
-        else:
-            end = len(_without(items[: items.index(target)], new)) if target in items else 0
-        sequences[user] = sequences[user][:end]
-    return sequences
+    cut, users = cuts(data), data.sequences()
+    known = cut.known()
+    lengths = np.where(known.lengths >= 2, known.lengths, 0)
+    for place, history, target in zip(
+        users.places(evaluated["user"]), evaluated["history"], evaluated["target"], strict=True
+    ):
+        if target is not None and place >= 0:
+            lengths[place] = min(lengths[place], _learnable(data, cut, place, list(history), target))
+    return Sequences(users.users, known.first(lengths))
+
+
+def _learnable(data: Dataset, cut: Cuts, user: int, history: list[str], target: str) -> int:
+    """How many of the items that training may read came before an evaluated user's target."""
+    items, new = cut.lists[user], cut.new[slice(*cut.lists.offsets[user : user + 2])]
+    old = [item for item, is_new in zip(items, new, strict=True) if not is_new]
+    test, validation = cut.test.of(user), cut.validation.of(user)
+    if data.statistics.get("periods"):
+        longest = data.statistics.get("max_history") or len(items)
+        offered = [items[:place][-longest:] for place in test]
+        offered += [old[: np.sum(~new[:place])][-longest:] for place in validation]
+        if history in offered:
+            return len(items)  # the target came after all that is learnt
+    before = old[: np.sum(~new[: test[0]])] if len(test) else old
+    if items[: len(history)] == history:
+        return int(np.sum(~new[: len(history)]))
+    if before[: len(history)] == history:
+        return len(history)
+    return int(np.sum(~new[: items.index(target)])) if target in items else 0

@@ -18,15 +18,23 @@ def dataset_overview(data: Dataset) -> plt.Figure:
     """History lengths, item popularity and title lengths."""
     with plt.rc_context(plots.THEME):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(plots.PAGE, 2), dpi=150, layout="constrained")
-        lengths, words = data.users["interactions"], data.items["title"].str.split().map(len)
-        sns.histplot(lengths[lengths <= max(np.percentile(lengths, 99), 8)], discrete=True, ax=left)
+        lengths, words = data.users["interactions"].to_numpy(), data.items["title"].str.count(" ").to_numpy() + 1
+        _histogram(lengths[lengths <= max(np.percentile(lengths, 99), 8)], left)
         left.set(xlabel="interactions per user (up to the 99th percentile)", ylabel="users")
-        counts = data.interactions["item"].value_counts().to_numpy()
-        sns.lineplot(x=np.arange(1, len(counts) + 1), y=counts, ax=middle)
+        counts = np.sort(data.popularity())[::-1]
+        # The ends of each level draw the same line as all of its points.
+        ends = np.flatnonzero((counts > 0) & ((np.diff(counts, prepend=-1) != 0) | (np.diff(counts, append=0) != 0)))
+        sns.lineplot(x=ends + 1, y=counts[ends], ax=middle)
         middle.set(xlabel="item, by popularity rank", ylabel="interactions", xscale="log", yscale="log")
-        sns.histplot(words[words <= 25], discrete=True, ax=right)
+        _histogram(words[words <= 25], right)
         right.set(xlabel="words in a title (cut at 25)", ylabel="items")
     return figure
+
+
+def _histogram(values: np.ndarray, axes: plt.Axes):
+    """How many are of each whole number; seaborn is given the counts, since it would copy the values several times."""
+    numbers, counts = np.unique(values, return_counts=True)
+    sns.histplot(x=numbers, weights=counts, discrete=True, ax=axes)
 
 
 def loss_curves(training: dict) -> plt.Figure:

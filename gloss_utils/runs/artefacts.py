@@ -49,7 +49,7 @@ _DECODING += ("guide", "length_penalty", "max_length", "load_in_4bit", "lora_alp
 _SASREC = ("sasrec_epochs", "sasrec_width", "sasrec_loss", "sasrec_search", "sasrec_seeds", "split", "seed")
 
 RECIPES = {
-    "data": Recipe(EXPLORE, "data", _RAW + _RULES, ("raw",)),
+    "data": Recipe(EXPLORE, "data", _RAW + _RULES, ("raw",), version=2),
     "base": Recipe(FINE_TUNE, "model/base", (*_TINY, "bf16_on_cpu", "seed"), ("items",)),
     "adapter": Recipe(FINE_TUNE, "model/adapter", _LORA + _TRAINING, ("base_model", "data"), content="*.safetensors"),
     "dense": Recipe(INDEX, "index/dense", ("index", "rerank_from_disk"), ("encoder", "items")),

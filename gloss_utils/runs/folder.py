@@ -54,7 +54,6 @@ class RunFolder:
         self.manifest = self.root / "manifest.json"
         self.data = path_of(self.root, "data")
         self.items = self.data / "items.parquet"
-        self.interactions = self.data / "interactions.parquet"
         self.users = self.data / "users.parquet"
         self.statistics = self.data / "statistics.json"
         self.rejected_data = self.data / "rejected.jsonl"
