@@ -17,6 +17,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import baselines, cooccurrence
 from gloss_utils.rank.asked import PARTS as ASKED
 from gloss_utils.rank.baselines import Rival
+from gloss_utils.rank.cooccurrence import lists_of
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
 from gloss_utils.rank.trec import as_run, read_trec, write_trec
@@ -114,7 +115,7 @@ def _rivals(run: Run, data: Dataset, ranker: Ranker) -> tuple[dict[str, Rival], 
         return rivals, {}, {}
     from gloss_utils.rank import sasrec, sasrec_search  # load torch and transformers, which others do not need
 
-    sequences = list(ranker.training_sequences.values())
+    sequences = lists_of(ranker.training_sequences)
     validation = sasrec.validation_users(data, ranker.queries, run["split"])
     if run["sasrec_search"] and validation.empty:
         raise GlossError(

@@ -11,7 +11,7 @@ import pandas as pd
 from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.candidates import Histories, Index, as_ranking, last_item_texts, nearest_items
 from gloss_utils.rank.ease import Ease
-from gloss_utils.rank.evidence import hybrid
+from gloss_utils.rank.evidence import Evidence
 from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.star import Star
 from gloss_utils.rank.weights import HybridSettings
@@ -27,8 +27,8 @@ def rivals(ranker: Ranker) -> dict[str, Rival]:
     """
     known, items, depth = ranker.training_sequences, ranker.items, ranker.depth
     found = {
-        "popularity": lambda histories, unseen: popularity(histories, known, items, depth, unseen),
-        "item-knn": lambda histories, unseen: item_knn(histories, known, items, ranker.settings, depth, unseen),
+        "popularity": partial(_by_popularity, _popular(known, items), depth),
+        "item-knn": partial(_by_neighbours, ranker.evidence, depth),
     }
     for name, index in ranker.indexes.items():
         found[f"lis-{name}"] = partial(_by_last_item, index, ranker.titles, depth)
@@ -62,10 +62,17 @@ def popularity(
     Equally popular items keep the catalogue's order, in which `items` are; those that do not occur are not ranked.
     exclude_seen: leave out what the user has.
     """
+    return _by_popularity(_popular(training_sequences, items), depth, histories, exclude_seen)
+
+
+def _popular(training_sequences: Histories, items: Sequence[str]) -> pd.DataFrame:
     counts = pd.Series(cooccurrence.counts(training_sequences.values(), items), pd.Index(items, name="item"), float)
-    top = counts[counts > 0].sort_values(ascending=False, kind="stable").rename("score").reset_index()
+    return counts[counts > 0].sort_values(ascending=False, kind="stable").rename("score").reset_index()
+
+
+def _by_popularity(top: pd.DataFrame, depth: int, histories: Histories, unseen: bool) -> pd.DataFrame:
     users = pd.DataFrame({"user": list(histories)})
-    if not exclude_seen or users.empty:
+    if not unseen or users.empty:
         return as_ranking(users.merge(top[:depth], how="cross"), histories, depth)
     found = [some.merge(top[:k], how="cross") for k, some in users.groupby(_deep(users["user"], histories, depth))]
     return as_ranking(pd.concat(found), histories, depth, exclude_seen=True)
@@ -106,7 +113,9 @@ def item_knn(
     Items that do not occur are not ranked; where too little follows, popular items fill up. exclude_seen: nor is what
     the user has.
     """
-    weights = {"cooccurrence": 1.0}
-    ranked = hybrid({}, histories, training_sequences, items, settings, depth, exclude_seen, weights)
-    occur = {item for sequence in training_sequences.values() for item in sequence}
-    return ranked[ranked["item"].isin(occur)].reset_index(drop=True)  # those that do not occur come last
+    return _by_neighbours(Evidence(histories, training_sequences, items, settings), depth, histories, exclude_seen)
+
+
+def _by_neighbours(known: Evidence, depth: int, histories: Histories, unseen: bool) -> pd.DataFrame:
+    ranked = known.of(histories).rankings({}, {"": {"cooccurrence": 1.0}}, depth, unseen)[""]
+    return ranked[ranked["item"].isin(known.items[known.counts > 0])].reset_index(drop=True)  # the others come last

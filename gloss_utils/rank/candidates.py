@@ -37,7 +37,8 @@ def nearest_items(queries: pd.DataFrame, index: Index, items: Sequence[str], k: 
         return pd.DataFrame(columns=COLUMNS)
     places, scores = index.search(texts["texts"].tolist(), k)
     found = texts.loc[texts.index.repeat(places.shape[1]), ["user", "query"]].reset_index(drop=True)
-    item, strength = pd.Index(items).to_numpy()[places.ravel()], index.strength(scores).ravel()
+    named = items if isinstance(items, pd.Index) else pd.Index(items)
+    item, strength = named[places.ravel()].to_numpy(), index.strength(scores).ravel()
     return found.assign(item=item, score=scores.ravel(), strength=strength)
 
 

@@ -1,24 +1,52 @@
 """What histories say of items: which follow which, and how often each occurs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from gloss_utils.data.sequences import Lists, Sequences
+
 Histories = Collection[Collection[str]]  # items, oldest first
-PAIRS_AT_A_TIME = 2**26  # a few gigabytes
+PAIRS_AT_A_TIME = 2**25  # some two gigabytes
+
+
+def index_of(items: Sequence[str]) -> pd.Index:
+    """The items as an index; what is one already stays the same one, which knows by now where its items are."""
+    return items if isinstance(items, pd.Index) else pd.Index(items)
+
+
+def as_arrays(sequences: Mapping[str, Sequence[str]]) -> Sequences:
+    """Sequences by user as arrays."""
+    if isinstance(sequences, Sequences):
+        return sequences
+    return Sequences.of(sequences, list(dict.fromkeys(item for items in sequences.values() for item in items)))
+
+
+def lists_of(histories: Mapping[str, Sequence[str]]) -> Sequence[Sequence[str]]:
+    """The histories by place, which can be cut into blocks."""
+    lists = histories.values()
+    return lists if isinstance(lists, Lists) else list(lists)
 
 
 def encode(histories: Histories, items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """All histories one after the other: whose each interaction is (the history's place), and the item's place in
     `items`. Items that are not among them are left out."""
-    lengths = np.fromiter(map(len, histories), np.int64)
-    flat = np.array([item for history in histories for item in history], dtype=object)
-    places = pd.Index(items).get_indexer(flat)
+    items = index_of(items)
+    if isinstance(histories, Lists):
+        lengths, places = histories.lengths, histories.places
+        if histories.items is not items and len(places) > len(items):
+            places = items.get_indexer(histories.items)[places]
+        elif histories.items is not items:
+            places = items.get_indexer(histories.items[places])
+    else:
+        lengths = np.fromiter(map(len, histories), np.int64)
+        places = items.get_indexer(np.array([item for history in histories for item in history], dtype=object))
     owners = np.repeat(np.arange(len(lengths)), lengths)
-    return owners[places >= 0], places[places >= 0]
+    known = places >= 0
+    return (owners, places) if known.all() else (owners[known], places[known])
 
 
 def counts(histories: Histories, items: Sequence[str]) -> np.ndarray:
@@ -43,39 +71,86 @@ def following(
     neighbours: how many of each row are kept, the `strongest`; null: all. Rows are counted some at a time, so that no
     more than `PAIRS_AT_A_TIME` pairs are held, or one row's.
     """
-    owners, places = encode(histories, items)
-    occur = np.bincount(places, minlength=len(items))
-    block = np.cumsum(occur) * 2 * window // PAIRS_AT_A_TIME
     parts = []
-    for first, end in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)), len(items)]):
-        rows, columns, values = [], [], []
-        for row, column, value in _pairs(owners, places, window, decay, backward):
-            kept = (row >= first) & (row < end)
-            rows.append(row[kept] - first)
-            columns.append(column[kept])
-            values.append(np.full(len(rows[-1]), value))
-        entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-        matrix = sparse.csr_matrix(entries, (end - first, len(items)))
-        matrix = sparse.csr_matrix(sparse.diags_array(np.maximum(occur[first:end], 1.0) ** -damping) @ matrix)
+    for occur, matrix in _counted(histories, items, window, decay, backward):
+        matrix = sparse.csr_matrix(sparse.diags_array(np.maximum(occur, 1.0) ** -damping) @ matrix)
         parts.append(matrix if neighbours is None else strongest(matrix, neighbours))
     return sparse.csr_matrix(sparse.vstack(parts))
 
 
-def _pairs(owners: np.ndarray, places: np.ndarray, window: int, decay: float, backward: float):
-    """Yields the items of rows and of columns, and what each such pair counts."""
-    for apart in range(1, window + 1):
-        same = np.flatnonzero(owners[apart:] == owners[:-apart])
-        earlier, later = places[same], places[same + apart]
-        yield earlier, later, decay ** (apart - 1)
-        yield later, earlier, backward * decay ** (apart - 1)
+def cosine(histories: Histories, items: Sequence[str], window: int, neighbours: int) -> sparse.csr_matrix:
+    """How often two items are at most `window` positions apart in a history, whatever their order, over the root of
+    the product of how often each occurs, [items, items]; of each row the `strongest`."""
+    scale, parts, first = 1 / np.sqrt(np.maximum(counts(histories, items), 1.0)), [], 0
+    for occur, matrix in _counted(histories, items, window, 1.0, 1.0):
+        rows = sparse.diags_array(scale[first : first + len(occur)])
+        parts.append(strongest(stored(rows @ matrix @ sparse.diags_array(scale)), neighbours))
+        first += len(occur)
+    return sparse.csr_matrix(sparse.vstack(parts))
 
 
-def recent(histories: Histories, items: Sequence[str], recency: float) -> sparse.csr_matrix:
-    """Each history as a row of weights, [histories, items]: 1 for its last item, `recency` ** k for k before that."""
+def _counted(
+    histories: Histories, items: Sequence[str], window: int, decay: float, backward: float
+) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+    """Yields some rows after the others: how often each row's item occurs, and what its pairs count, [rows, items].
+
+    The interactions are sorted by item once; those of a block of rows are then looked at alone, with what stands
+    around them, so that the work is as much as there are pairs.
+    """
+    owners, places = encode(histories, items)
+    ends = np.cumsum(np.bincount(owners, minlength=len(histories)))
+    occur = np.bincount(places, minlength=len(items))
+    by_item = _sorted_by(places, len(items))
+    begin, block = np.concatenate([[0], np.cumsum(occur)]), np.cumsum(occur) * 2 * window // PAIRS_AT_A_TIME
+    for first, end in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)), len(items)]):
+        at = by_item[begin[first] : begin[end]]
+        of_row = np.repeat(np.arange(end - first, dtype=np.int32), occur[first:end])
+        after = ends[owners[at]] - 1 - at  # interactions of the same history
+        before = at - np.concatenate([[0], ends])[owners[at]]
+        pairs = list(_pairs(at, places, after, before, window, decay, backward))
+        shape = end - first, len(items)
+        if not pairs:
+            yield occur[first:end], sparse.csr_matrix(shape)
+            continue
+        rows = np.concatenate([of_row[kept] for kept, _, _ in pairs])
+        columns = np.concatenate([column for _, column, _ in pairs])
+        values = np.concatenate([np.full(len(column), value) for _, column, value in pairs])
+        del pairs
+        yield occur[first:end], sparse.csr_matrix((values, (rows, columns)), shape)
+
+
+def _pairs(at: np.ndarray, places: np.ndarray, after: np.ndarray, before: np.ndarray, window: int, decay, backward):
+    """Yields which of the interactions `at` have one so many positions later, or before, its item, and what such a pair
+    counts. after, before: how many there are of the same history."""
+    for apart in range(1, min(window, max(after.max(initial=0), before.max(initial=0))) + 1):
+        for room, step, value in ((after, apart, 1.0), (before, -apart, backward)):
+            kept = np.flatnonzero(room >= apart)
+            yield kept, places[at[kept] + step].astype(np.int32, copy=False), value * decay ** (apart - 1)
+
+
+def _sorted_by(places: np.ndarray, items: int) -> np.ndarray:
+    """Where each item's interactions are, one item after the other: a stable counting sort."""
+    one_each = np.ones(len(places), dtype=np.int8), places, np.arange(len(places) + 1)
+    return sparse.csc_matrix(one_each, (items, len(places))).tocsr().indices
+
+
+def recent(histories: Histories, items: Sequence[str], recency: float, latest: int | None = None) -> sparse.csr_matrix:
+    """Each history as a row of weights, [histories, items]: 1 for its last item, `recency` ** k for k before that.
+    latest: how many of the last items count; null: all."""
     owners, places = encode(histories, items)
     ends = np.searchsorted(owners, owners, side="right")
-    weights = recency ** (ends - 1 - np.arange(len(owners)))
-    return sparse.csr_matrix((weights, (owners, places)), (len(histories), len(items)))
+    back = ends - 1 - np.arange(len(owners))
+    kept = slice(None) if latest is None else back < latest
+    entries = recency ** back[kept], (owners[kept], places[kept])
+    return sparse.csr_matrix(entries, (len(histories), len(items)))
+
+
+def latest(histories: Sequence[Sequence[str]], count: int) -> Sequence[Sequence[str]]:
+    """The last so many items of each history."""
+    if not isinstance(histories, Lists):
+        return [history[-count:] for history in histories]
+    ends = np.repeat(histories.offsets[1:], histories.lengths)
+    return histories.where(ends - np.arange(len(histories.places)) <= count)
 
 
 def strongest(matrix: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
@@ -86,6 +161,23 @@ def strongest(matrix: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
     place = np.arange(matrix.nnz) - matrix.indptr[rows]
     kept = np.sort(falling[place < count])
     return sparse.csr_matrix((matrix.data[kept], (rows[kept], matrix.indices[kept])), matrix.shape)
+
+
+def strongest_of_product(left: sparse.csr_matrix, right: sparse.csr_matrix, count: int) -> sparse.csr_matrix:
+    """The `strongest` of left @ right, of which no more than `PAIRS_AT_A_TIME` sums' terms are held, or one row's."""
+    terms, parts = np.cumsum(left.astype(bool).astype(np.int64) @ np.diff(right.indptr)), []
+    block = terms // PAIRS_AT_A_TIME
+    for first, end in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)), left.shape[0]]):
+        parts.append(strongest(stored(left[first:end] @ right), count))
+    return sparse.csr_matrix(sparse.vstack(parts))
+
+
+def stored(matrix) -> sparse.csr_matrix:
+    """The matrix without stored zeros, its columns in order."""
+    matrix = sparse.csr_matrix(matrix)
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return matrix
 
 
 def keys(matrix: sparse.csr_matrix) -> np.ndarray:

@@ -28,7 +28,7 @@ class Ease:
 
         Raises `ValueError` where more than `MOST_ITEMS` items occur in the sequences.
         """
-        self.items = pd.Index(items)
+        self.items = cooccurrence.index_of(items)
         held = has(training_sequences.values(), self.items)
         self.known = np.flatnonzero(held.getnnz(axis=0))
         if len(self.known) > MOST_ITEMS:

@@ -12,6 +12,7 @@ Votes and co-occurrence count by their square roots: the second voter adds less 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,13 +70,18 @@ class Evidence:
     settings: HybridSettings
 
     def __post_init__(self):
-        self.users, self.items = pd.Index(list(self.histories)), pd.Index(self.items)
+        self.items = cooccurrence.index_of(self.items)
         sequences = self.training_sequences.values()
         self.counts = cooccurrence.counts(sequences, self.items)
         self.popular = np.argsort(-self.counts, kind="stable")
         counting = self.settings.model_dump(include={"window", "decay", "backward", "damping", "neighbours"})
         self.following = cooccurrence.following(sequences, self.items, **counting)
-        self.recent = cooccurrence.recent(self.histories.values(), self.items, self.settings.recency)
+
+    def of(self, histories: Histories) -> "Evidence":
+        """The same for other users: what was counted stays."""
+        other = copy(self)
+        other.histories = histories
+        return other
 
     def rankings(
         self,
@@ -89,14 +95,14 @@ class Evidence:
         A feature without weight counts nothing. Of equal scores the item that occurs more often in training sequences
         comes first, then the catalogue's order. A ranking has `depth` items, or as many as may be ranked.
         """
-        best = {name: [] for name in weightings}
+        best, names = {name: [] for name in weightings}, pd.Index(list(self.histories))
         for some in self.candidates(found, depth, exclude_seen):
             users, items, features = (some[column].to_numpy() for column in ("user", "item", list(FEATURES)))
             for name, weights in weightings.items():
                 score = np.round(features @ [weights.get(feature, 0.0) for feature in FEATURES], DECIMALS)
                 order = np.lexsort((items, -self.counts[items], -score, users))
                 rows = some[["user", "item"]].assign(score=score).iloc[order].groupby("user").head(depth)
-                best[name].append(rows.assign(user=self.users[rows["user"]], item=self.items[rows["item"]]))
+                best[name].append(rows.assign(user=names[rows["user"]], item=self.items[rows["item"]]))
         return {name: as_ranking(pd.concat(frames), self.histories, depth) for name, frames in best.items()}
 
     def candidates(
@@ -108,18 +114,20 @@ class Evidence:
         popular; where these are fewer than `depth`, as many popular ones more, if the catalogue has them.
         exclude_seen: leave out what the user has.
         """
-        votes = {feature: self._votes(feature, rows) for feature, rows in found.items()}
-        items = len(self.items)
-        for start in range(0, len(self.users), USERS_AT_A_TIME):
+        users = pd.Index(list(self.histories))
+        votes = {feature: self._votes(feature, rows, users) for feature, rows in found.items()}
+        items, lists = len(self.items), cooccurrence.lists_of(self.histories)
+        for start in range(0, len(users), USERS_AT_A_TIME):
             rows = slice(start, start + USERS_AT_A_TIME)
-            voted, recent = {feature: matrix[rows] for feature, matrix in votes.items()}, self.recent[rows]
-            follows, users = recent @ self.following, recent.shape[0]
+            voted = {feature: matrix[rows] for feature, matrix in votes.items()}
+            recent = cooccurrence.recent(lists[rows], self.items, self.settings.recency)
+            follows, some = recent @ self.following, recent.shape[0]
             near = cooccurrence.strongest(follows, self.settings.neighbours)
-            popular = np.arange(users)[:, None] * items + self.popular[:depth]
+            popular = np.arange(some)[:, None] * items + self.popular[:depth]
             seen = cooccurrence.keys(recent)[: None if exclude_seen else 0]
             keys = [*map(cooccurrence.keys, voted.values()), cooccurrence.keys(near), popular.ravel()]
             keys = np.setdiff1d(np.concatenate(keys), seen)
-            have, had = (np.bincount(some // items, minlength=users) for some in (keys, seen))
+            have, had = (np.bincount(each // items, minlength=some) for each in (keys, seen))
             # Each looks as far as they may need to: as far as the longest history takes much memory for all.
             short = np.flatnonzero(have < depth)
             more = [user * items + self.popular[: depth + have[user] + had[user]] for user in short]
@@ -131,8 +139,8 @@ class Evidence:
                 features[feature] = np.sqrt(np.asarray(matrix[user, item]).ravel())
             yield pd.DataFrame({"user": start + user, "item": item} | features)
 
-    def _votes(self, feature: str, found: pd.DataFrame) -> sparse.csr_matrix:
-        return votes(found, self.users, self.items, getattr(self.settings, f"temperature_{feature.split('_')[1]}"))
+    def _votes(self, feature: str, found: pd.DataFrame, users: pd.Index) -> sparse.csr_matrix:
+        return votes(found, users, self.items, getattr(self.settings, f"temperature_{feature.split('_')[1]}"))
 
 
 def votes(found: pd.DataFrame, users: pd.Index, items: pd.Index, temperature: float) -> sparse.csr_matrix:

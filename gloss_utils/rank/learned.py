@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from gloss_utils.data.sequences import Sequences
 from gloss_utils.rank import cooccurrence, text_weights
 from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories, as_ranking
 from gloss_utils.rank.choices import FEATURES, NEW, candidates, features_of, signal_of
+from gloss_utils.rank.cooccurrence import as_arrays, lists_of
 from gloss_utils.rank.evidence import DECIMALS, votes
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
 from gloss_utils.rank.text_weights import TEXTS
@@ -53,26 +55,34 @@ class Labelled:
     world: Signals
 
 
-def hold_back(sequences: Histories, users: int, seed: int) -> tuple[dict, dict[str, list], dict[str, str]]:
+def hold_back(
+    sequences: Histories, users: int, seed: int, held: int = 0
+) -> tuple[Sequences, Sequences, dict[str, str]]:
     """Draw training users and take their last items away: all sequences without them, the drawn users' histories, and
-    their labels. sequences: user -> items; users with fewer than two have no label."""
-    able = [user for user, items in sequences.items() if len(items) >= 2]
-    drawn = np.random.default_rng(seed).permutation(len(able))[:users]
-    labels = {able[place]: sequences[able[place]][-1] for place in sorted(drawn)}
-    known = {user: list(items[:-1]) if user in labels else items for user, items in sequences.items()}
-    return known, {user: known[user] for user in labels}, labels
+    their labels. sequences: user -> items; users with fewer than two have no label, nor have so many `held` at the end.
+    """
+    known = as_arrays(sequences)
+    lists, cut = known.lists, known.lists.lengths
+    able = np.flatnonzero(cut[: len(cut) - held] >= 2)
+    drawn = able[np.sort(np.random.default_rng(seed).permutation(len(able))[:users])]
+    names, last = known.users[drawn], lists.items[lists.places[lists.offsets[drawn + 1] - 1]]
+    cut[drawn] -= 1
+    left = lists.first(cut)
+    return Sequences(known.users, left), Sequences(names, left.take(drawn)), dict(zip(names, last, strict=True))
 
 
-def hide(sequences: Histories, items: Sequence[str], seed: int) -> dict[str, list]:
+def hide(sequences: Histories, items: Sequence[str], seed: int) -> Sequences:
     """The sequences without a draw of their items, as large a share of these as of the catalogue is new.
 
     So trees are fitted in a world in which some labels are new items; where no item is new, none is hidden.
     """
-    occur = {item for sequence in sequences.values() for item in sequence}
-    known = [item for item in items if item in occur]
+    items, found = cooccurrence.index_of(items), as_arrays(sequences)
+    known = np.flatnonzero(cooccurrence.counts(found.values(), items))
     drawn = np.random.default_rng([seed, 1]).permutation(len(known))
-    hidden = {known[place] for place in drawn[: len(known) * (len(items) - len(known)) // len(items)]}
-    return {user: [item for item in sequence if item not in hidden] for user, sequence in sequences.items()}
+    hidden = items[known[drawn[: len(known) * (len(items) - len(known)) // len(items)]]]
+    if not len(hidden):
+        return found
+    return Sequences(found.users, found.lists.where(~found.lists.items.isin(hidden)[found.lists.places]))
 
 
 def labelled(
@@ -88,14 +98,14 @@ def labelled(
     held: histories of users who give no label, and of whom the world has seen no more than that. Items that no sequence
     holds are left out. They can be no label, so trees would think too little of new items.
     """
-    held = held or {}
-    others = {user: items for user, items in sequences.items() if user not in held}
-    known, histories, labels = hold_back(others, users, seed)
-    known |= held
+    items = cooccurrence.index_of(items)
+    if held:
+        sequences = {user: list(known) for user, known in sequences.items() if user not in held} | dict(held)
+    known, histories, labels = hold_back(sequences, users, seed, len(held or ()))
     world = Signals(hide(known, items, seed).values(), items, near)
-    target = world.items.get_indexer(list(labels.values()))
-    occurs = cooccurrence.counts([*others.values(), *held.values()], world.items) > 0
-    kept = [_with_label(some[occurs[some["item"]]], target) for some in candidates(world, list(histories.values()))]
+    target = items.get_indexer(list(labels.values()))
+    occurs = cooccurrence.counts(sequences.values(), items) > 0
+    kept = [_with_label(some[occurs[some["item"]]], target) for some in candidates(world, histories.values())]
     found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES])
     return Labelled(found, found["item"].to_numpy() == target[found["user"].to_numpy(dtype=int)], world)
 
@@ -197,7 +207,7 @@ class Learned:
     def rank_for_held(self, depth: int) -> pd.DataFrame:
         """Rank the candidates of the `held` users in the world that has not seen their next items, as `rank` does."""
         world, frames = self.examples.world, []
-        for some in candidates(world, list((self.held or {}).values()), depth):
+        for some in candidates(world, lists_of(self.held or {}), depth):
             rows = some[["user", "item", NEW]].assign(score=_score(self.model, some))
             rows["score"] = self._favoured(rows, "score", self.favour)
             frames.append(self._best(rows, depth, world, list(self.held)))
@@ -261,7 +271,7 @@ class Learned:
             voted = {name: votes(texts.found[name], users, self.signals.items, heats[name]) for name in TEXTS}
         frames = []
         more = sum(voted.values()) if texts else None
-        for some in candidates(self.signals, list(self.histories.values()), depth, exclude_seen, more):
+        for some in candidates(self.signals, lists_of(self.histories), depth, exclude_seen, more):
             rows = some[["user", "item", NEW]].copy()
             for name, model in models.items():
                 rows[name] = _score(model, some)

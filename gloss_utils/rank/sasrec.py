@@ -6,7 +6,7 @@ items, or over the right one and `NEGATIVES` others (sampled softmax), where the
 numbers, which used the original's, are lower. `sasrec_search` chooses the loss and other settings.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -152,7 +152,7 @@ def load(folder: Path) -> SASRec:
 
 def encode(histories: Iterable[Sequence[str]], items: Sequence[str]) -> list[list[int]]:
     """Histories as tokens: the last `LENGTH` items that are in the catalogue `items`."""
-    histories = list(histories)
+    histories = histories if isinstance(histories, Collection) else list(histories)
     owners, places = cooccurrence.encode(histories, items)
     starts = np.searchsorted(owners, np.arange(len(histories) + 1))
     return [(places[max(start, end - LENGTH) : end] + 1).tolist() for start, end in pairwise(starts)]
@@ -162,7 +162,7 @@ def encode(histories: Iterable[Sequence[str]], items: Sequence[str]) -> list[lis
 def rank(
     model: SASRec,
     histories: Histories,
-    sequences: Iterable[Sequence[str]],
+    sequences: Collection[Sequence[str]],
     items: Sequence[str],
     depth: int = 10,
     exclude_seen: bool = True,
@@ -173,7 +173,7 @@ def rank(
     A user whose history holds nothing of the catalogue `items` is not ranked for.
     """
     ids, inputs = pd.Index(items), dict(zip(histories, encode(histories.values(), items), strict=True))
-    unknown = torch.from_numpy(cooccurrence.counts(list(sequences), ids) == 0)
+    unknown = torch.from_numpy(cooccurrence.counts(sequences, ids) == 0)
     users, found = pd.Index(sorted(filter(inputs.get, inputs), key=lambda user: len(inputs[user]))), []
     for start in tqdm(range(0, len(users), USERS_AT_A_TIME), desc="SASRec ranks", unit="batch", mininterval=2):
         some = users[start : start + USERS_AT_A_TIME]
@@ -193,7 +193,7 @@ def rank(
 
 
 def rival(
-    model: SASRec, sequences: Iterable[Sequence[str]], items: Sequence[str], depth: int
+    model: SASRec, sequences: Collection[Sequence[str]], items: Sequence[str], depth: int
 ) -> Callable[[Histories, bool], pd.DataFrame]:
     """What ranks by a model, as `baselines.rivals` has it for the others."""
     return lambda histories, exclude_seen: rank(model, histories, sequences, items, depth, exclude_seen)

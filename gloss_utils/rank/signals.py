@@ -25,6 +25,7 @@ from scipy import sparse
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.candidates import Index
+from gloss_utils.rank.cooccurrence import stored
 
 SEARCHED = {"dense": "dense", "bm25": "words"}  # by index, how signals call it
 PARTS = {
@@ -39,7 +40,7 @@ SIGNALS = tuple(signal for signals in PARTS.values() for signal in signals)
 
 COUNTING = {"window": 20, "decay": 0.7, "backward": 0.1, "damping": 0.4, "neighbours": 100}  # as weights.yaml
 CLOSELY = {"window": 3, "decay": 0.5, "backward": 0.0, "damping": 0.4, "neighbours": 100}
-TOGETHER = {"window": 50, "decay": 1.0, "backward": 1.0, "damping": 0.0}
+TOGETHER = 50  # positions apart, at most
 RECENCY, SLOW_RECENCY = 0.55, 0.9  # what an item of the history weighs less for each one after it
 COMMON = 0.1  # what popularity has of `likely_next`
 NEIGHBOURS, NEAREST, FURTHER = 100, 20, 200  # by text, those that stand for an item, and by way of an item between
@@ -57,7 +58,7 @@ def text_neighbours(titles: Mapping[str, str], indexes: Mapping[str, Index]) -> 
         places, scores = index.search(texts, NEIGHBOURS)
         rows, strength = np.repeat(np.arange(len(texts)), places.shape[1]), index.strength(scores).ravel()
         entries = np.maximum(strength, 0.0), (rows, places.ravel())
-        found[name] = _kept(sparse.csr_matrix(entries, (len(texts), len(texts))))
+        found[name] = stored(sparse.csr_matrix(entries, (len(texts), len(texts))))
     return found
 
 
@@ -70,7 +71,7 @@ def likely_next(
     item, so that nothing is impossible.
     """
     follows = cooccurrence.following(sequences, items, **COUNTING)
-    own = _shares(_kept(cooccurrence.recent(histories, items, RECENCY)) @ follows)
+    own = _shares(stored(cooccurrence.recent(histories, items, RECENCY)) @ follows)
     counts = cooccurrence.counts(sequences, items) + 1.0
     return (1 - COMMON) * own, COMMON * counts / counts.sum()
 
@@ -85,30 +86,30 @@ class Signals:
         near: Mapping[str, sparse.csr_matrix],
     ):
         """sequences: items, oldest first. items: ids in the catalogue's order. near: see `text_neighbours`."""
-        self.items, self.near = pd.Index(items), near
+        self.items, self.near = cooccurrence.index_of(items), near
         counts = cooccurrence.counts(sequences, self.items)
         self.new = counts == 0
         fill = _fill(near["dense"], ~self.new)
         self.counts = counts + DOUBLED * (counts @ fill)
         alike = {name: _shares(cooccurrence.strongest(_without_itself(near[name]), NEAREST)) for name in SEARCHED}
         follows = cooccurrence.following(sequences, self.items, **COUNTING)
-        between = {"second_hop": _shares(follows) @ follows}
+        between = {"second_hop": (_shares(follows), follows)}
         for name, called in SEARCHED.items():
-            between |= {f"near_{called}": alike[name] @ follows, f"like_{called}": follows @ alike[name]}
+            between |= {f"near_{called}": (alike[name], follows), f"like_{called}": (follows, alike[name])}
         matrices = {
             "cooccurrence": follows,
             "successors": cooccurrence.following(sequences, self.items, **CLOSELY),
-            "cosine": _cosine(sequences, self.items, counts),
-        } | {signal: cooccurrence.strongest(_kept(matrix), FURTHER) for signal, matrix in between.items()}
+            "cosine": cooccurrence.cosine(sequences, self.items, TOGETHER, FURTHER),
+        } | {signal: cooccurrence.strongest_of_product(*pair, FURTHER) for signal, pair in between.items()}
         rows, columns = (sparse.identity(len(counts), format="csr") + factor * fill for factor in (1.0, DOUBLED))
         self.by_item = {
-            signal: _kept(rows.T @ matrix @ columns) if fill.nnz else matrix for signal, matrix in matrices.items()
+            signal: stored(rows.T @ matrix @ columns) if fill.nnz else matrix for signal, matrix in matrices.items()
         }
 
     def of(self, histories: Sequence[Sequence[str]]) -> dict[str, sparse.csr_matrix]:
         """The signals of users with these histories, oldest item first; all but popularity, which is no user's own."""
         recent, slow, last = (
-            _kept(cooccurrence.recent(histories, self.items, recency)) for recency in (RECENCY, SLOW_RECENCY, 0.0)
+            stored(cooccurrence.recent(histories, self.items, recency)) for recency in (RECENCY, SLOW_RECENCY, 0.0)
         )
         weighted = {"cosine": slow, "successors": last}
         found = {signal: weighted.get(signal, recent) @ matrix for signal, matrix in self.by_item.items()}
@@ -116,15 +117,7 @@ class Signals:
             found[f"last_{called}"] = last @ self.near[name]
             found[f"nearest_{called}"] = _nearest(histories, self.items, self.near[name])
             found[f"mean_{called}"] = slow @ self.near[name]
-        return {signal: _kept(matrix) for signal, matrix in found.items()}
-
-
-def _kept(matrix) -> sparse.csr_matrix:
-    """The matrix without stored zeros, its columns in order."""
-    matrix = sparse.csr_matrix(matrix)
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    return matrix
+        return {signal: stored(matrix) for signal, matrix in found.items()}
 
 
 def _without_itself(near: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -142,20 +135,14 @@ def _shares(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
 def _fill(near: sparse.csr_matrix, known: np.ndarray) -> sparse.csr_matrix:
     """For each item without counts (column), the share of each of its nearest items that have some (row)."""
     new = sparse.diags_array((~known).astype(float)) @ near @ sparse.diags_array(known.astype(float))
-    nearest = cooccurrence.strongest(_kept(new), NEAREST)
+    nearest = cooccurrence.strongest(stored(new), NEAREST)
     nearest.data[:] = 1.0
     return sparse.csr_matrix(_shares(nearest).T)
 
 
-def _cosine(sequences: Sequence[Sequence[str]], items: pd.Index, counts: np.ndarray) -> sparse.csr_matrix:
-    scale = sparse.diags_array(1 / np.sqrt(np.maximum(counts, 1.0)))
-    together = cooccurrence.following(sequences, items, **TOGETHER)
-    return cooccurrence.strongest(_kept(scale @ together @ scale), FURTHER)
-
-
 def _nearest(histories: Sequence[Sequence[str]], items: pd.Index, near: sparse.csr_matrix) -> sparse.csr_matrix:
     """The similarity of each item to the nearest of a history's `LATEST` items, [histories, items]."""
-    owners, places = cooccurrence.encode([history[-LATEST:] for history in histories], items)
+    owners, places = cooccurrence.encode(cooccurrence.latest(histories, LATEST), items)
     entries = near[places].tocoo()
     keys = owners[entries.row].astype(np.int64) * len(items) + entries.col
     order = np.lexsort((-entries.data, keys))

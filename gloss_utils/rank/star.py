@@ -30,7 +30,7 @@ class Star:
 
     def __init__(self, training_sequences: Histories, items: Sequence[str], vectors: np.ndarray):
         """items: ids in the catalogue's order. vectors: of their texts, float [items, dimensions]."""
-        self.items = pd.Index(items)
+        self.items = cooccurrence.index_of(items)
         held = has(training_sequences.values(), self.items)
         takers = np.asarray(held.sum(axis=0)).ravel()
         scale = sparse.diags_array(1 / np.sqrt(np.maximum(takers, 1.0)))
@@ -53,5 +53,4 @@ class Star:
 
 def recent(histories: Sequence[Sequence[str]], items: pd.Index) -> sparse.csr_matrix:
     """The weights of the last `HISTORY` items that the catalogue has, [histories, items]."""
-    known = [[item for item in history if item in items][-HISTORY:] for history in histories]
-    return sparse.csr_matrix(cooccurrence.recent(known, items, DECAY))
+    return cooccurrence.recent(histories, items, DECAY, HISTORY)

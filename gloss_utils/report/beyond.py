@@ -29,7 +29,7 @@ K = 5
 BEYOND = [f"novelty@{K}", f"diversity@{K}", f"popularity@{K}"]
 COVERAGE = f"coverage@{K}"
 TAKEN = "taken"  # the column with the popularity of what the user took before
-USERS_AT_A_TIME = 2048
+USERS_AT_A_TIME, SEQUENCES_AT_A_TIME = 2048, 2**18
 
 Sequences = Mapping[str, Sequence[str]]  # user -> items
 
@@ -40,10 +40,15 @@ class Catalogue:
     def __init__(self, items: Sequence[str], sequences: Sequences, vectors: np.ndarray):
         """items: ids in the catalogue's order. sequences: those of training. vectors: of the items' texts, float
         [items, dimensions]."""
-        self.items, self.vectors = pd.Index(items), vectors
-        takers = pd.Series([item for sequence in sequences.values() for item in set(sequence)], dtype=object)
-        takers = takers.value_counts().reindex(self.items, fill_value=0).to_numpy()
-        users = max(sum(map(bool, sequences.values())), 1)
+        self.items, self.vectors = cooccurrence.index_of(items), vectors
+        lists, takers, users = cooccurrence.lists_of(sequences), np.zeros(len(self.items), dtype=np.int64), 0
+        for start in range(0, len(lists), SEQUENCES_AT_A_TIME):
+            some = lists[start : start + SEQUENCES_AT_A_TIME]
+            owners, places = cooccurrence.encode(some, self.items)
+            once = np.unique(owners * len(self.items) + places) % max(len(self.items), 1)
+            takers += np.bincount(once, minlength=len(self.items))
+            users += sum(map(bool, some)) if isinstance(some, list) else int((some.lengths > 0).sum())
+        users = max(users, 1)
         self.popularity, self.novelty = takers / users, -np.log2((takers + 1) / (users + 1))
 
     def first(self, run: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +71,7 @@ class Catalogue:
         return found.reindex(list(histories)).assign(**{TAKEN: self._taken(histories)})
 
     def _taken(self, histories: Sequences) -> list[float]:
-        owners, places = cooccurrence.encode(list(histories.values()), self.items)
+        owners, places = cooccurrence.encode(histories.values(), self.items)
         starts, taken = np.searchsorted(owners, np.arange(len(histories) + 1)), self.popularity[places]
         return [taken[start:end].mean() if end > start else np.nan for start, end in pairwise(starts)]
 
