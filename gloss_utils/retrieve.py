@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
@@ -212,7 +213,7 @@ def _written(
     titles, title_trie, weights = data.titles(), None, None
     tokenizer = language.load_tokenizer(run.open("adapter"))
     if run["decoding"] == language.CATALOGUE:
-        title_trie = language.TitleTrie(tokenizer, titles.values())
+        title_trie = _title_trie(run, titles)
         for note in title_trie.notes:
             print(note)
         if run["num_beams"] > title_trie.trie.texts:
@@ -234,6 +235,18 @@ def _written(
 
     work = partial(language.write_batches, load, inputs)
     return in_batches(run, name, inputs, batches, work, "generating")
+
+
+def _title_trie(run: Run, titles: dict[str, str]):
+    """What the run's model may write (a `TitleTrie`); built once for texts and for what it is asked."""
+    return _built(run.open("adapter"), digest(run.folder.record("adapter")), tuple(titles.values()))
+
+
+@lru_cache(maxsize=1)
+def _built(adapter: Path, seal: str, titles: tuple[str, ...]):
+    from gloss_utils import language
+
+    return language.TitleTrie(language.load_tokenizer(adapter), titles)
 
 
 def _model(run: Run) -> tuple:
@@ -305,7 +318,7 @@ def _scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) 
     batches = language.plan_batches([len(prompt) for prompt, _ in inputs], 0, run["generation_batch_tokens"])
     model, trie = _model(run), None
     if run["loss"] == language.CATALOGUE:
-        trie = language.TitleTrie(tokenizer, titles.values()).trie
+        trie = _title_trie(run, titles).trie
 
     def load() -> language.Scorer:
         return language.Scorer(language.load_finetuned(*model)[0], trie)

@@ -245,6 +245,19 @@ def test_titles_that_the_tokenizer_cannot_write_or_tell_apart(monkeypatch):
         TitleTrie(tokenizer, ["☃"])
 
 
+def test_the_trie_of_a_run_is_built_once(run, monkeypatch):
+    built, real, work = [], language.TitleTrie, run(decoding="catalogue", loss="catalogue", ask=1)
+    monkeypatch.setattr(language, "TitleTrie", lambda *given: built.append(1) or real(*given))
+    data = Dataset.load(work.folder.data)
+    work.known["proposed"] = "one"
+    retrieve._built.cache_clear()
+    retrieve._written(work, data, pd.Series([[]]))
+    retrieve._scored(work, data, pd.DataFrame({"user": ["ann"], "item": data.items["item"].head(1)}), {"ann": []})
+    assert len(built) == 1
+    fewer = dict(list(data.titles().items())[1:])
+    assert len(retrieve._title_trie(work, fewer).texts) < len(data.titles()) and len(built) == 2
+
+
 def test_an_empty_history_is_a_prompt_without_titles(run):
     work = run()
     [(texts, _, _)] = retrieve._written(work, Dataset.load(work.folder.data), pd.Series([[]]))

@@ -115,6 +115,7 @@ class Trie:
     def children(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What may follow: tokens and nodes, [..., most children], and which of these places are filled."""
         flat, start, first, key, token = self._arrays
+        nodes, which = nodes.unique(return_inverse=True)  # beams begin at one node, the one with most children
         (begin, until), depth = self.span(nodes), self._depth(nodes)
         level, text = depth * self.texts, first[begin]
         place = start[text] + depth
@@ -123,12 +124,16 @@ class Trie:
         places = torch.arange(max(1, int(some.max())) + 1, device=nodes.device)
         at = ((low - 1)[..., None] + places).clamp_(max=len(key) - 1)
         filled = places < some[..., None]
-        edges = torch.where(filled, key[at] - level[..., None], until[..., None])
+        edges = key[at].sub_(level[..., None])
         edges[..., 0] = begin
+        torch.where(filled, edges, until[..., None], out=edges)
         at, filled = at[..., :-1], filled[..., :-1]
         tokens = token[at].long()
         tokens[..., 0] = flat[place.clamp_(max=len(flat) - 1)]
-        return tokens, self._node(edges[..., :-1], edges[..., 1:], depth[..., None] + 1), filled
+        # As `_node` has them, in less time: sums in place.
+        nodes = edges[..., :-1] << (self.range_bits + self.depth_bits)
+        nodes.sub_(edges[..., 1:], alpha=1 << self.depth_bits).add_(self._node(0, 0, depth + 1)[..., None])
+        return tokens[which], nodes[which], filled[which]
 
     def tails(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens that are left from nodes with one text below, [..., longest tail], and which are filled."""
