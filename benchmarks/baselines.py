@@ -16,9 +16,10 @@ import pandas as pd
 
 from gloss_utils.base.files import fingerprint
 from gloss_utils.data import sources, splits
-from gloss_utils.data.dataset import Dataset, build
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.data.rules import build
 from gloss_utils.rank import HybridSettings, Ranker, as_run, baselines, sasrec
 from gloss_utils.report import metrics
 from gloss_utils.report.metrics import GLOSS_HISTORIES, LEFT_OUT, SEEN

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils.data import sources
-from gloss_utils.data.dataset import build
+from gloss_utils.data.interactions import Interactions
+from gloss_utils.data.rules import build
 
 METADATA_LINES, REVIEWS, USERS, ITEMS = 259_204, 198_502, 22_363, 12_101
 SEED = 3407
@@ -95,7 +96,7 @@ def plain(folder: Path):
         if row["asin"] in wanted:
             metadata.append((row["asin"], row["title"]))
     reviews = pd.DataFrame(reviews, columns=["user", "item", "time", "rating"])
-    return build(reviews, pd.DataFrame(metadata, columns=["item", "title"]), None, SEED)
+    return build(Interactions.of(reviews), pd.DataFrame(metadata, columns=["item", "title"]), None, SEED)
 
 
 def measure(way: str, folder: Path) -> dict:

@@ -6,9 +6,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import full_disk_in_one_line
 from gloss_utils.data import prompts, sources
-from gloss_utils.data.dataset import Dataset, Rules, build
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.data.rules import Rules, build
 from gloss_utils.data.sources import OwnTables, Source
 from gloss_utils.report import data_plots, published, tables
 from gloss_utils.runs.contents import content_of
@@ -31,8 +33,9 @@ def prepare(run: Run) -> Dataset:
     if run.keeps("data"):
         return Dataset.load(run.folder.data)
     source, rejects = source or _find(run), Rejects(run.folder.rejected_data)
-    reviews, items = sources.read(source, rejects, run["max_rejected"])
-    data = build(reviews, items, run["max_users"], run["seed"], run.settings(Rules))
+    with full_disk_in_one_line(run.folder.root):
+        found = sources.read(source, rejects, run["max_rejected"], run.folder.root)
+        data = build(*found, run["max_users"], run["seed"], run.settings(Rules))
     kinds = zip(("interactions", "items"), source.paths, strict=True)
     data.statistics["rejected"] = {kind: dict(rejects.reasons(path, kind)) for kind, path in kinds}
     with run.writing("data") as part:

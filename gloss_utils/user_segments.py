@@ -11,8 +11,9 @@ from gloss_utils import evaluate, retrieve
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
 from gloss_utils.data import queries as query_files
-from gloss_utils.data.dataset import Dataset, cut_title
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
+from gloss_utils.data.rules import cut_title
 from gloss_utils.rank.baselines import last_item_search
 from gloss_utils.rank.ranker import FUSED, LEARNED
 from gloss_utils.report import published, result_plots, segments, tables

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.baselines import load
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.interactions import Interactions
 from gloss_utils.runs.contents import contents
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.run import Run
@@ -51,9 +52,10 @@ def flip(path: Path):
     path.write_bytes(raw)
 
 
-def reviews(*rows: tuple) -> pd.DataFrame:
-    """What `readers.read_interactions` returns, with texts for categories, from (user, item, time[, rating])."""
-    return pd.DataFrame([(*row, 5.0)[:4] for row in rows], columns=["user", "item", "time", "rating"])
+def reviews(*rows: tuple) -> Interactions:
+    """What `readers.read_interactions` returns, from (user, item, time[, rating])."""
+    frame = pd.DataFrame([(*row, 5.0)[:4] for row in rows], columns=["user", "item", "time", "rating"])
+    return Interactions.of(frame)
 
 
 def metadata(*rows: tuple) -> pd.DataFrame:

@@ -2,25 +2,29 @@
 
 import json
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from helpers import SHARED, metadata, one_line_error, real, reviews
 
-from gloss_utils.data.dataset import Rules, apply_rules, build, cut_title, draw_users, periods
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.interactions import SCHEMA, Interactions
+from gloss_utils.data.rules import Rules, apply_rules, build, cut_title, draw_users, periods
 
 
-def rows(interactions: pd.DataFrame) -> list[str]:
-    return [f"{user}{item}{time}" for user, item, time in interactions.itertuples(index=False)]
+def rows(data: Dataset) -> list[str]:
+    return [f"{user}{item}{time}" for user, item, time in data.interactions.itertuples(index=False)]
 
 
 def test_items_without_a_title_go_with_their_interactions():
     read = reviews(("u", "a", 1), ("u", "none", 2), ("u", "blank", 3), ("u", "unlisted", 4), ("v", "none", 5))
     titles = metadata(("none", None), ("blank", " \t"), ("a", "Soap"))
-    items, interactions, dropped, _ = apply_rules(read, titles)
-    assert items.values.tolist() == [["a", "Soap"]]
-    assert rows(interactions) == ["ua1"]
-    assert dropped["items_without_title"] == 3
-    assert dropped["reviews_of_items_without_title"] == 4
+    data = apply_rules(read, titles)
+    assert data.items.values.tolist() == [["a", "Soap"]]
+    assert rows(data) == ["ua1"]
+    assert data.statistics["dropped"]["items_without_title"] == 3
+    assert data.statistics["dropped"]["reviews_of_items_without_title"] == 4
 
 
 def test_titles_are_cut_to_25_words_and_entities_stay():
@@ -28,22 +32,22 @@ def test_titles_are_cut_to_25_words_and_entities_stay():
     assert cut_title(" ".join(words)) == " ".join(words[:25])
     assert cut_title(" ".join(words[:25])) == " ".join(words[:25])
     title = "Rose &amp; Mist&reg; 3.4 oz &#39;L&#39;"
-    items, *_ = apply_rules(reviews(("u", "a", 1)), metadata(("a", title)))
-    assert items["title"].tolist() == [title]
+    data = apply_rules(reviews(("u", "a", 1)), metadata(("a", title)))
+    assert data.items["title"].tolist() == [title]
 
 
 def test_an_item_listed_twice_counts_once():
     read = reviews(("u", "a", 1), ("u", "b", 2), ("u", "c", 3))
     titles = metadata(("b", "B"), ("a", "A"), ("b", "B"), ("c", None), ("a", "other"), ("c", "C"))
-    items, interactions, dropped, _ = apply_rules(read, titles)
-    assert items.values.tolist() == [["b", "B"], ["a", "A"], ["c", "C"]]  # the metadata's order
-    assert len(interactions) == 3
-    assert dropped["items_listed_again_with_other_values"] == 1
+    data = apply_rules(read, titles)
+    assert data.items.values.tolist() == [["b", "B"], ["a", "A"], ["c", "C"]]  # the metadata's order
+    assert len(data.interactions) == 3
+    assert data.statistics["dropped"]["items_listed_again_with_other_values"] == 1
 
 
 def test_items_that_nobody_has_are_not_in_the_catalogue():
-    items, *_ = apply_rules(reviews(("u", "a", 1)), metadata(("z", "Z"), ("a", "A")))
-    assert items["item"].tolist() == ["a"]
+    data = apply_rules(reviews(("u", "a", 1)), metadata(("z", "Z"), ("a", "A")))
+    assert data.items["item"].tolist() == ["a"]
 
 
 def test_only_reviews_alike_in_user_item_time_and_rating_are_duplicates():
@@ -57,18 +61,18 @@ def test_only_reviews_alike_in_user_item_time_and_rating_are_duplicates():
         ("u", "b", 1, None),  # dropped
         ("u", "b", 1, 5.0),
     )
-    _, interactions, dropped, _ = apply_rules(read, metadata(("a", "A"), ("b", "B")))
-    assert rows(interactions) == ["ua1", "ua1", "ub1", "ub1", "ua2", "va1"]
-    assert dropped["duplicate_reviews"] == 2
+    data = apply_rules(read, metadata(("a", "A"), ("b", "B")))
+    assert rows(data) == ["ua1", "ua1", "ub1", "ub1", "ua2", "va1"]
+    assert data.statistics["dropped"]["duplicate_reviews"] == 2
 
 
 def test_ties_keep_the_files_order():
     # More than 16 equal times: a sort that is not stable would mix them.
     items = [f"{7 * number % 40:02d}" for number in range(40)]
     read = reviews(*((user, item, 5) for item in items for user in ("v", "u")), ("u", "99", 4))
-    _, interactions, *_ = apply_rules(read, metadata(*((item, "T") for item in [*items, "99"])))
-    assert interactions["user"].tolist() == ["u"] * 41 + ["v"] * 40
-    assert interactions["item"].tolist() == ["99", *items, *items]
+    data = apply_rules(read, metadata(*((item, "T") for item in [*items, "99"])))
+    assert data.interactions["user"].tolist() == ["u"] * 41 + ["v"] * 40
+    assert data.interactions["item"].tolist() == ["99", *items, *items]
 
 
 def test_users_with_fewer_than_3_are_counted_and_then_left_out():
@@ -107,20 +111,20 @@ def test_the_k_core_leaves_nobody_and_nothing_below_k():
     )
     titles = metadata(*((item, item) for item in "abcd"))
     for k, left in ((0, 8), (1, 8), (2, 4), (3, 0)):
-        _, interactions, dropped, _ = apply_rules(read, titles, Rules(k_core=k))
-        assert len(interactions) == left
-        assert dropped.get("interactions_outside_the_k_core", 0) == 8 - left
-    _, interactions, *_ = apply_rules(read, titles, Rules(k_core=2))
-    assert rows(interactions) == ["u1a1", "u1b1", "u2a1", "u2b1"]
+        data = apply_rules(read, titles, Rules(k_core=k))
+        assert len(data.interactions) == left
+        assert data.statistics["dropped"].get("interactions_outside_the_k_core", 0) == 8 - left
+    data = apply_rules(read, titles, Rules(k_core=2))
+    assert rows(data) == ["u1a1", "u1b1", "u2a1", "u2b1"]
 
 
 def test_of_a_long_history_the_latest_stay():
     read = reviews(*(("u", item, time) for time, item in enumerate("abcde")), ("v", "a", 9))
     titles = metadata(*((item, item) for item in "abcde"))
-    items, interactions, dropped, _ = apply_rules(read, titles, Rules(max_history=3))
-    assert rows(interactions) == ["uc2", "ud3", "ue4", "va9"]
-    assert items["item"].tolist() == ["a", "c", "d", "e"]
-    assert dropped["interactions_before_max_history"] == 2
+    data = apply_rules(read, titles, Rules(max_history=3))
+    assert rows(data) == ["uc2", "ud3", "ue4", "va9"]
+    assert data.items["item"].tolist() == ["a", "c", "d", "e"]
+    assert data.statistics["dropped"]["interactions_before_max_history"] == 2
 
 
 def test_users_with_short_histories_may_be_left_out():
@@ -133,17 +137,45 @@ def test_users_with_short_histories_may_be_left_out():
         build(read, metadata(("a", "A")), None, 0, Rules(min_history=6))
 
 
-def test_users_and_items_as_categories_give_the_same_tables():
-    read = reviews(*((f"u{user % 7}", f"i{user * time % 11}", time % 3) for user in range(30) for time in range(5)))
-    titles = metadata(*((f"i{item}", f"T{item}") for item in range(10, -1, -1)))
-    as_read = read.astype({"user": "category", "item": "category"})
-    for column in ("user", "item"):  # categories in the order in which they came, as the readers give them
-        as_read[column] = as_read[column].cat.reorder_categories(read[column].unique())
-    for rules in (Rules(), Rules(k_core=3, max_history=10)):
-        one, other = (build(frame, titles, None, 1, rules) for frame in (read, as_read))
-        for left, right in ((one.items, other.items), (one.interactions, other.interactions), (one.users, other.users)):
-            pd.testing.assert_frame_equal(left, right)
-        assert one.statistics == other.statistics
+@pytest.mark.parametrize(
+    "rules",
+    [{}, {"k_core": 3, "max_history": 10}, {"holdout": "time", "holdout_share": 0.2, "k_core": 3, "max_history": 4}],
+    ids=str,
+)
+def test_parts_and_their_borders_do_not_show(monkeypatch, rules):
+    rng = np.random.default_rng(4)
+    draw = rng.integers([30, 12, 50, 2], size=(300, 4)).tolist()
+    rows = [(f"u{user}", f"i{item}", time, float(rating)) for user, item, time, rating in draw]
+    rows += rows[:60:3]
+    titles = metadata(*((f"i{item}", f"T{item}" if item else None) for item in range(11, -1, -1)))
+    whole = build(reviews(*rows), titles, None, 1, Rules(**rules))
+    monkeypatch.setattr("gloss_utils.data.interactions.ENCODED", 7)
+    monkeypatch.setattr("gloss_utils.data.interactions.AT_ONCE", 16)
+    monkeypatch.setattr("gloss_utils.data.rules.AT_ONCE", 16)
+    read = Interactions()
+    for start in range(0, len(rows), 5):
+        part = pd.DataFrame(rows[start : start + 5], columns=["user", "item", "time", "rating"]).assign(part=0.0)
+        read.append(pa.Table.from_pandas(part, SCHEMA, preserve_index=False))
+    parts = build(read.read_to_the_end(), titles, None, 1, Rules(**rules))
+    for name in ("items", "users", "interactions"):
+        pd.testing.assert_frame_equal(getattr(parts, name), getattr(whole, name))
+    assert json.loads(json.dumps(parts.statistics)) == whole.statistics
+    assert whole.statistics["dropped"]["duplicate_reviews"] > 0
+
+
+def test_times_with_fractions_are_in_exact_order():
+    frame = pd.DataFrame([("u", "a", 1, 5.0, 0.5), ("u", "b", 1, 5.0, 0.25), ("u", "c", 0, 5.0, 0.75)])
+    read = Interactions()
+    read.append(pa.Table.from_pandas(frame.set_axis(SCHEMA.names, axis=1), SCHEMA, preserve_index=False))
+    data = apply_rules(read.read_to_the_end(), metadata(*((item, item) for item in "abc")))
+    assert rows(data) == ["uc0", "ub1", "ua1"]
+
+
+def test_interactions_leave_nothing_on_the_disk(tmp_path):
+    read = Interactions(tmp_path)
+    read.append(pa.table({"user": ["u"], "item": ["a"], "time": [1], "rating": [5.0], "part": [0.0]}).cast(SCHEMA))
+    assert len(read.read_to_the_end()) == 1 and read.frame().values.tolist() == [["u", "a", 1, 5.0]]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_time_split_takes_shares_of_all_interactions():

@@ -7,12 +7,13 @@ import re
 from collections import Counter
 from itertools import pairwise
 
+import helpers
 import numpy as np
 import pandas as pd
 import pytest
 
 from gloss_utils.data import demo, item_text, sources, splits
-from gloss_utils.data.dataset import build
+from gloss_utils.data.rules import build
 from gloss_utils.rank import HybridSettings, as_run, baselines
 from gloss_utils.report import per_user_metrics, targets_of
 from gloss_utils.runs.parameters import ROOT
@@ -95,10 +96,6 @@ def test_the_demo_has_the_blemishes_of_real_data(raw):
 
 def _frames(raw):
     reviews, metadata = raw
-    return (
-        pd.DataFrame(
-            [(r["reviewerID"], r["asin"], r["unixReviewTime"], r["overall"]) for r in reviews],
-            columns=["user", "item", "time", "rating"],
-        ),
-        pd.DataFrame([(m["asin"], m.get("title")) for m in metadata], columns=["item", "title"]),
-    )
+    rows = ((r["reviewerID"], r["asin"], r["unixReviewTime"], r["overall"]) for r in reviews)
+    titles = pd.DataFrame([(m["asin"], m.get("title")) for m in metadata], columns=["item", "title"])
+    return helpers.reviews(*rows), titles

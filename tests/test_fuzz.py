@@ -74,11 +74,11 @@ def interactions_of(file, text: bytes) -> tuple[list, Rejects] | None:
     file.path.write_bytes(text)
     rejects = Rejects()
     try:
-        frame = readers.read_interactions(file, rejects, 1)
+        frame = readers.read_interactions(file, rejects, 1).frame()
     except GlossError as error:
         assert "\n" not in str(error)
         return None
-    return [tuple(row) for row in frame.astype({"user": str, "item": str}).itertuples(index=False)], rejects
+    return [tuple(row) for row in frame.itertuples(index=False)], rejects
 
 
 @given(lines_of(REVIEW, as_json))

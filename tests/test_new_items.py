@@ -9,8 +9,9 @@ from helpers import dataset, dense, one_line_error, run_of
 
 from gloss_utils import fine_tune, user_segments
 from gloss_utils.data import splits
-from gloss_utils.data.dataset import Dataset, draw_new_items
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_texts, item_text
+from gloss_utils.data.rules import draw_new_items
 from gloss_utils.language import tiny
 from gloss_utils.rank import read_trec
 from gloss_utils.report import metrics, tables

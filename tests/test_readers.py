@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils.data import raw_files, readers, rejects, sources
+from gloss_utils.data import interactions, raw_files, readers, rejects, sources
 from gloss_utils.data.rejects import Rejects
 
 AMAZON = sources.published("beauty")
@@ -19,8 +19,8 @@ AMAZON = sources.published("beauty")
 def read_reviews(path, max_rejected) -> tuple[pd.DataFrame, int]:
     """The frame, and how many records were rejected."""
     rejects = Rejects()
-    frame = readers.read_interactions(replace(AMAZON.interactions, path=path), rejects, max_rejected)
-    return frame.astype({"user": str, "item": str}), len(rejects.records)
+    found = readers.read_interactions(replace(AMAZON.interactions, path=path), rejects, max_rejected)
+    return found.frame(), len(rejects.records)
 
 
 def read_metadata(path, wanted, max_rejected) -> tuple[pd.DataFrame, int]:
@@ -221,6 +221,6 @@ def test_blocks_and_their_borders_do_not_show(tmp_path, monkeypatch):
     path = write_lines(tmp_path / "reviews", [*lines, "broken", "", *lines])
     whole, bad = read_reviews(path, 1)
     monkeypatch.setattr(raw_files, "BLOCK", 1000)
-    monkeypatch.setattr(readers, "ENCODED", 64)
+    monkeypatch.setattr(interactions, "ENCODED", 64)
     pd.testing.assert_frame_equal(read_reviews(path, 1)[0], whole)
     assert bad == 1 and len(whole) == 1000

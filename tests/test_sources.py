@@ -22,8 +22,8 @@ from helpers import one_line_error, write_lines
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import downloads, raw_files, sources, templates
-from gloss_utils.data.dataset import build
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.data.rules import build
 
 NAMES = ("reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")
 BODY = gzip.compress(random.Random(0).randbytes(200_000))
@@ -288,6 +288,12 @@ def made_source(dataset: str, interactions, items) -> sources.Source:
     return sources.Source(replace(found.interactions, path=interactions), replace(found.items, path=items))
 
 
+def frames(*asked, **more) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What `sources.read` returns, both as tables."""
+    interactions, items = sources.read(*asked, **more)
+    return interactions.frame(), items
+
+
 @pytest.mark.parametrize(
     ("dataset", "lines", "times"),
     [
@@ -297,7 +303,7 @@ def made_source(dataset: str, interactions, items) -> sources.Source:
 )
 def test_the_layouts_of_amazon_2018_and_2023(tmp_path, dataset, lines, times):
     paths = [write_lines(tmp_path / name, part, zipped=True) for name, part in zip("ri", lines, strict=True)]
-    interactions, items = sources.read(made_source(dataset, *paths), max_rejected=0)
+    interactions, items = frames(made_source(dataset, *paths), max_rejected=0)
     assert interactions["user"].tolist() == ["A1", "A2"] and interactions["item"].tolist() == ["B1", "B2"]
     assert interactions["time"].tolist() == times
     assert items.values.tolist() == [["B1", "Soap"], ["B2", "Balm"]]
@@ -316,7 +322,7 @@ def test_the_layouts_of_movielens(tmp_path):
             for name, text in files.items():
                 archive.writestr(name, text.encode("latin-1"))
         rejects = Rejects()
-        interactions, items = sources.read(sources.find(dataset, tmp_path), rejects, 0.34)
+        interactions, items = frames(sources.find(dataset, tmp_path), rejects, 0.34)
         # One archive holds both tables, and each has a bad line of its own: one of three.
         assert [rejects.reasons(path, kind).total() for kind in ("interactions", "items")] == [1, 1]
         assert interactions["item"].tolist() == ["1", "2"] and interactions["rating"].tolist() == [5.0, 3.0]
@@ -368,7 +374,7 @@ def own_files(folder, form: str, zipped: bool = False) -> dict:
 def test_own_tables_say_the_same_in_every_form(tmp_path, form, zipped):
     source = own_source(own_files(tmp_path, form, zipped))
     rejects = Rejects()
-    interactions, items = sources.read(source, rejects, 0)
+    interactions, items = frames(source, rejects, 0)
     assert rejects.records == []
     assert interactions["user"].tolist() == ["u1", "ü", "u1"] and interactions["item"].tolist() == ["10", "11", "11"]
     assert interactions["time"].tolist() == [1717156800, 1717156801, 1717200000]
@@ -383,7 +389,7 @@ def test_bad_rows_of_an_own_csv_are_rejected_with_their_reason(tmp_path):
     values = OWN | {"interactions_file": str(tmp_path / "i.csv"), "items_file": str(tmp_path / "t.csv")}
     source = own_source(values)
     rejects = Rejects(tmp_path / "rejected.jsonl")
-    interactions, _ = sources.read(source, rejects, 0.7)
+    interactions, _ = frames(source, rejects, 0.7)
     assert interactions["item"].tolist() == ["1", "é", "6"] and interactions["time"].tolist() == [5, 5, 7]
     reasons = {kept["place"]: kept["reason"] for kept in rejects.records}
     assert len(reasons) == 6 and reasons["line 3"] == "it has 2 columns, not 3"
@@ -402,7 +408,7 @@ def read_own(folder, interactions: list | bytes, items: list | bytes, share: flo
     files = {"interactions_file": str(folder / f"i.{form}"), "items_file": str(folder / f"t.{form}")}
     values, rejects = OWN | files | values, Rejects()
     source = own_source(values)
-    return *sources.read(source, rejects, share), rejects
+    return *frames(source, rejects, share), rejects
 
 
 GOODS = ["id,title,brand", "1,Soap,Alder", "2,Balm,Oak"]
@@ -508,7 +514,7 @@ def test_times_of_every_kind_keep_their_order(tmp_path, times, expected):
     files = {"interactions_file": str(tmp_path / "i.parquet"), "items_file": str(tmp_path / "t.csv")}
     source = own_source(OWN | files)
     rejects = Rejects()
-    interactions, _ = sources.read(source, rejects, 1)
+    interactions, _ = frames(source, rejects, 1)
     assert dict(zip(interactions["user"], interactions["time"], strict=True)) == expected
     assert interactions["user"].tolist() == list(expected) and len(interactions) + len(rejects.records) == 3
 

@@ -8,7 +8,8 @@ import pytest
 from helpers import SHARED, dataset, metadata, one_line_error, real, reviews
 
 from gloss_utils.data import queries, sources, splits
-from gloss_utils.data.dataset import Dataset, Rules, build
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.rules import Rules, build
 
 
 def shown(examples: pd.DataFrame) -> dict[str, str]:

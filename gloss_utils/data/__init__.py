@@ -6,11 +6,12 @@ Out: the `Dataset` (frames of items, interactions and users), examples of a spli
 prompts of histories, and files of generated queries. Records that cannot be used end in `Rejects`.
 """
 
-from gloss_utils.data.dataset import Dataset, Rules, build
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_prompts, encode_training, item_text, prompt
 from gloss_utils.data.queries import read as read_queries
 from gloss_utils.data.queries import write as write_queries
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.data.rules import Rules, build
 from gloss_utils.data.sources import OwnTables, Source, find, read
 from gloss_utils.data.splits import (
     evaluation_examples,

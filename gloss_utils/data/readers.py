@@ -1,14 +1,15 @@
-"""Raw files to two frames, interactions and items.
+"""Raw files to interactions and a frame of items.
 
 A block of interactions is taken as a whole where all its values are as they should be. Else its records are looked at
 one by one, as items always are, and those that cannot be used are rejected with a reason.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,14 +18,13 @@ import pyarrow.compute as pc
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import templates
+from gloss_utils.data.ids import places_of
+from gloss_utils.data.interactions import SCHEMA, Interactions
 from gloss_utils.data.raw_files import NOT_PLAIN, Block, RawFile, blocks
 from gloss_utils.data.rejects import Rejects, Unusable
 
-ENCODED = 2**20  # interactions after which ids become numbers, which take less memory
+ENCODED = 2**19  # items whose texts are in Python at one time
 INTERACTIONS, ITEMS = "interactions", "items"  # the kinds of records
-INTERACTION = pa.schema(
-    {"user": pa.string(), "item": pa.string(), "time": pa.int64(), "rating": pa.float64(), "part": pa.float32()}
-)
 
 # ---- single values
 
@@ -93,36 +93,21 @@ def _usable(file: RawFile, kind: str, block: Block, read: Callable, rejects: Rej
 # ---- interactions
 
 
-def read_interactions(file: RawFile, rejects: Rejects, max_rejected: float) -> pd.DataFrame:
-    """Interactions in the file's order: columns user, item (categories), time (int), rating (float, null if absent).
+def read_interactions(file: RawFile, rejects: Rejects, max_rejected: float, folder: Path | None = None) -> Interactions:
+    """The interactions of a file. folder: for the rows on the disk (see `Interactions`).
 
-    Times are rounded down; where any has a fraction, all are in the order of exact time instead.
     Raises `GlossError` where more than `max_rejected` (a share of the records) cannot be used, or none can.
     """
-    columns = {key: INTERACTION.field(name).type for name, key in file.fields.items()}
-    parts, waiting = [], [INTERACTION.empty_table()]
+    columns, found = {key: SCHEMA.field(name).type for name, key in file.fields.items()}, Interactions(folder)
     for block in blocks(file, columns, INTERACTIONS):
         try:
-            found = _plain_interactions(block.table(), file.fields)
+            found.append(_plain_interactions(block.table(), file.fields))
         except NOT_PLAIN:
             rows = _usable(file, INTERACTIONS, block, partial(_interaction, fields=file.fields), rejects)
-            found = pa.Table.from_pylist(list(rows), INTERACTION)
-        waiting.append(found)
-        if sum(map(len, waiting)) >= ENCODED:
-            parts, waiting = [*parts, _encoded(waiting)], []
-    whole = pa.concat_tables([*parts, _encoded([INTERACTION.empty_table(), *waiting])]).unify_dictionaries()
-    rejects.stop_above(max_rejected, file.path, len(whole), ", ".join(columns), INTERACTIONS)
-    frame = whole.to_pandas(self_destruct=True)
-    part = frame.pop("part")
-    return frame.iloc[np.lexsort((part, frame["time"]))].reset_index(drop=True) if part.any() else frame
-
-
-def _encoded(tables: list[pa.Table]) -> pa.Table:
-    """Tables as one, with numbers for ids."""
-    whole = pa.concat_tables(tables).combine_chunks()
-    for place, name in enumerate(("user", "item")):
-        whole = whole.set_column(place, name, whole[name].dictionary_encode())
-    return whole
+            found.append(pa.Table.from_pylist(list(rows), SCHEMA))
+    found.read_to_the_end()
+    rejects.stop_above(max_rejected, file.path, len(found), ", ".join(columns), INTERACTIONS)
+    return found
 
 
 def _interaction(record: dict, fields: dict[str, str]) -> dict:
@@ -139,7 +124,7 @@ def _plain_interactions(table: pa.Table, fields: dict[str, str]) -> pa.Table:
     user, item, (time, part) = _ids(table[fields["user"]]), _ids(table[fields["item"]]), _times(table[fields["time"]])
     rated = fields.get("rating") in table.column_names
     rating = table[fields["rating"]].cast(pa.float64()) if rated else pa.nulls(len(table), pa.float64())
-    return pa.table([user, item, time, rating, part], INTERACTION)
+    return pa.table([user, item, time, rating, part], SCHEMA)
 
 
 def _texts(column: pa.ChunkedArray, pattern: str) -> tuple[pa.ChunkedArray, bool]:
@@ -174,7 +159,9 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 # ---- items
 
 
-def read_items(file: RawFile, wanted: set[str], rejects: Rejects, max_rejected: float) -> pd.DataFrame:
+def read_items(
+    file: RawFile, wanted: Collection[str] | pa.Array, rejects: Rejects, max_rejected: float
+) -> pd.DataFrame:
     """The `wanted` items in the file's order: columns item, title (the file's text; null where there is none).
 
     Of Python literals, which are slow to parse and describe twenty times what is kept, the others are not parsed.
@@ -183,19 +170,27 @@ def read_items(file: RawFile, wanted: set[str], rejects: Rejects, max_rejected: 
     """
     key, texts = file.fields["item"], templates.columns(file.text)
     columns = dict.fromkeys((key, *texts), pa.string())
-    rows, seen, missing = [], 0, set(texts)
+    known = wanted if isinstance(wanted, pa.Array) else pa.array(sorted(wanted), pa.large_string())
+    by_name = set(known.to_pylist()) if file.form == "literal" else frozenset()
+    parts, rows, seen, missing = [], [], 0, set(texts)
 
     def item(record: dict) -> tuple[str, str | None]:
         missing.difference_update(record)
         return _id(record, key), templates.fill(record, file.text, texts)
 
-    for block in blocks(file, columns, ITEMS, wanted):
-        for row in _usable(file, ITEMS, block, item, rejects):
-            seen += 1
-            if row[0] in wanted:
-                rows.append(row)
+    for block in blocks(file, columns, ITEMS, by_name):
+        before = len(rows)
+        rows += _usable(file, ITEMS, block, item, rejects)
+        seen += len(rows) - before
+        if len(rows) >= ENCODED:
+            parts, rows = [*parts, _wanted(rows, known)], []
     rejects.stop_above(max_rejected, file.path, seen, ", ".join(columns), ITEMS)
     if missing:
         name = min(missing)
         raise GlossError(f"no record of {file.path} has {name!r}, which item_text names; name columns of the file")
-    return pd.DataFrame(rows, columns=["item", "title"])
+    return pa.concat_tables([*parts, _wanted(rows, known)]).to_pandas().astype({"item": str, "title": str})
+
+
+def _wanted(rows: list[tuple[str, str | None]], wanted: pa.Array) -> pa.Table:
+    items, titles = (pa.array([row[place] for row in rows], pa.large_string()) for place in (0, 1))
+    return pa.table({"item": items, "title": titles}).filter(pa.array(places_of(items, wanted) >= 0))

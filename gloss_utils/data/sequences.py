@@ -13,7 +13,8 @@ from typing import overload
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from gloss_utils.data.ids import places_of
 
 AT_ONCE = 2**12  # lists whose ids are texts at one time while all are gone through
 
@@ -137,8 +138,7 @@ class Sequences(Mapping):
 
     def places(self, users: Iterable[str]) -> np.ndarray:
         """Where these users are among all; -1 where there is no such user."""
-        known = pa.array(self.users, pa.large_string())
-        return pc.index_in(pa.array(users, pa.large_string()), known).fill_null(-1).to_numpy()
+        return places_of(pa.array(users, pa.large_string()), pa.array(self.users, pa.large_string()))
 
     @cached_property
     def _place(self) -> dict[str, int]:

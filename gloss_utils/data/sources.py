@@ -12,6 +12,7 @@ import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import demo, downloads, readers, templates
+from gloss_utils.data.interactions import Interactions
 from gloss_utils.data.raw_files import RawFile, columns_of
 from gloss_utils.data.rejects import Rejects
 
@@ -190,14 +191,14 @@ def _own_file(name: str, path: str | Path, fields: dict[str, str], texts: list[s
 
 
 def read(
-    source: Source, rejects: Rejects | None = None, max_rejected: float = 0.01
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read both files: interactions (user, item, time, rating), and the items that they name (item, title).
+    source: Source, rejects: Rejects | None = None, max_rejected: float = 0.01, folder: Path | None = None
+) -> tuple[Interactions, pd.DataFrame]:
+    """Read both files: interactions, and the items that they name (item, title).
 
-    rejects: notes the records that cannot be used. Raises `GlossError` where they are a larger share of a file's
-    records than `max_rejected`.
+    rejects: notes the records that cannot be used. folder: for what lies on the disk meanwhile (None: where the system
+    has temporary files). Raises `GlossError` where records that cannot be used are a larger share of a file's records
+    than `max_rejected`.
     """
     rejects = rejects or Rejects()
-    interactions = readers.read_interactions(source.interactions, rejects, max_rejected)
-    wanted = set(interactions["item"].cat.categories)
-    return interactions, readers.read_items(source.items, wanted, rejects, max_rejected)
+    interactions = readers.read_interactions(source.interactions, rejects, max_rejected, folder)
+    return interactions, readers.read_items(source.items, interactions.items, rejects, max_rejected)
