@@ -1,14 +1,16 @@
 """Notebook 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import digest, fingerprint, write_whole
+from gloss_utils.base.files import digest, fingerprint, parquet_in_parts, write_whole
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
@@ -19,7 +21,7 @@ from gloss_utils.rank.candidates import Histories
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
 from gloss_utils.rank.signals import likely_next
-from gloss_utils.rank.trec import write_qrels, write_trec
+from gloss_utils.rank.trec import writing_qrels, writing_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
 from gloss_utils.report.metrics import GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, targets_of
@@ -32,18 +34,22 @@ from gloss_utils.search.dense import DenseIndex
 
 SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
 ALONE = ""  # the user of an empty history
+NOBODY = pd.DataFrame(columns=query_files.COLUMNS, dtype=object)
+USERS_AT_ONCE, SHOWN = 4096, 32768  # ranked for together: a multiple of what `hybrid` and `learned` take together
 AT_ONCE = 256  # texts that are scored together at most
 
 
 @dataclass
 class Retrieved:
-    """queries: user, history, target (null under split next), texts, logprobs, lengths. ranking: user, rank, item,
-    score. without_texts: the same without the generated texts, under hybrid, and under learned where they count."""
+    """What the notebook shows. queries: user, history, target (null under split next), texts, logprobs, lengths, of the
+    first `SHOWN` users and of the one to show. ranking: user, rank, item, score. without_texts: the same without the
+    generated texts, under hybrid, and under learned where they count. numbers: of all users."""
 
     data: Dataset
     queries: pd.DataFrame
     ranking: pd.DataFrame
     without_texts: pd.DataFrame | None = None
+    numbers: stories.TextsSummary | None = None
 
 
 def start(notebook: dict) -> Run:
@@ -57,36 +63,64 @@ def prepare(run: Run) -> Retrieved:
     data, folder, upcoming = Dataset.load(run.open("data")), run.folder, run["split"] == "next"
     if run["ranking"] != PAPER:
         HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
-    queries = _read(run) if run["queries_file"] else _generated(run, data)
-    if run["show_user"]:
-        _row_of(queries, run["show_user"])
-    if unknown := 0 if upcoming else int((~queries["target"].isin(data.items["item"])).sum()):
-        print(f"{unknown} targets are not in the catalogue; each counts as a miss")
-    found = ranker(run, queries, data)
-    run.known["histories"] = digest(sorted(found.histories.items()))
+    path = _read(run) if run["queries_file"] else _generated(run, data)
+    # Where weights are fitted on users whose targets are known, on all of them.
+    size = None if run["ask"] or run["split"] == "validation" else USERS_AT_ONCE
+    blocks = partial(query_files.blocks, path, run["num_beams"], 0, not upcoming, users_at_once=size)
+    _look_through(run, data, blocks())
+    run.known["histories"] = query_files.digest_of_histories(blocks)
+    world = ranker(run, next(blocks()), data) if size is None else ranker(run, NOBODY, data, evaluated=blocks())
     if run["ask"]:
-        found.asked = _asked(run, data, queries, found, _held(run, data))
-    rankings, without_texts = _rankings(run, found)
+        world.asked = _asked(run, data, world.queries, world, _held(run, data))
+    results = _ranked(run, data, [world] if size is None else map(world.of, blocks()), list(methods(run, world)))
     if run["ranking"] == LEARNED:
         with write_whole(folder.trees) as part:
-            part.write_text(found.learned.trees_text)
+            part.write_text(world.learned.trees_text)
         run.outputs.append(folder.trees)
-    if name := in_sample(folder, run.inputs, found):
+    if name := in_sample(folder, run.inputs, world):
         print(
             f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of hybrid flatter "
             "it; python -m benchmarks.ranking prints out-of-fold ones"
         )
-    for method, ranking in rankings.items():
-        write_trec(folder.ranking(method), ranking, method)
-    if upcoming:
-        titled = rankings[GLOSS].assign(title=rankings[GLOSS]["item"].map(data.titles()))
-        with write_whole(folder.recommendations) as part:
-            titled[["user", "rank", "item", "title", "score"]].to_parquet(part, index=False)
-    else:
-        write_qrels(folder.qrels, targets_of(queries))
-    run.outputs += map(folder.ranking, rankings)
-    run.outputs.append(folder.recommendations if upcoming else folder.qrels)
-    return Retrieved(data, queries, rankings[GLOSS], without_texts)
+    return results
+
+
+def _look_through(run: Run, data: Dataset, blocks: Iterator[pd.DataFrame]):
+    """Raise a `GlossError` where the user to show is not among the queries', before the work; say which targets the
+    catalogue lacks."""
+    known, unknown, users = set(data.items["item"]), 0, []
+    for queries in blocks:
+        users.append(queries["user"])
+        unknown += int((~queries["target"].isin(known)).sum())
+    if run["show_user"]:
+        _row_of(pd.DataFrame({"user": pd.concat(users)}), run["show_user"])
+    if unknown and run["split"] != "next":
+        print(f"{unknown} targets are not in the catalogue; each counts as a miss")
+
+
+def _ranked(run: Run, data: Dataset, rankers: Iterable[Ranker], names: list[str]) -> Retrieved:
+    """Rank for the users of each ranker and write what they get, block by block. names: of the methods."""
+    folder, upcoming, titles = run.folder, run["split"] == "next", data.titles()
+    numbers, shown = stories.TextsSummary(titles.values()), []
+    offers = folder.recommendations if upcoming else folder.qrels
+    with writing_trec({folder.ranking(name): name for name in names}) as write, ExitStack() as stack:
+        offer = stack.enter_context(parquet_in_parts(offers) if upcoming else writing_qrels(offers))
+        for found in rankers:
+            rankings, without_texts = _rankings(run, found)
+            for method, ranking in rankings.items():
+                write(folder.ranking(method), ranking)
+            if upcoming:
+                titled = rankings[GLOSS].assign(title=rankings[GLOSS]["item"].map(titles))
+                offer(titled[["user", "rank", "item", "title", "score"]])
+            else:
+                offer(targets_of(found.queries))
+            kept = found.queries if numbers.users < SHOWN else found.queries[found.queries["user"] == run["show_user"]]
+            numbers.add(found.queries, rankings[GLOSS])
+            each = kept, rankings[GLOSS], without_texts
+            shown.append([None if frame is None else frame[frame["user"].isin(kept["user"])] for frame in each])
+    run.outputs += [*map(folder.ranking, names), offers]
+    frames = [None if of[0] is None else pd.concat(of, ignore_index=True) for of in zip(*shown, strict=True)]
+    return Retrieved(data, *frames, numbers)
 
 
 def methods(run: Run, found: Ranker) -> dict[str, Callable[..., pd.DataFrame]]:
@@ -116,8 +150,10 @@ def ranker(
     data: Dataset,
     indexes: dict[str, DenseIndex | BM25Index] | None = None,
     rule: str | None = None,
+    evaluated: Iterable[pd.DataFrame] | None = None,
 ) -> Ranker:
-    """What ranks for the users of these queries, by default by the run's rule on the run's indexes."""
+    """What ranks for the users of these queries, by default by the run's rule on the run's indexes. evaluated: all
+    queries, some at a time, where these are not all: nothing is learnt from what they are evaluated by."""
     rule, settings = rule or run["ranking"], None
     if rule != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
         settings = HybridSettings.read(run["ranking_weights"])
@@ -128,7 +164,7 @@ def ranker(
         queries=queries,
         titles=data.titles(),
         indexes=indexes or load_indexes(run),
-        training_sequences=_learnable(run, data, queries),
+        training_sequences=_learnable(run, data, queries if evaluated is None else evaluated),
         settings=settings,
         rule=rule,
         depth=run["ranking_depth"],
@@ -146,7 +182,7 @@ def _held(run: Run, data: Dataset) -> pd.DataFrame:
     return splits.ranking_examples(data, run["ranking_share"] if run["ask"] else 0.0, run["seed"])
 
 
-def _learnable(run: Run, data: Dataset, queries: pd.DataFrame) -> dict[str, list[str]]:
+def _learnable(run: Run, data: Dataset, queries: pd.DataFrame | Iterable[pd.DataFrame]) -> Histories:
     """The sequences that may be learned from where these queries are made and ranked; next holds nothing out."""
     return data.sequences() if run["split"] == "next" else splits.training_sequences(data, queries)
 
@@ -164,23 +200,26 @@ def in_sample(folder: RunFolder, inputs: dict[str, str], found: Ranker) -> str |
     return next((fitted_on[digest] for digest in digests if digest in fitted_on), None)
 
 
-def _read(run: Run) -> pd.DataFrame:
-    """Queries that were generated elsewhere, from `queries_file`; they are copied to the run."""
+def _read(run: Run) -> Path:
+    """Queries that were generated elsewhere, from `queries_file`, are copied to the run."""
     file, upcoming, rejects = run["queries_file"], run["split"] == "next", Rejects(run.folder.rejected_queries)
     run.read_from_outside("queries_file")
-    queries = query_files.read(file, run["num_beams"], run["max_rejected"], not upcoming, rejects)
+
+    def usable() -> Iterator[pd.DataFrame]:
+        read = query_files.blocks(file, run["num_beams"], run["max_rejected"], not upcoming, rejects, USERS_AT_ONCE)
+        yield from (queries.assign(target=None) if upcoming else queries for queries in read)
+        run.put_aside("texts")  # those that this run generated before: only now is the file known to be good
+
+    users = query_files.write(run.folder.queries, usable())
     rejects.write()
-    print(f"{len(queries):,} users are read from {file}; {len(rejects.records)} records cannot be used")
+    print(f"{users:,} users are read from {file}; {len(rejects.records)} records cannot be used")
     for kept in rejects.records[:5]:
         print(f"{kept['place']}: {kept['reason']}")
-    queries = queries.assign(target=None) if upcoming else queries
-    run.put_aside("texts")  # those that this run generated before
-    query_files.write(run.folder.queries, queries)
     run.outputs += [run.folder.rejected_queries, run.folder.queries]
-    return queries
+    return run.folder.queries
 
 
-def _generated(run: Run, data: Dataset) -> pd.DataFrame:
+def _generated(run: Run, data: Dataset) -> Path:
     """Queries by the fine-tuned model; those on the disk where nothing that they are made from has changed."""
     if not run.keeps("texts"):
         examples = splits.evaluation_examples(data, run["split"])
@@ -190,7 +229,7 @@ def _generated(run: Run, data: Dataset) -> pd.DataFrame:
         rows = _written(run, data, examples["history"], known)
         with run.writing("texts") as part:
             query_files.write(part, _with_texts(examples, rows))
-    return query_files.read(run.open("texts"), run["num_beams"], 0, run["split"] != "next")
+    return run.open("texts")
 
 
 def _with_texts(examples: pd.DataFrame, rows: list) -> pd.DataFrame:
@@ -329,7 +368,7 @@ def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:
 
 def summary(results: Retrieved) -> pd.DataFrame:
     """What was generated, in numbers."""
-    return stories.texts_summary(results.queries, results.ranking, results.data.titles())
+    return results.numbers.table()
 
 
 def show(results: Retrieved, user: str | None = None) -> HTML:

@@ -1,6 +1,6 @@
 """The splits (METHOD, "Data rules"; or by time): which item is predicted from which, and what may be learnt from."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -137,18 +137,20 @@ def _before(data: Dataset, items: list[str], place: int, split: str, new: set[st
     return _latest(data, _without(items[:place], new) if split == "validation" else items[:place])
 
 
-def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> dict[str, list[str]]:
+def training_sequences(data: Dataset, evaluated: pd.DataFrame | Iterable[pd.DataFrame]) -> dict[str, list[str]]:
     """The sequences that a method may learn from: all that training may read, but of evaluated users only what came
     before their target.
 
     All users of the data set are in it, drawn or not. evaluated: columns user, history, target (None: only the training
-    rule applies). Where a history is the beginning of its user's sequence, with new items or without, nothing after it
+    rule applies), in one frame or in several.
+    Where a history is the beginning of its user's sequence, with new items or without, nothing after it
     may be learnt, whatever the target is. Else nothing from the target's first occurrence on may be learnt, and nothing
     of that user where the target is not in the sequence.
     """
     new, at, begin = data.new_items(), cuts(data), data.statistics.get("periods")
     sequences = {user: cut.known if len(cut.known) >= 2 else [] for user, cut in at.items()}
-    for user, history, target in evaluated[COLUMNS].itertuples(index=False):
+    frames = [evaluated] if isinstance(evaluated, pd.DataFrame) else evaluated
+    for user, history, target in (row for frame in frames for row in frame[COLUMNS].itertuples(index=False)):
         if target is None or user not in sequences:
             continue
         (items, _, validation, test), history = at[user], list(history)
