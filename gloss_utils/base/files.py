@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
@@ -32,6 +32,26 @@ def write_whole(path: str | Path):
     finally:
         with suppress(OSError):  # the error that led here is reported
             remove(temporary)
+
+
+@contextmanager
+def parquet_in_parts(path: str | Path):
+    """Yield a function that appends a frame to a Parquet file, each as a part of its own; the file is written whole or
+    not at all. The first frame says what columns there are, and of which types."""
+    import pyarrow  # which not every stage loads
+    from pyarrow.parquet import ParquetWriter
+
+    with write_whole(path) as part, ExitStack() as stack:
+        writers = []
+
+        def add(frame):
+            schema = writers[0].schema if writers else None
+            table = pyarrow.Table.from_pandas(frame, schema=schema, preserve_index=False)
+            if not writers:
+                writers.append(stack.enter_context(ParquetWriter(part, table.schema)))
+            writers[0].write_table(table)
+
+        yield add
 
 
 def remove(path: Path):

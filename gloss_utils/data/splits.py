@@ -3,7 +3,7 @@
 Where sequences are cut is worked out on arrays, for all users at once; texts are made only of the users asked for.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -194,23 +194,23 @@ def _before(data: Dataset, cut: Cuts, targets: Targets, split: str) -> Lists:
 # ---- what may be learnt from
 
 
-def training_sequences(data: Dataset, evaluated: pd.DataFrame) -> Sequences:
+def training_sequences(data: Dataset, evaluated: pd.DataFrame | Iterable[pd.DataFrame]) -> Sequences:
     """The sequences that a method may learn from: all that training may read, but of evaluated users only what came
     before their target.
 
     All users of the data set are in it, drawn or not. evaluated: columns user, history, target (None: only the training
-    rule applies). Where a history is the beginning of its user's sequence, with new items or without, nothing after it
+    rule applies), in one frame or in several.
+    Where a history is the beginning of its user's sequence, with new items or without, nothing after it
     may be learnt, whatever the target is. Else nothing from the target's first occurrence on may be learnt, and nothing
     of that user where the target is not in the sequence.
     """
     cut, users = cuts(data), data.sequences()
     known = cut.known()
     lengths = np.where(known.lengths >= 2, known.lengths, 0)
-    for place, history, target in zip(
-        users.places(evaluated["user"]), evaluated["history"], evaluated["target"], strict=True
-    ):
-        if target is not None and place >= 0:
-            lengths[place] = min(lengths[place], _learnable(data, cut, place, list(history), target))
+    for some in [evaluated] if isinstance(evaluated, pd.DataFrame) else evaluated:
+        for place, history, target in zip(users.places(some["user"]), some["history"], some["target"], strict=True):
+            if target is not None and place >= 0:
+                lengths[place] = min(lengths[place], _learnable(data, cut, place, list(history), target))
     return Sequences(users.users, known.first(lengths))
 
 

@@ -7,7 +7,7 @@ those with which an evaluated user's target is predicted are. No validation labe
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -152,7 +152,8 @@ class Learned:
     scores of new items, as a multiple of how widely a user's scores spread (their standard deviation); below 0 it
     holds them back. seed: of the
     training users and the trees. trees: those that were fitted before, as `trees_text` gave them. users: how many
-    training users give a label, at most. held: histories of training users whose next items nothing has read.
+    training users give a label, at most. held: histories of training users whose next items nothing has read. world:
+    what ranks for other users, and is taken in place of counting and fitting again.
     """
 
     histories: Histories
@@ -164,10 +165,17 @@ class Learned:
     trees: str | None = None
     users: int = USERS
     held: Histories | None = None
+    world: "Learned | None" = None
+
+    def of(self, histories: Histories) -> "Learned":
+        """The same for other users; what was counted and fitted is not made again."""
+        return replace(self, histories=histories, world=self.world or self)
 
     @cached_property
     def signals(self) -> Signals:
         """Of the world in which users are ranked for."""
+        if self.world:
+            return self.world.signals
         return Signals(self.training_sequences.values(), self.items, self.near)
 
     @cached_property
@@ -178,6 +186,8 @@ class Learned:
     @cached_property
     def model(self) -> "lightgbm.Booster | None":
         """The trees over all signals; null where there is nothing to learn from."""
+        if self.world:
+            return self.world.model
         if self.trees is None:
             return fit(self.examples, SIGNALS, self.seed)
         import lightgbm
@@ -187,6 +197,8 @@ class Learned:
     @cached_property
     def models(self) -> dict[str, "lightgbm.Booster | None"]:
         """The trees ("none"), and by the part of `signals.PARTS` that is left out, those fitted without it."""
+        if self.world:
+            return self.world.models
         kept = {part: [signal for signal in SIGNALS if signal not in signals] for part, signals in PARTS.items()}
         examples = self.examples
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # trees of one part are grown by one thread

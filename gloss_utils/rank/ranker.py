@@ -32,7 +32,8 @@ class Ranker:
     exact_titles: the texts are items' exact texts (catalogue-bound decoding), which the paper's rule need not search
     for. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
     new_item_favour, trees, held: see `learned.Learned`. asked: what the model thinks of the items that learned proposes
-    (null: it is not asked), by which these are ranked again.
+    (null: it is not asked), by which these are ranked again. world: a ranker for other users with all the rest alike,
+    whose counts and trees are taken (null: they are made).
     """
 
     queries: pd.DataFrame
@@ -52,6 +53,7 @@ class Ranker:
     trees: str | None = None
     held: Histories | None = None
     asked: Asked | None = None
+    world: "Ranker | None" = None
 
     def __post_init__(self):
         self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))
@@ -71,11 +73,15 @@ class Ranker:
             return self.hybrid(texts, exclude_seen)
         return self.weighted({"": dict.fromkeys(self.votes, 1.0)}, texts, exclude_seen)[""]
 
-    def shuffled(self, seed: int) -> "Ranker":
+    def shuffled(self, seed: int | np.random.Generator) -> "Ranker":
         """The same with each history in a random order; what is learnt, and the generated texts, stay as they are."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)  # which takes a generator as it is
         histories = [[history[place] for place in rng.permutation(len(history))] for history in self.queries["history"]]
-        return replace(self, queries=self.queries.assign(history=pd.Series(histories, self.queries.index, object)))
+        return self.of(self.queries.assign(history=pd.Series(histories, self.queries.index, object)))
+
+    def of(self, queries: pd.DataFrame) -> "Ranker":
+        """The same for the users of other queries; what was counted, and learned, is not made again."""
+        return replace(self, queries=queries, world=self.world or self)
 
     def paper(
         self, retriever: str, texts: float = math.inf, top_k: int = TOP_K, exclude_seen: bool = False
@@ -148,6 +154,8 @@ class Ranker:
     @cached_property
     def learned(self) -> Learned:
         """What the training sequences teach."""
+        if self.world:
+            return self.world.learned.of(self.histories)
         near = text_neighbours(self.titles, self.indexes)
         known = self.histories, self.training_sequences, self.items, near
         return Learned(*known, self.new_item_favour, self.seed, self.trees, held=self.held)
@@ -155,4 +163,6 @@ class Ranker:
     @cached_property
     def evidence(self) -> Evidence:
         """What histories and training sequences say."""
+        if self.world:
+            return self.world.evidence.of(self.histories)
         return Evidence(self.histories, self.training_sequences, self.items, self.settings)

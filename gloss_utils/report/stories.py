@@ -1,8 +1,9 @@
 """A user's story, from history to recommendations, and what the generated texts are like, for looking at."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
@@ -11,22 +12,39 @@ from gloss_utils.report.html import TEMPLATES
 from gloss_utils.report.tables import as_written
 
 
-def texts_summary(queries: pd.DataFrame, ranking: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """What was generated, in numbers: share of distinct texts, of exact titles, of users whose target is ranked.
+class TextsSummary:
+    """What was generated, in numbers, counted some users at a time. Of texts 8 bytes each are kept: a hash."""
 
-    queries: user, target (null: unknown), texts. ranking: user, item. titles: each item's.
-    """
-    texts, exact = queries["texts"].explode(), {item_text(title) for title in titles.values()}
-    rows = {
-        "users": f"{len(queries):,}",
-        "texts": f"{len(texts):,}",
-        "distinct texts": f"{texts.nunique() / len(texts):.1%}",
-        "texts that are an item's exact title": f"{texts.isin(exact).mean():.1%}",
-        "items ranked per user": f"{len(ranking) / len(queries):.2f}",
-    }
-    if queries["target"].notna().any():
-        rows["users whose target is ranked"] = f"{len(_hits(queries, ranking)) / len(queries):.1%}"
-    return pd.DataFrame({"value": rows})
+    def __init__(self, titles: Iterable[str]):
+        """titles: the catalogue's."""
+        self.exact = np.unique(_hashes(item_text(title) for title in titles))
+        self.users = self.ranked = self.targets = self.hits = 0
+        self.texts: list[np.ndarray] = []
+
+    def add(self, queries: pd.DataFrame, ranking: pd.DataFrame):
+        """Count more users. queries: user, target (null: unknown), texts. ranking: user, item."""
+        self.users, self.ranked = self.users + len(queries), self.ranked + len(ranking)
+        self.texts.append(_hashes(text for texts in queries["texts"] for text in texts))
+        self.targets += int(queries["target"].notna().sum())
+        self.hits += len(_hits(queries, ranking))
+
+    def table(self) -> pd.DataFrame:
+        """Share of distinct texts, of exact titles, of users whose target is ranked."""
+        texts = np.concatenate(self.texts)
+        rows = {
+            "users": f"{self.users:,}",
+            "texts": f"{len(texts):,}",
+            "distinct texts": f"{len(np.unique(texts)) / len(texts):.1%}",
+            "texts that are an item's exact title": f"{np.isin(texts, self.exact).mean():.1%}",
+            "items ranked per user": f"{self.ranked / self.users:.2f}",
+        }
+        if self.targets:
+            rows["users whose target is ranked"] = f"{self.hits / self.users:.1%}"
+        return pd.DataFrame({"value": rows})
+
+
+def _hashes(texts: Iterable[str]) -> np.ndarray:
+    return pd.util.hash_array(np.array(list(texts), dtype=object))
 
 
 def telling_user(queries: pd.DataFrame, ranking: pd.DataFrame) -> str:

@@ -1,0 +1,97 @@
+"""Stages 4 and 5 in blocks of users: the same bytes as all at once, and no more held than a block."""
+
+import pandas as pd
+import pytest
+from helpers import run_of
+
+from gloss_utils import retrieve
+from gloss_utils.base.files import digest
+from gloss_utils.data import queries as query_files
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.rank import Ranker, cooccurrence
+from gloss_utils.rank.ranker import RULES
+from gloss_utils.runs.parameters import RETRIEVE
+
+
+@pytest.fixture
+def blocks(monkeypatch) -> list[int]:
+    """Three users at a time; the list will hold how many users each ranker was for."""
+    sizes, real = [], Ranker.__post_init__
+    monkeypatch.setattr(Ranker, "__post_init__", lambda self: real(self) or sizes.append(len(self.queries)))
+    monkeypatch.setattr(retrieve, "USERS_AT_ONCE", 3)
+    return sizes
+
+
+def of_stage(copied_run, stage: str, **values):
+    run = run_of(copied_run, **values)
+    run.stage = stage
+    return run
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_stage_four_writes_the_same_bytes(copied_run, monkeypatch, rule):
+    results, written, counted, real = [], [], [], cooccurrence.following
+    monkeypatch.setattr(cooccurrence, "following", lambda *given, **how: counted.append(1) or real(*given, **how))
+    for size in (3, 4096):
+        monkeypatch.setattr(retrieve, "USERS_AT_ONCE", size)
+        run = of_stage(copied_run, RETRIEVE, ranking=rule)
+        results.append(retrieve.prepare(run))
+        written.append({path.name: path.read_bytes() for path in run.outputs})
+        counted.append(None)
+    assert written[0] == written[1] and len(written[0]) > 2
+    few, all_at_once = counted[: counted.index(None)], counted[counted.index(None) + 1 : -1]
+    assert few == all_at_once  # counted once, not once a block
+    pd.testing.assert_frame_equal(retrieve.summary(results[0]), retrieve.summary(results[1]))
+    pd.testing.assert_frame_equal(results[0].ranking, results[1].ranking)
+
+
+def test_no_more_than_a_block_of_users_is_ranked_for_and_shown(copied_run, blocks, monkeypatch):
+    folder, _ = copied_run
+    monkeypatch.setattr(retrieve, "SHOWN", 5)
+    users = query_files.read(folder.queries, 3, 0)["user"].tolist()
+    found = retrieve.prepare(of_stage(copied_run, RETRIEVE, show_user=users[-1]))
+    assert len(users) > 30 and max(blocks) == 3
+    assert found.queries["user"].tolist() == [*users[:6], users[-1]]  # the first blocks, and the one to show
+    assert set(found.ranking["user"]) == set(found.queries["user"])
+    assert users[-1] in retrieve.show(found, users[-1]).data
+
+
+def test_users_whose_weights_hang_on_each_other_are_ranked_for_together(copied_run, blocks):
+    folder, _ = copied_run
+    retrieve.prepare(of_stage(copied_run, RETRIEVE, split="validation"))
+    assert set(blocks) == {len(query_files.read(folder.queries, 3, 0))}
+
+
+def test_recommendations_in_blocks(copied_run, monkeypatch):
+    frames = []
+    for size in (3, 4096):
+        monkeypatch.setattr(retrieve, "USERS_AT_ONCE", size)
+        frames.append(pd.read_parquet(_recommended(copied_run)))
+    pd.testing.assert_frame_equal(*frames)
+
+
+def _recommended(copied_run):
+    run = of_stage(copied_run, RETRIEVE, split="next", queries_file=str(copied_run[0].root / "given.jsonl"))
+    query_files.write(copied_run[0].root / "given.jsonl", query_files.read(copied_run[0].queries, 3, 0, False))
+    retrieve.prepare(run)
+    return run.folder.recommendations
+
+
+def test_queries_are_read_in_blocks(copied_run):
+    path = copied_run[0].queries
+    whole, some = query_files.read(path, 3, 0), list(query_files.blocks(path, 3, 0, users_at_once=7))
+    assert [len(frame) for frame in some[:-1]] == [7] * (len(some) - 1) and 0 < len(some[-1]) <= 7
+    pd.testing.assert_frame_equal(pd.concat(some, ignore_index=True), whole)
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_the_digest_of_histories_does_not_hang_on_blocks_or_order(copied_run, order):
+    frame = query_files.read(copied_run[0].queries, 3, 0)[order]
+    expected = digest(sorted(zip(frame["user"], frame["history"], strict=True)))
+    assert query_files.digest_of_histories(lambda: iter([frame[:4], frame[4:]])) == expected
+
+
+def test_what_the_evaluated_users_teach_hangs_on_no_block(copied_run):
+    run, data = of_stage(copied_run, RETRIEVE), Dataset.load(copied_run[0].data)
+    frame = query_files.read(copied_run[0].queries, 3, 0)
+    assert retrieve._learnable(run, data, frame) == retrieve._learnable(run, data, iter([frame[:4], frame[4:]]))
