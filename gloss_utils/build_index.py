@@ -12,12 +12,13 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.report import data_plots, tables
 from gloss_utils.runs.parameters import INDEX
+from gloss_utils.runs.resumed import rows_of
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex, build_dense
-from gloss_utils.search.encoder import encode_texts, load_encoder
+from gloss_utils.search.encoder import Encoder, encode_texts, load_encoder
 
-TEXTS_PER_PART = 512
+TEXTS_PER_PART = 2048
 
 
 @dataclass
@@ -40,7 +41,7 @@ def prepare(run: Run) -> Indexes:
     revision = run.revision("encoder")
     texts = [item_text(title) for title in data.items["title"]]
     if not run.keeps("dense"):
-        encode = partial(encode_with_workers, run, revision) if run["engine"] == "ray" else None
+        encode = partial(encode_in_parts, run, Encoder(run["encoder"], revision))
         with run.writing("dense") as part:
             build_dense(part, texts, run["encoder"], run["index"], run["rerank_from_disk"], encode, revision)
     if not run.keeps("bm25"):
@@ -49,15 +50,13 @@ def prepare(run: Run) -> Indexes:
     return Indexes(data, DenseIndex.load(run.open("dense")), BM25Index.load(run.open("bm25")))
 
 
-def encode_with_workers(run: Run, revision: str | None, texts: list[str]) -> np.ndarray:
-    """Vectors of texts, float32 [texts, dimensions], L2-normalised, by Ray workers. Raises `GlossError` where they
-    cannot load the encoder, or die again and again."""
-    from gloss_utils.runs.workers import map_parts  # needs Ray, which not everyone installs
-
-    parts = {start: texts[start : start + TEXTS_PER_PART] for start in range(0, len(texts), TEXTS_PER_PART)}
-    load = partial(load_encoder, run["encoder"], revision)
-    vectors = dict(map_parts(encode_texts, load, parts, run["workers"]))
-    return np.concatenate([vectors[start] for start in parts])
+def encode_in_parts(run: Run, encoder: Encoder, texts: list[str]) -> np.ndarray:
+    """Vectors of texts, float32 [texts, dimensions], L2-normalised, by this process or by Ray workers. What was cut off
+    goes on after its last part. Raises `GlossError` where the encoder cannot be loaded, or workers die again and again.
+    """
+    here = run["engine"] != "ray"
+    load = (lambda: encoder.model) if here else partial(load_encoder, encoder.name, encoder.revision)
+    return rows_of(run, "dense", texts, TEXTS_PER_PART, load, encode_texts, "encoding")
 
 
 def what_was_built(run: Run, indexes: Indexes) -> Styler:

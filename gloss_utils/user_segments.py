@@ -131,11 +131,8 @@ class Shop:
             raise GlossError(f"item {wrong!r} {'has no title' if blank.any() else 'is in the catalogue already'}")
         added = items[["item", "title"]].assign(title=items["title"].map(cut_title), new=True)
         catalogue = pd.concat([self.data.items, added], ignore_index=True)
-        texts = [item_text(title) for title in catalogue["title"]]
-        indexes = {
-            "dense": self.indexes["dense"].extended(texts[-len(added) :]),
-            "bm25": BM25Index.build(texts),  # the weight of a word depends on all texts
-        }
+        texts = [item_text(title) for title in added["title"]]
+        indexes = {name: index.extended(texts) for name, index in self.indexes.items()}
         written = None
         if self.tokenizer:
             from gloss_utils.language import TitleTrie

@@ -46,8 +46,8 @@ def probe(folder: RunFolder, name: str) -> list:
     if name == "dense":
         return directions({"vectors": DenseIndex.load(path).vectors()})
     if name == "bm25":
-        scores = BM25Index.load(path).bm25.scores
-        return directions({each: np.asarray(scores[each]) for each in ("data", "indices", "indptr")})
+        [postings] = BM25Index.load(path).parts
+        return directions({each: getattr(postings, each) for each in ("starts", "places", "codes", "often", "length")})
     if name == "texts":
         rows = pd.read_json(path, lines=True)
         return [*rows["generated_sequences"].explode(), *rows["logprobs"].explode().astype(float)]

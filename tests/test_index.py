@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from gloss_utils.runs import workers
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import INDEX, ROOT
 from gloss_utils.runs.run import Run
-from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex, encoder
+from gloss_utils.search import DEFAULT_ENCODER, BM25Index, DenseIndex, build_dense, encoder, on_disk
 from gloss_utils.search.dense import MARGIN
 
 
@@ -79,16 +80,98 @@ def test_the_room_loads_no_model_library_until_it_encodes():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypatch):
+LETTERS = ["a", "bb", "ccc", "dddd", "eeeee"]
+
+
+@pytest.fixture
+def few_texts_per_part(monkeypatch):
+    monkeypatch.setattr(build_index, "TEXTS_PER_PART", 2)
+
+
+def encoding(folder, **values) -> Run:
+    values = {
+        "encoder": "an encoder",
+        "workers": 2,
+        "engine": "local",
+        "index": "flat",
+        "rerank_from_disk": True,
+    } | values
+    return Run(RunFolder(folder), INDEX, {}, values, known={"encoder": "its weights", "items": "the catalogue's"})
+
+
+def lengths(tool, texts: list[str]) -> np.ndarray:
+    return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+
+def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypatch, few_texts_per_part):
     def backwards(work, load, parts, workers):
-        assert workers == 2 and load.args == ("an encoder", None)
-        yield from reversed([(number, np.array([[len(text)] for text in texts])) for number, texts in parts.items()])
+        assert workers == 2 and load.args == ("an encoder", None) and work is build_index.encode_texts
+        yield from reversed([(number, lengths(None, texts)) for number, texts in parts.items()])
 
     monkeypatch.setattr(workers, "map_parts", backwards, raising=False)
-    monkeypatch.setattr(build_index, "TEXTS_PER_PART", 2)
-    run = Run(RunFolder(tmp_path), INDEX, {}, {"encoder": "an encoder", "workers": 2})
-    texts = ["a", "bb", "ccc", "dddd", "eeeee"]
-    assert build_index.encode_with_workers(run, None, texts)[:, 0].tolist() == [1, 2, 3, 4, 5]
+    found = build_index.encode_in_parts(encoding(tmp_path, engine="ray"), encoder.Encoder("an encoder"), LETTERS)
+    assert found[:, 0].tolist() == [1, 2, 3, 4, 5] and found.dtype == np.float32
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_encoding_that_was_cut_off_goes_on_after_its_last_part(
+    tmp_path, monkeypatch, capsys, few_texts_per_part, engine
+):
+    asked, lives = [], [1]
+
+    def dying(tool, texts):
+        if not lives[0]:
+            raise KeyboardInterrupt
+        lives[0] -= 1
+        asked.append(texts)
+        return lengths(tool, texts)
+
+    def mapped(work, load, parts, workers):
+        yield from ((number, work(load, texts)) for number, texts in parts.items())
+
+    monkeypatch.setattr(workers, "map_parts", mapped, raising=False)
+    monkeypatch.setattr(build_index, "encode_texts", dying)
+    run, encode = encoding(tmp_path), SimpleNamespace(name="an encoder", revision=None, model="its model")
+    with pytest.raises(KeyboardInterrupt):
+        build_index.encode_in_parts(run, encode, LETTERS)
+    lives[0], [done] = 1, run.unfinished("dense").iterdir()
+    done.write_bytes(done.read_bytes()[:-1])  # of a file cut short nothing is taken
+    with pytest.raises(KeyboardInterrupt):
+        build_index.encode_in_parts(run, encode, LETTERS)
+    lives[0] = 9
+    found = build_index.encode_in_parts(encoding(tmp_path, engine=engine), encode, LETTERS)
+    assert found[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert asked == [LETTERS[:2], LETTERS[:2], LETTERS[2:4], LETTERS[4:]]
+    assert capsys.readouterr().out == "1 of 3 parts are those of a run that was cut off\n"
+    lives[0] = 9
+    other = encoding(tmp_path, index="hnsw")  # another plan, whose parts are its own
+    build_index.encode_in_parts(other, encode, LETTERS[:2])
+    assert asked[4:] == [LETTERS[:2]]
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_the_index_has_the_same_bytes_after_a_kill(tmp_path, monkeypatch, few_texts_per_part, kind):
+    vectors, calls = np.random.default_rng(3).random((40, 8), dtype=np.float32), []
+    monkeypatch.setattr(on_disk, "BATCH", 9)
+
+    def encode(tool, texts):
+        calls.append(texts)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return vectors[[int(text) for text in texts]]
+
+    monkeypatch.setattr(build_index, "encode_texts", encode)
+    texts, tool = [str(number % 25) for number in range(40)], SimpleNamespace(model=None)
+    for name in ("cut off", "not cut off"):
+        encode_all = partial(build_index.encode_in_parts, encoding(tmp_path / name, index=kind), tool)
+        if name == "cut off":
+            with pytest.raises(KeyboardInterrupt):
+                build_dense(tmp_path / name / "dense", texts, "none", kind, encode=encode_all)
+        build_dense(tmp_path / name / "dense", texts, "none", kind, encode=encode_all)
+    one, other = (sorted((tmp_path / name / "dense").iterdir()) for name in ("cut off", "not cut off"))
+    assert [path.name for path in one] == [path.name for path in other] and len(one) >= 3
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, other, strict=True))
+    assert len(calls) <= 1 + 2 * (25 // 2 + 4)  # no part twice but the one that was cut off
 
 
 TITLES = ["Rose Hand Cream", "Dog Leash", "Silk Conditioner", "Rose Hand Cream", "Puzzle, 500 Pieces", "Dog Collar"]

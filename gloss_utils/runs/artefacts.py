@@ -53,7 +53,7 @@ RECIPES = {
     "base": Recipe(FINE_TUNE, "model/base", (*_TINY, "bf16_on_cpu", "seed"), ("items",)),
     "adapter": Recipe(FINE_TUNE, "model/adapter", _LORA + _TRAINING, ("base_model", "data"), content="*.safetensors"),
     "dense": Recipe(INDEX, "index/dense", ("index", "rerank_from_disk"), ("encoder", "items")),
-    "bm25": Recipe(INDEX, "index/bm25", (), ("items",)),
+    "bm25": Recipe(INDEX, "index/bm25", (), ("items",), version=2),
     "texts": Recipe(RETRIEVE, "queries.jsonl", _DECODING, ("base_model", "adapter", "data")),
     "asked": Recipe(
         RETRIEVE, "asked", (*_DECODING, "ask", "ranking_share"), ("base_model", "adapter", "data", "proposed")

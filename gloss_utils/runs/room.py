@@ -51,6 +51,7 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
         if kind == "auto":
             kind, _ = on_disk.choose(counts["items"], dimensions, on_disk.memory())
         needed["dense"] = estimates.dense_index(counts["items"], dimensions, kind)
+        needed["encoding"] = estimates.FLOAT * dimensions * counts["items"]  # its parts, until the index is whole
     if "bm25" in making:
         needed["bm25"] = estimates.bm25_index(counts["items"])
     if "texts" in making:
