@@ -1,0 +1,401 @@
+"""Notebook 4: each user's queries, written by the model or read from a file, turned into a ranking of items."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import digest, fingerprint, parquet_in_parts, write_whole
+from gloss_utils.data import queries as query_files
+from gloss_utils.data import splits
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import encode_prompts, encode_texts, item_text
+from gloss_utils.data.rejects import Rejects
+from gloss_utils.rank.asked import Asked, features, with_targets
+from gloss_utils.rank.candidates import Histories
+from gloss_utils.rank.evidence import without_part
+from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
+from gloss_utils.rank.signals import likely_next
+from gloss_utils.rank.trec import writing_qrels, writing_trec
+from gloss_utils.rank.weights import HybridSettings
+from gloss_utils.report import stories
+from gloss_utils.report.metrics import GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, targets_of
+from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
+from gloss_utils.runs.resumed import in_batches
+from gloss_utils.runs.run import Run, is_headless, open_run
+from gloss_utils.search.bm25 import BM25Index
+from gloss_utils.search.dense import DenseIndex
+
+SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
+ALONE = ""  # the user of an empty history
+NOBODY = pd.DataFrame(columns=query_files.COLUMNS, dtype=object)
+USERS_AT_ONCE, SHOWN = 4096, 32768  # ranked for together: a multiple of what `hybrid` and `learned` take together
+AT_ONCE = 256  # texts that are scored together at most
+
+
+@dataclass
+class Retrieved:
+    """What the notebook shows. queries: user, history, target (null under split next), texts, logprobs, lengths, of the
+    first `SHOWN` users and of the one to show. ranking: user, rank, item, score. without_texts: the same without the
+    generated texts, under hybrid, and under learned where they count. numbers: of all users."""
+
+    data: Dataset
+    queries: pd.DataFrame
+    ranking: pd.DataFrame
+    without_texts: pd.DataFrame | None = None
+    numbers: stories.TextsSummary | None = None
+
+
+def start(notebook: dict) -> Run:
+    """Start the stage from its notebook's `globals()`."""
+    return open_run(RETRIEVE, notebook)
+
+
+def prepare(run: Run) -> Retrieved:
+    """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, under learned `trees.txt`, and
+    `qrels.trec` or, under split next, `recommendations.parquet`."""
+    data, folder, upcoming = Dataset.load(run.open("data")), run.folder, run["split"] == "next"
+    if run["ranking"] != PAPER:
+        HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
+    path = _read(run) if run["queries_file"] else _generated(run, data)
+    # Where weights are fitted on users whose targets are known, on all of them.
+    size = None if run["ask"] or run["split"] == "validation" else USERS_AT_ONCE
+    blocks = partial(query_files.blocks, path, run["num_beams"], 0, not upcoming, users_at_once=size)
+    _look_through(run, data, blocks())
+    run.known["histories"] = query_files.digest_of_histories(blocks)
+    world = ranker(run, next(blocks()), data) if size is None else ranker(run, NOBODY, data, evaluated=blocks())
+    if run["ask"]:
+        world.asked = _asked(run, data, world.queries, world, _held(run, data))
+    results = _ranked(run, data, [world] if size is None else map(world.of, blocks()), list(methods(run, world)))
+    if run["ranking"] == LEARNED:
+        with write_whole(folder.trees) as part:
+            part.write_text(world.learned.trees_text)
+        run.outputs.append(folder.trees)
+    if name := in_sample(folder, run.inputs, world):
+        print(
+            f"IN-SAMPLE: the weights of hybrid were fitted on these texts ({name}), so the metrics of hybrid flatter "
+            "it; python -m benchmarks.ranking prints out-of-fold ones"
+        )
+    return results
+
+
+def _look_through(run: Run, data: Dataset, blocks: Iterator[pd.DataFrame]):
+    """Raise a `GlossError` where the user to show is not among the queries', before the work; say which targets the
+    catalogue lacks."""
+    known, unknown, users = set(data.items["item"]), 0, []
+    for queries in blocks:
+        users.append(queries["user"])
+        unknown += int((~queries["target"].isin(known)).sum())
+    if run["show_user"]:
+        _row_of(pd.DataFrame({"user": pd.concat(users)}), run["show_user"])
+    if unknown and run["split"] != "next":
+        print(f"{unknown} targets are not in the catalogue; each counts as a miss")
+
+
+def _ranked(run: Run, data: Dataset, rankers: Iterable[Ranker], names: list[str]) -> Retrieved:
+    """Rank for the users of each ranker and write what they get, block by block. names: of the methods."""
+    folder, upcoming, titles = run.folder, run["split"] == "next", data.titles()
+    numbers, shown = stories.TextsSummary(titles.values()), []
+    offers = folder.recommendations if upcoming else folder.qrels
+    with writing_trec({folder.ranking(name): name for name in names}) as write, ExitStack() as stack:
+        offer = stack.enter_context(parquet_in_parts(offers) if upcoming else writing_qrels(offers))
+        for found in rankers:
+            rankings, without_texts = _rankings(run, found)
+            for method, ranking in rankings.items():
+                write(folder.ranking(method), ranking)
+            if upcoming:
+                titled = rankings[GLOSS].assign(title=rankings[GLOSS]["item"].map(titles))
+                offer(titled[["user", "rank", "item", "title", "score"]])
+            else:
+                offer(targets_of(found.queries))
+            kept = found.queries if numbers.users < SHOWN else found.queries[found.queries["user"] == run["show_user"]]
+            numbers.add(found.queries, rankings[GLOSS])
+            each = kept, rankings[GLOSS], without_texts
+            shown.append([None if frame is None else frame[frame["user"].isin(kept["user"])] for frame in each])
+    run.outputs += [*map(folder.ranking, names), offers]
+    frames = [None if of[0] is None else pd.concat(of, ignore_index=True) for of in zip(*shown, strict=True)]
+    return Retrieved(data, *frames, numbers)
+
+
+def methods(run: Run, found: Ranker) -> dict[str, Callable[..., pd.DataFrame]]:
+    """What ranks from the generated texts, the run's own ranking last; each takes `exclude_seen`."""
+    ranks = {GLOSS_PAPER: partial(found.paper, run["retriever"])}
+    if found.asked:
+        ranks[GLOSS_HISTORIES] = partial(found.by_learned, 0)
+    if found.rule == LEARNED:
+        ranks[GLOSS_HYBRID] = found.hybrid
+    return ranks | {GLOSS: found.rank}
+
+
+def _rankings(run: Run, found: Ranker) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
+    """The rankings by method, that of the run last, and this without generated texts, where they count."""
+    if found.rule != HYBRID:
+        hears_texts = found.rule == LEARNED and (found.text_targets or found.asked)
+        without_texts = found.by_learned(0) if hears_texts else None
+        return {method: rank() for method, rank in methods(run, found).items()}, without_texts
+    weights = found.settings.weights
+    both = found.weighted({GLOSS: weights, "without": without_part("generated texts", weights)})
+    return {GLOSS_PAPER: found.paper(run["retriever"]), GLOSS: both[GLOSS]}, both["without"]
+
+
+def ranker(
+    run: Run,
+    queries: pd.DataFrame,
+    data: Dataset,
+    indexes: dict[str, DenseIndex | BM25Index] | None = None,
+    rule: str | None = None,
+    evaluated: Iterable[pd.DataFrame] | None = None,
+) -> Ranker:
+    """What ranks for the users of these queries, by default by the run's rule on the run's indexes. evaluated: all
+    queries, some at a time, where these are not all: nothing is learnt from what they are evaluated by."""
+    rule, settings = rule or run["ranking"], None
+    if rule != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
+        settings = HybridSettings.read(run["ranking_weights"])
+        run.read_from_outside("ranking_weights")
+    held = _held(run, data)
+    return run.settings(
+        Ranker,
+        queries=queries,
+        titles=data.titles(),
+        indexes=indexes or load_indexes(run),
+        training_sequences=_learnable(run, data, queries if evaluated is None else evaluated),
+        settings=settings,
+        rule=rule,
+        depth=run["ranking_depth"],
+        exact_titles=run["decoding"] == "catalogue" and not run["queries_file"],
+        text_targets=targets_of(queries) if run["split"] == "validation" else None,
+        # Fitted once, in stage 4; what later stages add to the catalogue changes no tree.
+        trees=run.folder.trees.read_text() if rule == LEARNED and run.stage != RETRIEVE else None,
+        held=dict(zip(held["user"], held["history"], strict=True)),
+        asked=_asked_before(run) if run["ask"] and rule == LEARNED and run.stage != RETRIEVE else None,
+    )
+
+
+def _held(run: Run, data: Dataset) -> pd.DataFrame:
+    """The examples that teach how far to trust the model, where it is asked: none of their targets is read before."""
+    return splits.ranking_examples(data, run["ranking_share"] if run["ask"] else 0.0, run["seed"])
+
+
+def _learnable(run: Run, data: Dataset, queries: pd.DataFrame | Iterable[pd.DataFrame]) -> Histories:
+    """The sequences that may be learned from where these queries are made and ranked; next holds nothing out."""
+    return data.sequences() if run["split"] == "next" else splits.training_sequences(data, queries)
+
+
+def load_indexes(run: Run) -> dict[str, DenseIndex | BM25Index]:
+    """The indexes by retriever, as stage 3 left them."""
+    return {"dense": DenseIndex.load(run.open("dense")), "bm25": BM25Index.load(run.open("bm25"))}
+
+
+def in_sample(folder: RunFolder, inputs: dict[str, str], found: Ranker) -> str | None:
+    """The name of the texts, a run's own or among stage 4's inputs, that the weights of `hybrid` were fitted on, if
+    they were and the run ranks by it, or beside it."""
+    fitted_on = found.settings.fitted_on if found.rule in (HYBRID, LEARNED) else {}
+    digests = (*inputs.values(), fingerprint(folder.queries)) if fitted_on else ()
+    return next((fitted_on[digest] for digest in digests if digest in fitted_on), None)
+
+
+def _read(run: Run) -> Path:
+    """Queries that were generated elsewhere, from `queries_file`, are copied to the run."""
+    file, upcoming, rejects = run["queries_file"], run["split"] == "next", Rejects(run.folder.rejected_queries)
+    run.read_from_outside("queries_file")
+
+    def usable() -> Iterator[pd.DataFrame]:
+        read = query_files.blocks(file, run["num_beams"], run["max_rejected"], not upcoming, rejects, USERS_AT_ONCE)
+        yield from (queries.assign(target=None) if upcoming else queries for queries in read)
+        run.put_aside("texts")  # those that this run generated before: only now is the file known to be good
+
+    users = query_files.write(run.folder.queries, usable())
+    rejects.write()
+    print(f"{users:,} users are read from {file}; {len(rejects.records)} records cannot be used")
+    for kept in rejects.records[:5]:
+        print(f"{kept['place']}: {kept['reason']}")
+    run.outputs += [run.folder.rejected_queries, run.folder.queries]
+    return run.folder.queries
+
+
+def _generated(run: Run, data: Dataset) -> Path:
+    """Queries by the fine-tuned model; those on the disk where nothing that they are made from has changed."""
+    if not run.keeps("texts"):
+        examples = splits.evaluation_examples(data, run["split"])
+        if run["show_user"]:
+            _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
+        known = _learnable(run, data, examples) if run["guide"] else {}
+        rows = _written(run, data, examples["history"], known)
+        with run.writing("texts") as part:
+            query_files.write(part, _with_texts(examples, rows))
+    return run.open("texts")
+
+
+def _with_texts(examples: pd.DataFrame, rows: list) -> pd.DataFrame:
+    """Examples with what was written for them, as files of queries hold them."""
+    texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
+    return pd.concat([examples.reset_index(drop=True), texts], axis=1)
+
+
+def _written(
+    run: Run, data: Dataset, histories: pd.Series, known: Histories | None = None, name: str = "texts"
+) -> list:
+    """What the model writes for each history: texts, log-probabilities, lengths.
+
+    known: the sequences that may be learned from, which guide the beams where the parameter `guide` says so. name: of
+    the artefact that it is for.
+    """
+    from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
+
+    titles, title_trie, weights = data.titles(), None, None
+    tokenizer = language.load_tokenizer(run.open("adapter"))
+    if run["decoding"] == language.CATALOGUE:
+        title_trie = _title_trie(run, titles)
+        for note in title_trie.notes:
+            print(note)
+        if run["num_beams"] > title_trie.trie.texts:
+            raise GlossError(
+                f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
+                f"{title_trie.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
+            )
+    if run["guide"]:
+        texts = title_trie.of_items(titles.values())
+        weights = tuple(part @ texts for part in likely_next(list(histories), list(known.values()), list(titles)))
+    named = [[titles[item] for item in history] for history in histories]
+    inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
+    columns = run["num_beams"] * run["max_new_tokens"]
+    batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
+    model, settings = _model(run), run.settings(language.Decoding)
+
+    def load() -> language.Writer:
+        return language.Writer(*language.load_finetuned(*model), settings, title_trie, weights)
+
+    work = partial(language.write_batches, load, inputs)
+    return in_batches(run, name, inputs, batches, work, "generating")
+
+
+def _title_trie(run: Run, titles: dict[str, str]):
+    """What the run's model may write (a `TitleTrie`); built once for texts and for what it is asked."""
+    return _built(run.open("adapter"), digest(run.folder.record("adapter")), tuple(titles.values()))
+
+
+@lru_cache(maxsize=1)
+def _built(adapter: Path, seal: str, titles: tuple[str, ...]):
+    from gloss_utils import language
+
+    return language.TitleTrie(language.load_tokenizer(adapter), titles)
+
+
+def _model(run: Run) -> tuple:
+    """The arguments with which `language.load_finetuned` loads the run's model."""
+    from gloss_utils import language
+
+    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
+    return base, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
+
+
+# ---- what the model is asked for
+
+
+def _asked(run: Run, data: Dataset, queries: pd.DataFrame, found: Ranker, held: pd.DataFrame) -> Asked:
+    """What the model thinks of the items that histories propose to the users of the queries, and to the held ones, from
+    whom the ranking learns how far to trust it. Makes the artefact `asked` where it is not there."""
+    both = [found.proposed(run["ask"], exclude_seen) for exclude_seen in (True, False)]
+    proposed = pd.concat(both)[["user", "item"]].drop_duplicates(ignore_index=True)
+    for_held = found.learned.rank_for_held(run["ask"])
+    pairs = pd.concat([proposed, for_held[["user", "item"]]], ignore_index=True)
+    run.known["proposed"] = digest(pairs.to_numpy().tolist())
+    if not run.keeps("asked"):
+        known = _learnable(run, data, queries) | found.learned.held if run["guide"] else {}
+        rows = _written(run, data, held["history"], known, "asked")
+        alone = pd.DataFrame({"user": ALONE, "item": found.items})
+        histories = found.histories | found.learned.held | {ALONE: []}
+        scored = _scored(run, data, pd.concat([pairs, alone]), histories)
+        with run.writing("asked") as part:
+            part.mkdir()
+            scored.to_parquet(part / SCORES, index=False)
+            query_files.write(part / TEXTS, _with_texts(held, rows))
+    if held.empty:
+        proposed, named, targets = found.proposed(run["ask"]), found.named(), targets_of(queries)
+    else:
+        texts = query_files.read(run.open("asked") / TEXTS, run["num_beams"], 0)
+        proposed, named, targets = for_held, replace(found, queries=texts).named(), targets_of(held)
+    with write_whole(run.folder.asked_examples) as part:
+        with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)
+    run.outputs.append(run.folder.asked_examples)
+    return _asked_before(run)
+
+
+def _asked_before(run: Run) -> Asked:
+    """What stage 4 found out about the model."""
+    examples = pd.read_parquet(run.folder.asked_examples)
+    return Asked(*_said(run), examples, run["ask"], of_others=run["ranking_share"] > 0)
+
+
+def _said(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the model said of items after users' histories, and of all items after an empty one."""
+    scored = pd.read_parquet(run.open("asked") / SCORES)
+    return scored[scored["user"] != ALONE], scored[scored["user"] == ALONE]
+
+
+def _scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -> pd.DataFrame:
+    """The log-probability of each item's line and its end after the user's prompt: user, item, logprob, tokens."""
+    from gloss_utils import language
+
+    tokenizer, titles = language.load_tokenizer(run.open("adapter")), data.titles()
+    lines = dict(zip(titles, encode_texts(tokenizer, [item_text(title) for title in titles.values()]), strict=True))
+    asked_for = pairs.groupby("user", sort=False)["item"].agg(list)
+    named = [[titles[item] for item in histories[user]] for user in asked_for.index]
+    prompts = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
+    inputs = [
+        (prompt, [[*lines[item], tokenizer.eos_token_id] for item in items[start : start + AT_ONCE]])
+        for prompt, items in zip(prompts, asked_for, strict=True)
+        for start in range(0, len(items), AT_ONCE)
+    ]
+    batches = language.plan_batches([len(prompt) for prompt, _ in inputs], 0, run["generation_batch_tokens"])
+    model, trie = _model(run), None
+    if run["loss"] == language.CATALOGUE:
+        trie = _title_trie(run, titles).trie
+
+    def load() -> language.Scorer:
+        return language.Scorer(language.load_finetuned(*model)[0], trie)
+
+    work = partial(language.write_batches, load, inputs)
+    rows = in_batches(run, "asked", inputs, batches, work, "asking")
+    tokens = [len(text) for _, texts in inputs for text in texts]
+    found = asked_for.explode().reset_index()
+    return found.assign(logprob=[score for row in rows for score in row], tokens=tokens)
+
+
+def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:
+    chosen = queries[queries["user"] == user]
+    if chosen.empty:
+        raise GlossError(
+            f"parameter show_user is {user!r}, which is not among the {len(queries):,} users of this run; "
+            f"one that is: {queries['user'].iloc[0]}"
+        )
+    return chosen.iloc[0]
+
+
+def summary(results: Retrieved) -> pd.DataFrame:
+    """What was generated, in numbers."""
+    return results.numbers.table()
+
+
+def show(results: Retrieved, user: str | None = None) -> HTML:
+    """One user's story; by default that of a user worth showing."""
+    user = user or stories.telling_user(results.queries, results.ranking)
+    query, titles = _row_of(results.queries, user), results.data.titles()
+    return stories.story(query, results.ranking, titles, results.without_texts)
+
+
+def browse(results: Retrieved, user: str | None = None):
+    """In JupyterLab: a box to choose a user in, at first `user`, with that user's story below."""
+    first = user or stories.telling_user(results.queries, results.ranking)
+    return stories.browse(results.queries["user"].tolist(), first, lambda chosen: show(results, chosen))
+
+
+def story(results: Retrieved, user: str | None, notebook: dict):
+    """`browse`, or `show` where papermill runs the notebook, given its `globals()`."""
+    return (show if is_headless(notebook) else browse)(results, user)
