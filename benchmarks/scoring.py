@@ -3,7 +3,8 @@
 `python -m benchmarks.scoring`: the Llama of 15 M parameters of `benchmarks.generation` with random weights, 8 prompts
 of 400 tokens, 100 texts of 15 tokens for each, which have only the first two tokens in common. Prints one JSON object:
 `cost_ratio`, the time of scoring them divided by that of a search with five beams and as many new tokens as in
-`benchmarks.generation`; `largest_difference` to plain passes, over the texts of the first prompt.
+`benchmarks.generation`; `largest_difference` to plain passes, over the texts of the first prompt. The same two, with
+`among` before them, for probabilities among a catalogue of all these texts, where only tokens that are open run.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 
 from benchmarks import generation, timing
 from gloss_utils.language import models, scoring
+from gloss_utils.language.trie import Trie
 
 
 def new_texts(model, count: int, length: int, seed: int) -> list[list[int]]:
@@ -37,21 +39,30 @@ def main():
     prompts = {
         run: generation.new_prompts(model, options.length, run)[: options.users] for run in range(options.runs + 1)
     }
-    expected = scoring.plain(model, prompts[1][:1], texts[:1])[0]
+    trie = Trie(text for some in texts for text in some)
+    expected = {
+        "": scoring.plain(model, prompts[1][:1], texts[:1])[0],
+        "among_": scoring.plain(model, prompts[1][:1], texts[:1], trie)[0],
+    }
     packed = models.pack(model)
     seconds, answers = timing.alternate(
         {
             "scoring": lambda run: scoring.score(packed, prompts[run], texts),
+            "among_scoring": lambda run: scoring.score(packed, prompts[run], texts, trie=trie),
             "search": lambda run: generation.ours(packed, prompts[run]),
         },
         options.runs,
     )
-    found = answers[0]["scoring"][0]
     print(
         json.dumps(
-            {
-                "cost_ratio": round(timing.ratio(seconds, "search", "scoring"), 3),
-                "largest_difference": max(abs(one - two) for one, two in zip(found, expected, strict=True)),
+            {f"{kind}cost_ratio": round(timing.ratio(seconds, "search", f"{kind}scoring"), 3) for kind in expected}
+            | {
+                f"{kind}largest_difference": max(
+                    abs(one - two) for one, two in zip(answers[0][f"{kind}scoring"][0], scores, strict=True)
+                )
+                for kind, scores in expected.items()
+            }
+            | {
                 "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
                 "texts": options.texts,
                 "device": timing.device(),

@@ -40,7 +40,7 @@ class Trie:
             start.append(len(flat))
         self.flat, self.start = np.frombuffer(flat, np.intc), np.frombuffer(start, np.int64)
         order, shared = _sorted(self.flat, self.start)
-        self.first, shared = order[shared >= 0].astype(np.int32), shared[shared >= 0]
+        self.first, shared = order[shared >= 0], shared[shared >= 0]
         by_shared = np.argsort(shared, kind="stable")
         self.texts, self.depth = len(self.first), int(np.diff(self.start)[self.first].max())
         self.key = shared[by_shared] * np.int64(self.texts) + by_shared
@@ -153,9 +153,9 @@ def _sorted(flat: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray
     All sequences are sorted by their first token, those that have it in common by their second, and so on.
     """
     lengths, base = np.diff(start), int(flat.max()) + 2
-    order, shared = np.arange(len(lengths)), np.full(len(lengths), -1)
+    order, shared = np.arange(len(lengths), dtype=np.int32), np.full(len(lengths), -1, np.int32)
     shared[0] = 0
-    places, group = order.copy(), np.zeros_like(order)  # in `order`, not sorted yet; those of a group begin alike
+    places, group = order.copy(), np.zeros(len(order), np.int64)  # in `order`, not sorted yet; a group begins alike
     for depth in count():
         some = order[places]
         inside = depth < lengths[some]
