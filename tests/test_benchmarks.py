@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, small_llama
 
-from benchmarks import catalogue_decoding, data, decoding, generation, peers, retrieval, scaling, threads, timing
+from benchmarks import catalogue_decoding, data, decoding, generation, peers, retrieval, scale, scaling, threads, timing
 from benchmarks import index as index_benchmark
 from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
 from benchmarks import ranking as rank_benchmark
+from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models, scoring, shapes
 from gloss_utils.rank.weights import FEATURES
 from gloss_utils.search import BM25Index, DenseIndex
@@ -274,6 +275,16 @@ def test_kinds_of_index(tmp_path, capsys, monkeypatch):
 def test_what_each_step_costs():
     found = scaling.main(["--items", "100", "--users", "200"])
     assert all(found[name] > 0 for name in ("bm25_ms_per_text", "trie_bytes_per_item", "ranked_users_per_second"))
+
+
+def test_made_up_files_go_through_stage_one(tmp_path):
+    scale.write_files(tmp_path, 50, 80, 600)
+    before = (tmp_path / scale.INTERACTIONS).read_bytes()
+    found = scale.stage_one(tmp_path)
+    assert 40 < found["users"] <= 50 and 60 < found["items"] < 80 and 500 < found["interactions"] <= 600
+    assert found["rules"]["peak_mib"] > 0 and len(Dataset.load(tmp_path / scale.DATA).places) <= found["interactions"]
+    scale.write_files(tmp_path, 50, 80, 600)
+    assert (tmp_path / scale.INTERACTIONS).read_bytes() == before
 
 
 def test_new_items_are_measured_apart():

@@ -156,7 +156,8 @@ def test_parts_and_their_borders_do_not_show(monkeypatch, rules):
     for start in range(0, len(rows), 5):
         part = pd.DataFrame(rows[start : start + 5], columns=["user", "item", "time", "rating"]).assign(part=0.0)
         read.append(pa.Table.from_pandas(part, SCHEMA, preserve_index=False))
-    parts = build(read.read_to_the_end(), titles, None, 1, Rules(**rules))
+    in_chunks = pa.concat_tables([pa.Table.from_pandas(titles[:4]), pa.Table.from_pandas(titles[4:])]).to_pandas()
+    parts = build(read.read_to_the_end(), in_chunks, None, 1, Rules(**rules))
     for name in ("items", "users", "interactions"):
         pd.testing.assert_frame_equal(getattr(parts, name), getattr(whole, name))
     assert json.loads(json.dumps(parts.statistics)) == whole.statistics

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from gloss_utils.data.sequences import Lists, Sequences
@@ -42,7 +43,12 @@ def test_all_are_gone_through_in_parts(sequences, monkeypatch):
     monkeypatch.setattr("gloss_utils.data.sequences.AT_ONCE", 2)
     assert list(sequences.lists) == list(PLAIN.values())
     assert list(sequences.items()) == list(PLAIN.items())
+
+
+def test_users_are_found_by_name(sequences):
     assert sequences.places(["eve", "dan", "bob"]).tolist() == [2, -1, 0]
+    chunks = pa.chunked_array([["bob"], ["ann", "eve"]]).to_pandas()
+    assert Sequences(pd.Index(chunks), sequences.lists).places(pd.Series(["eve", "dan"])).tolist() == [2, -1]
 
 
 def test_an_unknown_item_is_named():

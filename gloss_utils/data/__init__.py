@@ -2,8 +2,8 @@
 
 In: the name of a published data set, or two tables of the user's own. `find` gets the files, `read` reads them, and
 `build` makes a `Dataset` of them by the data rules.
-Out: the `Dataset` (frames of items, interactions and users), examples of a split (frames: user, history, target), the
-prompts of histories, and files of generated queries. Records that cannot be used end in `Rejects`.
+Out: the `Dataset` (frames of items and users, arrays of interactions), examples of a split (frames: user, history,
+target), the prompts of histories, and files of generated queries. Records that cannot be used end in `Rejects`.
 """
 
 from gloss_utils.data.dataset import Dataset

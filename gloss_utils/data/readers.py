@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import templates
-from gloss_utils.data.ids import places_of
+from gloss_utils.data.ids import as_texts, places_of
 from gloss_utils.data.interactions import SCHEMA, Interactions
 from gloss_utils.data.raw_files import NOT_PLAIN, Block, RawFile, blocks
 from gloss_utils.data.rejects import Rejects, Unusable
@@ -170,7 +170,7 @@ def read_items(
     """
     key, texts = file.fields["item"], templates.columns(file.text)
     columns = dict.fromkeys((key, *texts), pa.string())
-    known = wanted if isinstance(wanted, pa.Array) else pa.array(sorted(wanted), pa.large_string())
+    known = wanted if isinstance(wanted, pa.Array) else as_texts(sorted(wanted))
     by_name = set(known.to_pylist()) if file.form == "literal" else frozenset()
     parts, rows, seen, missing = [], [], 0, set(texts)
 
@@ -192,5 +192,5 @@ def read_items(
 
 
 def _wanted(rows: list[tuple[str, str | None]], wanted: pa.Array) -> pa.Table:
-    items, titles = (pa.array([row[place] for row in rows], pa.large_string()) for place in (0, 1))
+    items, titles = (as_texts([row[place] for row in rows]) for place in (0, 1))
     return pa.table({"item": items, "title": titles}).filter(pa.array(places_of(items, wanted) >= 0))

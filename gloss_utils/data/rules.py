@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.data.ids import places_of
+from gloss_utils.data.ids import as_texts, places_of
 from gloss_utils.data.interactions import AT_ONCE, Interactions, Rows
 
 MAX_TITLE_WORDS = 25
@@ -61,7 +61,7 @@ def apply_rules(reviews: Interactions, metadata: pd.DataFrame, rules: Rules = PA
     reason, and the `periods` of a time split (None: leave-one-out).
     """
     listed, titles, again = _listed(metadata)
-    places = places_of(reviews.items, _texts(metadata["item"].iloc[listed]))
+    places = places_of(reviews.items, as_texts(metadata["item"].iloc[listed]))
     order = pc.array_sort_indices(reviews.users).to_numpy()
     ranks = np.empty(len(order), dtype=np.int32)
     ranks[order] = np.arange(len(order))
@@ -100,10 +100,6 @@ def apply_rules(reviews: Interactions, metadata: pd.DataFrame, rules: Rules = PA
     )
 
 
-def _texts(column: pd.Series) -> pa.Array:
-    return pa.array(column, pa.large_string())
-
-
 def _column(texts: pa.Array | pa.ChunkedArray) -> pd.Series:
     return pd.Series(texts.to_pandas(), dtype=str)
 
@@ -114,7 +110,7 @@ def _listed(metadata: pd.DataFrame) -> tuple[np.ndarray, pa.ChunkedArray, int]:
     parts = [_titles(metadata["title"].iloc[some]) for some in _parts(len(metadata))]
     titles = pa.chunked_array(parts, pa.large_string())
     rows = np.flatnonzero(pc.not_equal(titles, ""))
-    codes = _texts(metadata["item"]).dictionary_encode().indices.to_numpy()[rows]
+    codes = as_texts(metadata["item"]).dictionary_encode().indices.to_numpy()[rows]
     listed = np.sort(rows[np.unique(codes, return_index=True)[1]])
     twice = np.bincount(codes, minlength=1)[codes] > 1
     others = metadata.iloc[rows[twice]].drop_duplicates()

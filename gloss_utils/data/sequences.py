@@ -12,9 +12,8 @@ from typing import overload
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from gloss_utils.data.ids import places_of
+from gloss_utils.data.ids import as_texts, places_of
 
 AT_ONCE = 2**12  # lists whose ids are texts at one time while all are gone through
 
@@ -138,7 +137,7 @@ class Sequences(Mapping):
 
     def places(self, users: Iterable[str]) -> np.ndarray:
         """Where these users are among all; -1 where there is no such user."""
-        return places_of(pa.array(users, pa.large_string()), pa.array(self.users, pa.large_string()))
+        return places_of(users, as_texts(self.users))
 
     @cached_property
     def _place(self) -> dict[str, int]:
