@@ -1,17 +1,20 @@
 """Notebook 5: metrics of GLoSS and of its rivals, from the TREC files of the run, and how sure they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import write_json, write_whole
-from gloss_utils.data import queries as query_files
+from gloss_utils.base.files import parquet_in_parts, write_json, write_whole
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import baselines, cooccurrence
@@ -20,10 +23,11 @@ from gloss_utils.rank.baselines import Rival
 from gloss_utils.rank.cooccurrence import lists_of
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
-from gloss_utils.rank.trec import as_run, read_trec, write_trec
+from gloss_utils.rank.trec import as_run, writing_trec
 from gloss_utils.rank.weights import PARTS
 from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.beyond import BEYOND, COVERAGE, TAKEN, Catalogue
+from gloss_utils.report.in_blocks import Values, measured
 from gloss_utils.report.metrics import (
     COMPARED,
     GLOSS,
@@ -54,6 +58,7 @@ FOUND = (  # what is in metrics.json
     "shuffled",
     "by_model",
 )
+TEXTS, WITHOUT, SHUFFLED = "texts", "without", "shuffled"  # what is measured beside the methods
 FIGURES = {
     "05_methods": partial(result_plots.methods, metrics=COMPARED),
     "05_parts": result_plots.parts,
@@ -87,27 +92,56 @@ def prepare(run: Run) -> dict:
     """
     if run["split"] == "next":
         print("Split next has no targets: there is nothing to evaluate.")
-        found, per_user = {name: [] for name in FOUND}, pd.DataFrame(columns=COLUMNS)
+        found = {name: [] for name in FOUND}
+        with write_whole(run.folder.per_user) as part:
+            pd.DataFrame(columns=COLUMNS).to_parquet(part, index=False)
     else:
-        data = Dataset.load(run.open("data"))
-        queries = query_files.read(run.folder.queries, run["num_beams"], 0)
-        ranker = retrieve.ranker(run, queries, data)
-        rivals, by_seed, sasrec = _rivals(run, data, ranker)
-        catalogue = Catalogue(ranker.items, ranker.training_sequences, ranker.indexes["dense"].vectors())
-        _write_rankings(run, ranker, rivals | {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()})
-        per_user, of_groups = _per_user(run, data, queries, [*rivals, *retrieve.methods(run, ranker)], catalogue)
-        found = _found(run, ranker, per_user, targets_of(queries), of_groups, sasrec)
-        found["seeds"] = _seeds(run, found["rows"], by_seed, targets_of(queries))
-        found["by_model"] = _by_model(run, ranker, per_user)
-        found["shuffled"] = _shuffled(run, ranker, rivals, per_user)
-    with write_whole(run.folder.per_user) as part:
-        per_user.to_parquet(part, index=False)
+        found = _evaluated(run, Dataset.load(run.open("data")))
     write_json(run.folder.metrics, found)
     run.outputs += [run.folder.per_user, run.folder.metrics]
     return table(run, found)
 
 
-def _rivals(run: Run, data: Dataset, ranker: Ranker) -> tuple[dict[str, Rival], dict[int, Rival], dict]:
+def _evaluated(run: Run, data: Dataset) -> dict:
+    """Rank in blocks of users, then measure method by method: all that goes into `metrics.json`."""
+    blocks = retrieve.in_blocks(run, run.folder.queries)
+    world, rankers = retrieve.world_of(run, data, blocks)
+    catalogue = Catalogue(world.items, world.training_sequences, world.indexes["dense"].vectors())
+    about, texts = _about(run, data, blocks(), catalogue)
+    rivals, by_seed, sasrec = _rivals(run, data, world, about)
+    of_seeds = {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()}
+    run.folder.unfinished.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=run.folder.unfinished) as folder:
+        values = Values(Path(folder))
+        ties = _rank(run, rankers, rivals, of_seeds, texts, values)
+        methods = list(product([*rivals, *retrieve.methods(run, world)], SEEN))
+        of_groups = _per_user(run, about, methods, catalogue, values)
+        found = _found(run, world, about, methods, of_groups, values, sasrec)
+        found["ties"] = significance.tie_orders_of(*ties, len(about), run["seed"]).round(6).tolist()
+        found["seeds"] = _seeds(run, found["rows"], by_seed, about, catalogue, values)
+    return found | {"by_model": _by_model(run, world), "shuffled": found.pop("shuffled")}
+
+
+def _about(run: Run, data: Dataset, blocks: Iterable[pd.DataFrame], catalogue: Catalogue) -> tuple[pd.DataFrame, int]:
+    """What is known of each user before any ranking: user, target, segment, interactions, new_item, and the popularity
+    of what was taken; and how many texts a user has at most."""
+    frames, texts, new = [], 0, data.new_items()
+    for queries in blocks:
+        histories = dict(zip(queries["user"], queries["history"], strict=True))
+        some = queries[["user", "target"]].astype("str").assign(length=queries["history"].map(len).astype(int))
+        some["new_item"] = queries["target"].isin(new)
+        frames.append(some.assign(**{TAKEN: catalogue.taken(histories)}))
+        texts = max(texts, int(queries["texts"].map(len).max()))
+    about = pd.concat(frames, ignore_index=True)
+    interactions = interactions_of(data, about.pop("length").set_axis(about["user"]), run["split"])
+    bounds = run["cold_start_max"], run["power_min"], data.users["interactions"]
+    segment = segments.assign(interactions, *bounds)
+    return about.assign(segment=segment.to_numpy(), interactions=interactions.to_numpy()), texts
+
+
+def _rivals(
+    run: Run, data: Dataset, ranker: Ranker, evaluated: pd.DataFrame
+) -> tuple[dict[str, Rival], dict[int, Rival], dict]:
     """What ranks by each rival's method, trained where it has to be; by SASRec's further seeds; and what was tried for
     SASRec (see `sasrec_search.train`)."""
     rivals = baselines.rivals(ranker)
@@ -116,7 +150,7 @@ def _rivals(run: Run, data: Dataset, ranker: Ranker) -> tuple[dict[str, Rival], 
     from gloss_utils.rank import sasrec, sasrec_search  # load torch and transformers, which others do not need
 
     sequences = lists_of(ranker.training_sequences)
-    validation = sasrec.validation_users(data, ranker.queries, run["split"])
+    validation = sasrec.validation_users(data, evaluated, run["split"])
     if run["sasrec_search"] and validation.empty:
         raise GlossError(
             f"parameter sasrec_search is {run['sasrec_search']}, but split {run['split']} leaves no validation user to "
@@ -134,64 +168,99 @@ def _rivals(run: Run, data: Dataset, ranker: Ranker) -> tuple[dict[str, Rival], 
     return rivals | {SASREC: by_seed.pop(about["seeds"][0])}, by_seed, about
 
 
-def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Rival], targets: dict[str, str]) -> list[dict]:
+def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Rival], about: pd.DataFrame, catalogue, values) -> list[dict]:
     """Rows of all users by the seed of what was trained with several; none where one was."""
     if not by_seed:
         return []
     found = [row | {"seed": run["seed"]} for row in rows if row["method"] == SASREC and row["segment"] == "all"]
     for seed, seen in product(by_seed, SEEN):
-        trec = read_trec(run.folder.ranking(f"{SASREC}-seed-{seed}", seen))
-        means = metrics.per_user_metrics(trec, targets).mean().round(6).to_dict()
+        method = f"{SASREC}-seed-{seed}"
+        for some in measured(run.folder.ranking(method, seen), about, catalogue, retrieve.USERS_AT_ONCE, {}, {}):
+            values.add((method, seen), some[METRICS])
+        means = pd.DataFrame(values.read((method, seen)), columns=METRICS).mean().round(6).to_dict()
         found.append({"method": SASREC, "seen": seen, "seed": seed} | means)
     return found
 
 
-def _write_rankings(run: Run, ranker: Ranker, rivals: dict[str, Rival]):
-    """Write the rankings of all methods, with seen items left out and kept in."""
-    for seen in SEEN:
-        out = seen == LEFT_OUT
-        rankings = {method: rank(ranker.histories, out) for method, rank in rivals.items()}
-        rankings |= {method: rank(exclude_seen=out) for method, rank in retrieve.methods(run, ranker).items()}
-        for method, ranked in rankings.items():
-            write_trec(run.folder.ranking(method, seen), ranked, method)
-            run.outputs.append(run.folder.ranking(method, seen))
+def _rank(
+    run: Run, rankers: Iterable[Ranker], rivals: dict[str, Rival], of_seeds: dict[str, Rival], most: int, values: Values
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the rankings of all methods, with seen items left out and kept in, block by block; measure those that are
+    not kept: from fewer texts, without parts, from shuffled histories. Returns `significance.beside_target`.
+
+    What was learnt stays where histories are shuffled, and so do the generated texts: `gloss-paper`, which ranks by
+    them alone, is not shuffled.
+    """
+    ties, chance, files = [], np.random.default_rng(run["seed"]), {}
+    with ExitStack() as stack:
+        for ranker in rankers:
+            targets = targets_of(ranker.queries)
+
+            def measure(name: tuple, ranking: pd.DataFrame, targets=targets):
+                values.add(name, metrics.per_user_metrics(as_run(ranking), targets))
+
+            ours = retrieve.methods(run, ranker)
+            if not files:
+                files = {run.folder.ranking(*one): one[0] for one in product([*rivals, *of_seeds, *ours], SEEN)}
+                write = stack.enter_context(writing_trec(files))
+            for seen in SEEN:
+                out = seen == LEFT_OUT
+                for method, rank in (rivals | of_seeds).items():
+                    write(run.folder.ranking(method, seen), rank(ranker.histories, out))
+                for method, rank in ours.items():
+                    write(run.folder.ranking(method, seen), rank(exclude_seen=out))
+            for (rule, retriever), rank in _rules(run, ranker).items():
+                for number in range(1, most + 1):
+                    measure((TEXTS, rule, retriever, number), rank(number))
+            for part, ranking in _without_parts(ranker).items():
+                measure((WITHOUT, part), ranking)
+            ties.append(significance.beside_target(ranker.paper_candidates(run["retriever"]), targets))
+            if run["shuffle_test"]:
+                other = ranker.shuffled(chance)
+                for method, rank in rivals.items():
+                    measure((SHUFFLED, method), rank(other.histories, True))
+                measure((SHUFFLED, GLOSS), other.rank(exclude_seen=True))
+    run.outputs += files
+    return tuple(map(np.concatenate, zip(*ties, strict=True)))
 
 
 def _per_user(
-    run: Run, data: Dataset, queries: pd.DataFrame, methods: list[str], catalogue: Catalogue
-) -> tuple[pd.DataFrame, dict[tuple, tuple]]:
-    """The metrics of each user and method, from the TREC files in the run folder, columns `COLUMNS`; and of each
-    method, with seen items left out or kept in, and segment, the coverage and the popularity of what was taken before.
-    """
-    targets, interactions = targets_of(queries), interactions_of(data, queries, run["split"])
-    bounds = run["cold_start_max"], run["power_min"], data.users["interactions"]
-    about = pd.DataFrame({"segment": segments.assign(interactions, *bounds), "interactions": interactions})
-    about["new_item"] = pd.Series(targets).isin(data.new_items())
-    histories, frames, of_groups = dict(zip(queries["user"], queries["history"], strict=True)), [], {}
-    for method, seen in product(methods, SEEN):
-        trec = read_trec(run.folder.ranking(method, seen))
-        first = catalogue.first(trec)
-        found = metrics.per_user_metrics(trec, targets).join(about).join(catalogue.per_user(first, histories))
-        frames.append(found.assign(method=method, seen=seen).rename_axis("user").reset_index())
-        for segment, inside in segments.members(frames[-1]).items():
-            group = frames[-1][inside]
-            found = (catalogue.coverage(first, group["user"]), group[TAKEN].mean()) if len(group) else (None, None)
-            of_groups[method, seen, segment] = found
-    return pd.concat(frames, ignore_index=True)[COLUMNS], of_groups
+    run: Run, about: pd.DataFrame, methods: list[tuple], catalogue: Catalogue, values: Values
+) -> dict[tuple, tuple]:
+    """Write the metrics of each user and method, from the TREC files in the run folder, columns `COLUMNS`. Returns of
+    each method, with seen items left out or kept in, and segment, the coverage and the popularity of what was taken
+    before."""
+    inside, of_groups = segments.members(about), {}
+    taken = {segment: about.loc[members, TAKEN].mean() for segment, members in inside.items()}
+    with parquet_in_parts(run.folder.per_user) as add:
+        for method, seen in methods:
+            reached = {segment: np.zeros(len(catalogue.items), dtype=bool) for segment in inside}
+            start = 0
+            for some in measured(
+                run.folder.ranking(method, seen), about, catalogue, retrieve.USERS_AT_ONCE, reached, inside
+            ):
+                values.add((method, seen), some)
+                known = about.iloc[start : start + len(some)].set_axis(some.index).drop(columns="user")
+                start += len(some)
+                frame = some.join(known).assign(method=method, seen=seen).rename_axis("user").reset_index()
+                add(frame[COLUMNS])
+            for segment, items in reached.items():
+                share = items.sum() / max(len(items), 1)
+                of_groups[method, seen, segment] = (share, taken[segment]) if inside[segment].any() else (None, None)
+    return of_groups
 
 
-def interactions_of(data: Dataset, queries: pd.DataFrame, split: str) -> pd.Series:
+def interactions_of(data: Dataset, lengths: pd.Series, split: str) -> pd.Series:
     """The number of interactions in the dataset of each evaluated user; where the dataset does not know a user, what
-    the history and the split say."""
+    the history and the split say. lengths: of histories, by user."""
     known = data.users.set_index("user")["interactions"]
-    ahead = {"test": 1, "validation": 2}[split]
-    lengths = queries.set_index("user")["history"].map(len) + ahead
+    lengths = lengths + {"test": 1, "validation": 2}[split]
     counted = known.reindex(lengths.index.map(splits.owner)).set_axis(lengths.index)
     return counted.fillna(lengths).astype(int)
 
 
 def _found(
-    run: Run, ranker: Ranker, per_user: pd.DataFrame, targets: dict[str, str], of_groups: dict, sasrec: dict
+    run: Run, ranker: Ranker, about: pd.DataFrame, methods: list[tuple], of_groups: dict, values: Values, sasrec: dict
 ) -> dict:
     """What goes into `metrics.json`.
 
@@ -199,68 +268,70 @@ def _found(
     every other method. ablation: by rule, retriever and number of texts. parts: `hybrid` or `learned` without each of
     its parts. importances: what `learned` gains by each signal. text_weights: of its texts, where they count. ties:
     NDCG@5 of the paper's rule under random orders of equal scores. sasrec: its settings and how they were chosen.
-    trials: what was tried for it.
+    trials: what was tried for it. shuffled: what each method loses, seen items left out, from shuffled histories.
     """
     split, seed = run["split"], run["seed"]
     inputs = run.folder.stages()[RETRIEVE]["inputs"]
     by_hybrid = GLOSS if ranker.rule == HYBRID else GLOSS_HYBRID
     fitted = {by_hybrid: retrieve.in_sample(run.folder, inputs, ranker) is not None}
-    most = int(ranker.queries["texts"].map(len).max())
+    users, columns = about["user"], [*METRICS, *BEYOND]
+    without = [name for name in values.columns if name[0] == WITHOUT]
+    shuffled = [name for name in values.columns if name[0] == SHUFFLED]
     return {
         "rows": [
             row
             | _of_group(row, *of_groups[row["method"], row["seen"], row["segment"]])
             | {"in_sample": fitted.get(row["method"], False)}
             | ({"loss": sasrec["chosen"]["loss"]} if row["method"] == SASREC else {})
-            for row in metrics.summarise(per_user, split, seed)
+            for row in metrics.summarise_all(values.read, methods, columns, about, split, seed)
         ],
         "comparisons": [
             {"seen": seen} | row
             for seen in SEEN
-            for row in significance.compare(per_user[per_user["seen"] == seen], GLOSS, COMPARED, seed)
+            for row in significance.compare_all(
+                lambda method, metric, seen=seen: values.read((method, seen), [metric])[:, 0],
+                users,
+                list(dict.fromkeys(method for method, _ in methods)),
+                GLOSS,
+                COMPARED,
+                seed,
+            )
         ],
         "ablation": [
-            {"ranking": rule, "retriever": retriever} | row
-            for (rule, retriever), rank in _rules(run, ranker).items()
-            for row in metrics.ablate(rank, most, targets, split, seed)
+            {"ranking": name[1], "retriever": name[2]}
+            | metrics.of_texts(name[3], values.read(name), users, split, seed)
+            for name in values.columns
+            if name[0] == TEXTS
         ],
-        "parts": metrics.leave_parts_out(_without_parts(ranker), targets, seed),
+        "parts": [
+            {"left_out": name[1]} | metrics.lost(values.read((WITHOUT, "none")), values.read(name), users, seed)
+            for name in without
+        ],
+        "shuffled": [
+            {"method": name[1]}
+            | metrics.lost(values.read((name[1], LEFT_OUT), METRICS), values.read(name), users, seed)
+            for name in shuffled
+        ],
         "importances": ranker.learned.importances().to_dict("records") if ranker.rule == LEARNED else [],
         "text_weights": _text_weights(ranker),
-        "ties": significance.tie_orders(ranker.paper_candidates(run["retriever"]), targets, seed).round(6).tolist(),
         "sasrec": {name: value for name, value in sasrec.items() if name != "trials"},
         "trials": sasrec.get("trials", []),
     }
 
 
-def _by_model(run: Run, ranker: Ranker, per_user: pd.DataFrame) -> list[dict]:
+def _by_model(run: Run, ranker: Ranker) -> list[dict]:
     """Rows of what the language model adds to histories alone, by group of users; none where it was not asked."""
     if not ranker.asked:
         return []
     counts = pd.Series(cooccurrence.counts(ranker.training_sequences.values(), pd.Index(ranker.items)), ranker.items)
     often = pd.Series(targets_of(ranker.queries)).map(counts).fillna(0)
-    left_out = per_user[per_user["seen"] == LEFT_OUT]
+    left_out = pd.read_parquet(run.folder.per_user, filters=[("seen", "==", LEFT_OUT)])
     return metrics.gained_by_group(left_out, GLOSS, GLOSS_HISTORIES, often, run["seed"])
 
 
 def _of_group(row: dict, coverage: float | None, taken: float | None) -> dict:
     """Coverage and popularity bias, which are of a group and not of each user."""
     return {COVERAGE: None if coverage is None else round(coverage, 6)} | beyond.bias(row, taken)
-
-
-def _shuffled(run: Run, ranker: Ranker, rivals: dict[str, Rival], per_user: pd.DataFrame) -> list[dict]:
-    """Rows of what each method loses, seen items left out, where it ranks from shuffled histories (`shuffle_test`).
-
-    What was learnt stays, and so do the generated texts: `gloss-paper`, which ranks by them alone, is not in it.
-    """
-    if not run["shuffle_test"]:
-        return []
-    other = ranker.shuffled(run["seed"])
-    rankings = {method: rank(other.histories, True) for method, rank in rivals.items()}
-    rankings[GLOSS] = other.rank(exclude_seen=True)
-    as_they_are = per_user[per_user["seen"] == LEFT_OUT]
-    runs = {name: as_run(ranked) for name, ranked in rankings.items()}
-    return metrics.losses(as_they_are, runs, targets_of(ranker.queries), run["seed"])
 
 
 def _rules(run: Run, ranker: Ranker) -> dict:

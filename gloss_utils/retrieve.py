@@ -60,19 +60,17 @@ def start(notebook: dict) -> Run:
 def prepare(run: Run) -> Retrieved:
     """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, under learned `trees.txt`, and
     `qrels.trec` or, under split next, `recommendations.parquet`."""
-    data, folder, upcoming = Dataset.load(run.open("data")), run.folder, run["split"] == "next"
+    data, folder = Dataset.load(run.open("data")), run.folder
     if run["ranking"] != PAPER:
         HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
     path = _read(run) if run["queries_file"] else _generated(run, data)
-    # Where weights are fitted on users whose targets are known, on all of them.
-    size = None if run["ask"] or run["split"] == "validation" else USERS_AT_ONCE
-    blocks = partial(query_files.blocks, path, run["num_beams"], 0, not upcoming, users_at_once=size)
+    blocks = in_blocks(run, path)
     _look_through(run, data, blocks())
     run.known["histories"] = query_files.digest_of_histories(blocks)
-    world = ranker(run, next(blocks()), data) if size is None else ranker(run, NOBODY, data, evaluated=blocks())
+    world, rankers = world_of(run, data, blocks)
     if run["ask"]:
         world.asked = _asked(run, data, world.queries, world, _held(run, data))
-    results = _ranked(run, data, [world] if size is None else map(world.of, blocks()), list(methods(run, world)))
+    results = _ranked(run, data, rankers, list(methods(run, world)))
     if run["ranking"] == LEARNED:
         with write_whole(folder.trees) as part:
             part.write_text(world.learned.trees_text)
@@ -83,6 +81,22 @@ def prepare(run: Run) -> Retrieved:
             "it; python -m benchmarks.ranking prints out-of-fold ones"
         )
     return results
+
+
+def in_blocks(run: Run, path: Path) -> Callable[[], Iterator[pd.DataFrame]]:
+    """What reads the queries in a file from the first on, in blocks of users who are ranked for together: all of them
+    where weights are fitted on users whose targets are known."""
+    size = None if run["ask"] or run["split"] == "validation" else USERS_AT_ONCE
+    return partial(query_files.blocks, path, run["num_beams"], 0, run["split"] != "next", users_at_once=size)
+
+
+def world_of(run: Run, data: Dataset, blocks: Callable[[], Iterator[pd.DataFrame]]) -> tuple[Ranker, Iterator[Ranker]]:
+    """What counts and learns, once for all users, and the rankers of all blocks, which take that from it."""
+    if blocks.keywords["users_at_once"] is None:
+        world = ranker(run, next(blocks()), data)
+        return world, iter([world])
+    world = ranker(run, NOBODY, data, evaluated=blocks())
+    return world, map(world.of, blocks())
 
 
 def _look_through(run: Run, data: Dataset, blocks: Iterator[pd.DataFrame]):

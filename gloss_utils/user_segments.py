@@ -67,8 +67,9 @@ def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.
     """Draw a metric against the length of the history; None where there is nothing to draw."""
     if not table["rows"]:
         return None
-    per_user = pd.read_parquet(run.folder.per_user)
-    binned = segments.by_history_length(per_user[per_user["seen"] == LEFT_OUT], metric, run["seed"])
+    columns, left_out = ["user", "method", "interactions", metric], [("seen", "==", LEFT_OUT)]
+    per_user = pd.read_parquet(run.folder.per_user, columns=columns, filters=left_out)
+    binned = segments.by_history_length(per_user, metric, run["seed"])
     return run.save_figure(result_plots.history_length(binned, metric), "06_history_length")
 
 

@@ -100,9 +100,10 @@ def test_segment_boundaries():
 def test_interactions_are_counted_in_the_dataset_whatever_the_split():
     data = dataset({"u": "abcde", "v": "abc"})
     queries = pd.DataFrame({"user": ["v", "u", "stranger"], "history": [["a"], ["a", "b"], ["x", "y", "z"]]})
-    assert evaluate.interactions_of(data, queries, "test").to_dict() == {"v": 3, "u": 5, "stranger": 4}
-    assert evaluate.interactions_of(data, queries, "validation").to_dict() == {"v": 3, "u": 5, "stranger": 5}
-    further = queries.assign(user=["v@target2", "u@target3", "stranger"])  # the second and third target of v and u
+    lengths = queries.set_index("user")["history"].map(len)
+    assert evaluate.interactions_of(data, lengths, "test").to_dict() == {"v": 3, "u": 5, "stranger": 4}
+    assert evaluate.interactions_of(data, lengths, "validation").to_dict() == {"v": 3, "u": 5, "stranger": 5}
+    further = lengths.set_axis(["v@target2", "u@target3", "stranger"])  # the second and third target of v and u
     assert evaluate.interactions_of(data, further, "test").tolist() == [3, 5, 4]
 
 

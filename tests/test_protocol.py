@@ -12,6 +12,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import as_run, read_trec
 from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.metrics import KEPT_IN, LEFT_OUT, METRICS, SEEN
+from gloss_utils.runs.parameters import EVALUATE
 
 MEASURED = {"popularity", "lis-bm25", "lis-dense", "item-knn", "ease", "star", "sasrec"}
 MEASURED |= {"gloss-paper", "gloss-hybrid", "gloss"}  # the run ranks by learned
@@ -97,13 +98,15 @@ def test_rows_of_one_protocol():
 # ---- shuffled histories
 
 
-def test_a_shuffle_takes_nothing_from_what_knows_no_order(small_run, finished):
+def test_a_shuffle_takes_nothing_from_what_knows_no_order(small_run, copied_run, finished, monkeypatch):
     folder, _, queries = finished
-    run, data = run_of(small_run, shuffle_test=True), Dataset.load(folder.data)
-    ranker = evaluate.retrieve.ranker(run, queries, data)
-    rivals, per_user = evaluate.baselines.rivals(ranker), pd.read_parquet(folder.per_user)
-    rows = {row["method"]: row for row in evaluate._shuffled(run, ranker, rivals, per_user)}
-    assert set(rows) == MEASURED - {"gloss-paper", "gloss-hybrid", "sasrec"}
+    run, data = run_of(copied_run, shuffle_test=True), Dataset.load(folder.data)
+    run.stage = EVALUATE
+    ranker, per_user = evaluate.retrieve.ranker(run, queries, data), pd.read_parquet(folder.per_user)
+    monkeypatch.setattr(evaluate.retrieve, "USERS_AT_ONCE", 20)  # the order of chance goes on from block to block
+    found = evaluate.prepare(run)["shuffled"]
+    rows, rivals = {row["method"]: row for row in found}, evaluate.baselines.rivals(ranker)
+    assert set(rows) == MEASURED - {"gloss-paper", "gloss-hybrid"}
     for method in ("popularity", "ease"):
         assert all(rows[method][f"{metric}_lost{end}"] == 0 for metric in METRICS for end in ("", "_low", "_high"))
     before = per_user[per_user["seen"] == LEFT_OUT].groupby("method")[METRICS].mean()
@@ -115,9 +118,8 @@ def test_a_shuffle_takes_nothing_from_what_knows_no_order(small_run, finished):
                 before.loc[method, metric] - values[metric], abs=2e-6
             )
     assert any(rows["lis-dense"][f"{metric}_lost"] != 0 for metric in METRICS)
-    assert list(rows.values()) == evaluate._shuffled(run, ranker, rivals, per_user)  # seeded
     assert tables.shuffled(list(rows.values())).index.tolist() == list(rows)
-    assert evaluate._shuffled(run_of(small_run), ranker, rivals, per_user) == []  # by default
+    assert read_json(small_run[0].metrics)["shuffled"] == []  # by default
 
 
 # ---- seeds

@@ -51,11 +51,14 @@ def test_ease_knows_no_order():
     pd.testing.assert_frame_equal(model.rank(one), model.rank(other))
 
 
-def test_ease_says_when_a_catalogue_is_too_large(monkeypatch, capsys):
+def test_ease_and_star_say_when_a_catalogue_is_too_large(monkeypatch, capsys):
     monkeypatch.setattr("gloss_utils.rank.ease.MOST_ITEMS", 3)
     found = baselines.rivals(ranker())
     assert "ease" not in found and "star" in found
     assert capsys.readouterr().out == "EASE inverts a matrix of 4 × 4 items: it is left out\n"
+    monkeypatch.setattr("gloss_utils.rank.star.MOST_ITEMS", 5)
+    assert "star" not in baselines.rivals(ranker())
+    assert capsys.readouterr().out.startswith("STAR scores each of 6 items for every user: it is left out\n")
 
 
 def test_star_by_its_formula():

@@ -157,7 +157,7 @@ def test_a_search_without_validation_users_is_an_error(small_run, monkeypatch):
     queries = splits.evaluation_examples(data, "validation").assign(texts=[["x"]] * 1)
     ranker = retrieve.ranker(run, queries, data)
     with one_line_error("sasrec_search is 2", "split validation", "0"):
-        evaluate._rivals(run, data, ranker)
+        evaluate._rivals(run, data, ranker, queries)
 
 
 def test_the_small_run_says_how_sasrec_was_trained(small_run):

@@ -23,7 +23,7 @@ Rival = Callable[[Histories, bool], pd.DataFrame]  # histories, whether seen ite
 def rivals(ranker: Ranker) -> dict[str, Rival]:
     """What ranks by each of these rivals' methods, counted on what the ranker may learn from.
 
-    EASE is left out of a catalogue that is too large for it, with a line that says so.
+    EASE and STAR are left out of a catalogue that is too large for them, with a line that says so.
     """
     known, items, depth = ranker.training_sequences, ranker.items, ranker.depth
     found = {
@@ -32,13 +32,11 @@ def rivals(ranker: Ranker) -> dict[str, Rival]:
     }
     for name, index in ranker.indexes.items():
         found[f"lis-{name}"] = partial(_by_last_item, index, ranker.titles, depth)
-    by_count = {"star": Star(known, items, ranker.indexes["dense"].vectors())}
-    try:
-        by_count["ease"] = Ease(known, items)
-    except ValueError as error:
-        print(f"{error}: it is left out")
-    for name, model in by_count.items():
-        found[name] = partial(_of_model, model, depth)
+    for name, kind, more in (("star", Star, (ranker.indexes["dense"].vectors(),)), ("ease", Ease, ())):
+        try:
+            found[name] = partial(_of_model, kind(known, items, *more), depth)
+        except ValueError as error:
+            print(f"{error}: it is left out")
     return {name: found[name] for name in NAMES if name in found}
 
 

@@ -23,13 +23,19 @@ from gloss_utils.rank.ease import has
 from gloss_utils.rank.scores import best
 
 HISTORY, DECAY, SHARE = 3, 0.7, 0.5  # the paper's: items of the history, lambda, and the share of meaning
+MOST_ITEMS = 50_000  # 384 multiplications each for every user; vectors of so many take 150 MB
 
 
 class Star:
     """Both similarities of items."""
 
     def __init__(self, training_sequences: Histories, items: Sequence[str], vectors: np.ndarray):
-        """items: ids in the catalogue's order. vectors: of their texts, float [items, dimensions]."""
+        """items: ids in the catalogue's order. vectors: of their texts, float [items, dimensions].
+
+        Raises `ValueError` where there are more than `MOST_ITEMS` items.
+        """
+        if len(items) > MOST_ITEMS:
+            raise ValueError(f"STAR scores each of {len(items):,} items for every user")
         self.items = cooccurrence.index_of(items)
         held = has(training_sequences.values(), self.items)
         takers = np.asarray(held.sum(axis=0)).ravel()

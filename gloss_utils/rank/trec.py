@@ -1,6 +1,6 @@
 """Rankings as TREC files, which all evaluation tools read and metrics are computed from."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -70,6 +70,21 @@ def write_qrels(path: Path, targets: Mapping[str, str]):
 def _appending(path: Path) -> Iterator[TextIO]:
     with write_whole(path) as part, open(part, "w", encoding="utf-8") as file:
         yield file
+
+
+def read_trec_blocks(path: Path, blocks: Iterable[Collection[str]]) -> Iterator[pd.DataFrame]:
+    """What `read_trec` returns, of the users of each block; the file has them in the same order. Raises `ValueError`
+    where it has others, or another order."""
+    rows = iter(ir_measures.read_trec_run(str(path)))
+    row = next(rows, None)
+    for users in blocks:
+        known, found = set(users), []
+        while row is not None and row.query_id in known:
+            found.append(row)
+            row = next(rows, None)
+        yield pd.DataFrame(found, columns=COLUMNS)
+    if row is not None:
+        raise ValueError(f"{path} ranks for {row.query_id}, who is out of order")
 
 
 def read_trec(path: Path) -> pd.DataFrame:

@@ -7,15 +7,13 @@ Out: frames of metrics, rows of result tables, matplotlib figures, tables for lo
 `result_plots` and `data_plots` draw the figures, `tables` shows results as frames, `published` has others' numbers.
 """
 
-from gloss_utils.report.metrics import METRICS, ablate, leave_parts_out, per_user_metrics, summarise, targets_of
+from gloss_utils.report.metrics import METRICS, per_user_metrics, summarise, targets_of
 from gloss_utils.report.significance import compare, intervals, tie_orders
 
 __all__ = [
     "METRICS",
-    "ablate",
     "compare",
     "intervals",
-    "leave_parts_out",
     "per_user_metrics",
     "summarise",
     "targets_of",

@@ -17,7 +17,7 @@ No library computes these here: RecTools 0.19 has them, but needs pandas below 3
 have none of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -65,12 +65,17 @@ class Catalogue:
 
         first: as `first` returns it.
         """
+        return self.of_lists(first, list(histories)).assign(**{TAKEN: self.taken(histories)})
+
+    def of_lists(self, first: pd.DataFrame, users: Iterable[str]) -> pd.DataFrame:
+        """`BEYOND` of each of these users, in their order."""
         values = {BEYOND[0]: self.novelty[first["place"]], BEYOND[2]: self.popularity[first["place"]]}
         found = first[["user"]].assign(**values).groupby("user").mean()
         found = found.assign(**{BEYOND[1]: self._diversity(first)})[BEYOND].astype(float)
-        return found.reindex(list(histories)).assign(**{TAKEN: self._taken(histories)})
+        return found.reindex(list(users))
 
-    def _taken(self, histories: Sequences) -> list[float]:
+    def taken(self, histories: Sequences) -> list[float]:
+        """The popularity of what each user took; NaN where that is nothing of the catalogue."""
         owners, places = cooccurrence.encode(histories.values(), self.items)
         starts, taken = np.searchsorted(owners, np.arange(len(histories) + 1)), self.popularity[places]
         return [taken[start:end].mean() if end > start else np.nan for start, end in pairwise(starts)]

@@ -6,14 +6,13 @@ may be shorter: those of the paper's rule have at most `num_beams` items, by def
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
 
 import ir_measures
 import numpy as np
 import pandas as pd
 
-from gloss_utils.data import splits
 from gloss_utils.rank.trec import as_run
 from gloss_utils.report import segments, significance
 from gloss_utils.report.beyond import BEYOND
@@ -69,9 +68,10 @@ def means(values: np.ndarray, seed: int, users: Iterable[str] | None = None) -> 
     return mean, *significance.intervals(values, seed, None if users is None else significance.owners_of(users))
 
 
-def users_of(ids: Iterable[str]) -> int:
+def users_of(ids: Collection[str]) -> int:
     """How many users these are, each with one target or several (see `splits.owner`)."""
-    return len(set(map(splits.owner, ids)))
+    owners = significance.owners_of(ids)
+    return len(ids) if owners is None else len(set(owners))
 
 
 def rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:
@@ -82,65 +82,62 @@ def rounded(names: list[str], mean: np.ndarray, low: np.ndarray, high: np.ndarra
 
 
 def summarise(per_user: pd.DataFrame, split: str, seed: int) -> list[dict]:
+    """`summarise_all` of a frame: user, method, seen, segment, new_item, metrics, and those of `beyond.BEYOND` where
+    they are measured."""
+    by_method = {one: rows.set_index("user") for one, rows in per_user.groupby(["method", "seen"], sort=False)}
+    methods, measured = list(by_method), [name for name in (*METRICS, *BEYOND) if name in per_user]
+    about = by_method[methods[0]].reset_index()
+
+    def read(one: tuple) -> np.ndarray:
+        return by_method[one][measured].reindex(about["user"]).to_numpy()
+
+    return summarise_all(read, methods, measured, about, split, seed)
+
+
+def summarise_all(
+    read: Callable[[tuple], np.ndarray],
+    methods: list[tuple],
+    measured: list[str],
+    about: pd.DataFrame,
+    split: str,
+    seed: int,
+    at_once: int = 2**27,
+) -> list[dict]:
     """A row for each method, seen items left out and kept in, and segment: means over users, with 95 % bootstrap
     intervals.
 
-    Means are over targets, of which some users have several under `time_target: all`.
+    Means are over targets, of which some users have several under `time_target: all`. All methods share the resamples.
 
-    per_user: user, method, seen, segment, new_item, metrics, and those of `beyond.BEYOND` where they are measured. All
-    methods share the resamples.
+    read: gives the values of a method, [users, measured]. about: user, segment, new_item. at_once: so many numbers are
+    in memory, or one method's.
     """
-    methods = list(per_user[["method", "seen"]].drop_duplicates().itertuples(index=False, name=None))
-    measured, rows = [name for name in (*METRICS, *BEYOND) if name in per_user], []
-    for segment, inside in segments.members(per_user).items():
-        wide = per_user[inside].pivot(index="user", columns=["method", "seen"], values=measured)
-        wide = wide.reindex(columns=pd.MultiIndex.from_tuples([(name, *one) for name in measured for one in methods]))
-        found = means(wide.to_numpy(), seed, wide.index)
-        for place, (method, seen) in enumerate(methods):
-            row = {"method": method, "seen": seen, "split": split, "segment": segment}
-            row |= {"users": users_of(wide.index), "targets": len(wide)}
-            rows.append(row | rounded(measured, *(values[place :: len(methods)] for values in found)))
+    rows, step = [], max(1, at_once // max(1, len(about) * len(measured)))
+    order = about["user"].argsort().to_numpy()
+    about = about.iloc[order].reset_index(drop=True)
+    for start in range(0, len(methods), step):
+        some = methods[start : start + step]
+        every = np.stack([read(one)[order] for one in some], axis=2)
+        for segment, inside in segments.members(about).items():
+            users = about.loc[inside, "user"]
+            found = means(every[inside.to_numpy()].reshape(len(users), -1), seed, users)
+            for place, (method, seen) in enumerate(some):
+                row = {"method": method, "seen": seen, "split": split, "segment": segment}
+                row |= {"users": users_of(users), "targets": len(users)}
+                rows.append(row | rounded(measured, *(values[place :: len(some)] for values in found)))
     return sorted(rows, key=lambda row: methods.index((row["method"], row["seen"])))
 
 
-def ablate(
-    rank: Callable[[int], pd.DataFrame], most: int, targets: dict[str, str], split: str, seed: int
-) -> list[dict]:
-    """A row for each number of texts from 1 to `most`; `rank(number)` gives the ranking from so many texts per user."""
-    rows = []
-    for number in range(1, most + 1):
-        values = per_user_metrics(as_run(rank(number)), targets).to_numpy()
-        row = {"queries": number, "split": split, "users": users_of(targets)}
-        rows.append(row | rounded(METRICS, *means(values, seed, targets)))
-    return rows
+def of_texts(number: int, values: np.ndarray, users: Iterable[str], split: str, seed: int) -> dict:
+    """The row of a ranking from each user's first so many texts. values: [users, `METRICS`]."""
+    row = {"queries": number, "split": split, "users": users_of(users)}
+    return row | rounded(METRICS, *means(values, seed, users))
 
 
-def leave_parts_out(rankings: dict[str, pd.DataFrame], targets: dict[str, str], seed: int) -> list[dict]:
-    """A row for each part that is left out: its metrics, and what is lost without it (paired over users).
-
-    rankings: by the part that is left out; that of "none" is the whole.
-    """
-    found = {part: per_user_metrics(as_run(ranked), targets).to_numpy() for part, ranked in rankings.items()}
-    return [{"left_out": part} | _lost(found["none"], values, targets, seed) for part, values in found.items()]
-
-
-def losses(per_user: pd.DataFrame, rankings: dict[str, pd.DataFrame], targets: dict[str, str], seed: int) -> list[dict]:
-    """A row for each method: its metrics by other rankings, and what is lost by them (paired over users).
-
-    per_user: user, method, metrics. rankings: by method, as `rank.read_trec` and `as_run` return them.
-    """
-    rows = []
-    for method, run in rankings.items():
-        before = per_user[per_user["method"] == method].set_index("user")[METRICS].reindex(list(targets)).to_numpy()
-        values = per_user_metrics(run, targets).to_numpy()
-        rows.append({"method": method} | _lost(before, values, targets, seed))
-    return rows
-
-
-def _lost(before: np.ndarray, values: np.ndarray, targets: dict[str, str], seed: int) -> dict:
-    """How many users there are, their metrics [users, `METRICS`], and what is lost against those before."""
-    row = {"users": users_of(targets)} | rounded(METRICS, *means(values, seed, targets))
-    return row | rounded([f"{metric}_lost" for metric in METRICS], *means(before - values, seed, targets))
+def lost(before: np.ndarray, values: np.ndarray, users: Iterable[str], seed: int) -> dict:
+    """How many users there are, their metrics [users, `METRICS`], and what is lost against those before (paired over
+    users)."""
+    row = {"users": users_of(users)} | rounded(METRICS, *means(values, seed, users))
+    return row | rounded([f"{metric}_lost" for metric in METRICS], *means(before - values, seed, users))
 
 
 def gained_by_group(per_user: pd.DataFrame, method: str, other: str, popularity: pd.Series, seed: int) -> list[dict]:

@@ -1,7 +1,7 @@
 """How sure a number is: bootstrap intervals of means over users, paired tests of differences, and the noise of ties."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ import pandas as pd
 from gloss_utils.data import splits
 
 RESAMPLES = 1000
-PERMUTATIONS = 9999
+PERMUTATIONS, SIGNS_AT_A_TIME = 9999, 2**26
 TIE_ORDERS = 100
 
 
@@ -22,12 +22,14 @@ def intervals(values: np.ndarray, seed: int, owners: Sequence | None = None) -> 
     if not len(values):
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
     counted = ~np.isnan(values)
-    sums, counts = by_owner(np.where(counted, values, 0.0), owners), by_owner(counted.astype(float), owners)
+    whole = owners is None and counted.all()
+    sums = by_owner(values if counted.all() else np.where(counted, values, 0.0), owners)
+    counts = None if whole else by_owner(counted.astype(float), owners)
     rng, users = np.random.default_rng(seed), len(sums)
     means = []
     for _ in range(RESAMPLES):
         times = np.bincount(rng.integers(users, size=users), minlength=users)
-        of = users if owners is None and counted.all() else times @ counts
+        of = users if whole else times @ counts
         with np.errstate(invalid="ignore"):
             means.append(times @ sums / of)
     with warnings.catch_warnings():
@@ -55,11 +57,23 @@ def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed:
     95 % bootstrap interval, p (permutation test: the two values of each user are swapped at random, of a user with
     several targets all together) and p_corrected (Holm, over all rows).
     """
-    rows = []
+    methods = per_user["method"].unique().tolist()
+
+    def read(name: str, metric: str) -> np.ndarray:
+        return per_user[per_user["method"] == name].set_index("user")[metric].reindex(users).to_numpy()
+
+    users = per_user.loc[per_user["method"] == method, "user"].tolist()
+    return compare_all(read, users, methods, method, metrics, seed)
+
+
+def compare_all(
+    read: Callable[[str, str], np.ndarray], users: list[str], methods: list[str], method: str, metrics, seed: int
+) -> list[dict]:
+    """The same where `read` gives a method's values [users] of a metric."""
+    rows, others = [], [other for other in methods if other != method]
     for metric in metrics:
-        wide = per_user.pivot(index="user", columns="method", values=metric)
+        wide = pd.DataFrame({name: read(name, metric) for name in methods}, index=pd.Index(users)).sort_index()
         owners = owners_of(wide.index)
-        others = [other for other in per_user["method"].unique() if other != method]
         differences = wide[[method]].to_numpy() - wide[others].to_numpy()
         for other, values, low, high in zip(others, differences.T, *intervals(differences, seed, owners), strict=True):
             found = {"difference": values.mean(), "difference_low": low, "difference_high": high}
@@ -80,6 +94,8 @@ def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed:
 
 def owners_of(users: Iterable[str]) -> list[str] | None:
     """Whose target each of these is, where some users have several (see `splits.owner`); else null."""
+    if not any(splits.FURTHER in user for user in users):
+        return None
     owners = list(map(splits.owner, users))
     return None if len(set(owners)) == len(owners) else owners
 
@@ -96,7 +112,7 @@ def paired_p(differences: np.ndarray, seed: int) -> float:
         lambda values, axis: values.mean(axis=axis),
         permutation_type="samples",
         n_resamples=PERMUTATIONS,
-        batch=500,
+        batch=max(1, min(500, SIGNS_AT_A_TIME // len(differences))),
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
@@ -117,11 +133,21 @@ def tie_orders(found: pd.DataFrame, targets: dict[str, str], seed: int, k: int =
 
     found: the paper's candidates, as `rank.nearest_items` returns them; the last score of an item counts.
     """
+    return tie_orders_of(*beside_target(found, targets), len(targets), seed, k)
+
+
+def beside_target(found: pd.DataFrame, targets: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """How many items stand above the target, and how many share its score, for each user who has it among these."""
     last = found.drop_duplicates(["user", "item"], keep="last")
     hit = last[last["item"] == last["user"].map(targets)]
     beside = hit.merge(last, on="user", suffixes=("", "_other"))
     above = (beside["score_other"] > beside["score"]).groupby(beside["user"], sort=False).sum().to_numpy()
     equal = (beside["score_other"] == beside["score"]).groupby(beside["user"], sort=False).sum().to_numpy()
+    return above, equal
+
+
+def tie_orders_of(above: np.ndarray, equal: np.ndarray, users: int, seed: int, k: int = 5) -> np.ndarray:
+    """`tie_orders` from what `beside_target` found. users: all, with their target or without."""
     drawn = np.random.default_rng(seed).random((TIE_ORDERS, len(above)))
     rank = above + np.floor(drawn * equal) + 1
-    return np.where(rank <= k, 1 / np.log2(rank + 1), 0).sum(axis=1) / len(targets)
+    return np.where(rank <= k, 1 / np.log2(rank + 1), 0).sum(axis=1) / users
