@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,20 +14,18 @@ from gloss_utils.base.files import digest, fingerprint, parquet_in_parts, write_
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.data.prompts import encode_prompts, encode_texts, item_text
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
-from gloss_utils.rank.signals import likely_next
 from gloss_utils.rank.trec import writing_qrels, writing_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
 from gloss_utils.report.metrics import GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, targets_of
+from gloss_utils.runs import asking
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
-from gloss_utils.runs.resumed import in_batches
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
@@ -36,7 +34,6 @@ SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
 ALONE = ""  # the user of an empty history
 NOBODY = pd.DataFrame(columns=query_files.COLUMNS, dtype=object)
 USERS_AT_ONCE, SHOWN = 4096, 32768  # ranked for together: a multiple of what `hybrid` and `learned` take together
-AT_ONCE = 256  # texts that are scored together at most
 
 
 @dataclass
@@ -240,7 +237,7 @@ def _generated(run: Run, data: Dataset) -> Path:
         if run["show_user"]:
             _row_of(examples, run["show_user"])  # a wrong one is better known before the hours of generation
         known = _learnable(run, data, examples) if run["guide"] else {}
-        rows = _written(run, data, examples["history"], known)
+        rows = asking.written(run, data, examples["history"], known)
         with run.writing("texts") as part:
             query_files.write(part, _with_texts(examples, rows))
     return run.open("texts")
@@ -250,63 +247,6 @@ def _with_texts(examples: pd.DataFrame, rows: list) -> pd.DataFrame:
     """Examples with what was written for them, as files of queries hold them."""
     texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
     return pd.concat([examples.reset_index(drop=True), texts], axis=1)
-
-
-def _written(
-    run: Run, data: Dataset, histories: pd.Series, known: Histories | None = None, name: str = "texts"
-) -> list:
-    """What the model writes for each history: texts, log-probabilities, lengths.
-
-    known: the sequences that may be learned from, which guide the beams where the parameter `guide` says so. name: of
-    the artefact that it is for.
-    """
-    from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
-
-    titles, title_trie, weights = data.titles(), None, None
-    tokenizer = language.load_tokenizer(run.open("adapter"))
-    if run["decoding"] == language.CATALOGUE:
-        title_trie = _title_trie(run, titles)
-        for note in title_trie.notes:
-            print(note)
-        if run["num_beams"] > title_trie.trie.texts:
-            raise GlossError(
-                f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
-                f"{title_trie.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
-            )
-    if run["guide"]:
-        texts = title_trie.of_items(titles.values())
-        weights = tuple(part @ texts for part in likely_next(list(histories), list(known.values()), list(titles)))
-    named = [[titles[item] for item in history] for history in histories]
-    inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
-    columns = run["num_beams"] * run["max_new_tokens"]
-    batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
-    model, settings = _model(run), run.settings(language.Decoding)
-
-    def load() -> language.Writer:
-        return language.Writer(*language.load_finetuned(*model), settings, title_trie, weights)
-
-    work = partial(language.write_batches, load, inputs)
-    return in_batches(run, name, inputs, batches, work, "generating")
-
-
-def _title_trie(run: Run, titles: dict[str, str]):
-    """What the run's model may write (a `TitleTrie`); built once for texts and for what it is asked."""
-    return _built(run.open("adapter"), digest(run.folder.record("adapter")), tuple(titles.values()))
-
-
-@lru_cache(maxsize=1)
-def _built(adapter: Path, seal: str, titles: tuple[str, ...]):
-    from gloss_utils import language
-
-    return language.TitleTrie(language.load_tokenizer(adapter), titles)
-
-
-def _model(run: Run) -> tuple:
-    """The arguments with which `language.load_finetuned` loads the run's model."""
-    from gloss_utils import language
-
-    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
-    return base, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
 
 
 # ---- what the model is asked for
@@ -322,10 +262,10 @@ def _asked(run: Run, data: Dataset, queries: pd.DataFrame, found: Ranker, held: 
     run.known["proposed"] = digest(pairs.to_numpy().tolist())
     if not run.keeps("asked"):
         known = _learnable(run, data, queries) | found.learned.held if run["guide"] else {}
-        rows = _written(run, data, held["history"], known, "asked")
+        rows = asking.written(run, data, held["history"], known, "asked")
         alone = pd.DataFrame({"user": ALONE, "item": found.items})
         histories = found.histories | found.learned.held | {ALONE: []}
-        scored = _scored(run, data, pd.concat([pairs, alone]), histories)
+        scored = asking.scored(run, data, pd.concat([pairs, alone]), histories)
         with run.writing("asked") as part:
             part.mkdir()
             scored.to_parquet(part / SCORES, index=False)
@@ -351,35 +291,6 @@ def _said(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What the model said of items after users' histories, and of all items after an empty one."""
     scored = pd.read_parquet(run.open("asked") / SCORES)
     return scored[scored["user"] != ALONE], scored[scored["user"] == ALONE]
-
-
-def _scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -> pd.DataFrame:
-    """The log-probability of each item's line and its end after the user's prompt: user, item, logprob, tokens."""
-    from gloss_utils import language
-
-    tokenizer, titles = language.load_tokenizer(run.open("adapter")), data.titles()
-    lines = dict(zip(titles, encode_texts(tokenizer, [item_text(title) for title in titles.values()]), strict=True))
-    asked_for = pairs.groupby("user", sort=False)["item"].agg(list)
-    named = [[titles[item] for item in histories[user]] for user in asked_for.index]
-    prompts = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
-    inputs = [
-        (prompt, [[*lines[item], tokenizer.eos_token_id] for item in items[start : start + AT_ONCE]])
-        for prompt, items in zip(prompts, asked_for, strict=True)
-        for start in range(0, len(items), AT_ONCE)
-    ]
-    batches = language.plan_batches([len(prompt) for prompt, _ in inputs], 0, run["generation_batch_tokens"])
-    model, trie = _model(run), None
-    if run["loss"] == language.CATALOGUE:
-        trie = _title_trie(run, titles).trie
-
-    def load() -> language.Scorer:
-        return language.Scorer(language.load_finetuned(*model)[0], trie)
-
-    work = partial(language.write_batches, load, inputs)
-    rows = in_batches(run, "asked", inputs, batches, work, "asking")
-    tokens = [len(text) for _, texts in inputs for text in texts]
-    found = asked_for.explode().reset_index()
-    return found.assign(logprob=[score for row in rows for score in row], tokens=tokens)
 
 
 def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:

@@ -18,6 +18,7 @@ from gloss_utils.language import beam_search, cache_tree, generation, hf_generat
 from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
 from gloss_utils.language.models import load_finetuned, load_tokenizer
 from gloss_utils.rank import items_of_exact_titles
+from gloss_utils.runs import asking
 from gloss_utils.runs.journal import Journal
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
@@ -40,7 +41,7 @@ def examples(run, users: int = 20) -> pd.DataFrame:
 def generated(run, users: int = 20) -> list[generation.Row]:
     """What the model writes for some users; the journal stays."""
     histories, data = examples(run, users)["history"], Dataset.load(run.folder.data)
-    return [tuple(row) for row in retrieve._written(run, data, histories)]
+    return [tuple(row) for row in asking.written(run, data, histories)]
 
 
 def texts(run, **more) -> list[list[str]]:
@@ -250,17 +251,17 @@ def test_the_trie_of_a_run_is_built_once(run, monkeypatch):
     monkeypatch.setattr(language, "TitleTrie", lambda *given: built.append(1) or real(*given))
     data = Dataset.load(work.folder.data)
     work.known["proposed"] = "one"
-    retrieve._built.cache_clear()
-    retrieve._written(work, data, pd.Series([[]]))
-    retrieve._scored(work, data, pd.DataFrame({"user": ["ann"], "item": data.items["item"].head(1)}), {"ann": []})
+    asking._built.cache_clear()
+    asking.written(work, data, pd.Series([[]]))
+    asking.scored(work, data, pd.DataFrame({"user": ["ann"], "item": data.items["item"].head(1)}), {"ann": []})
     assert len(built) == 1
     fewer = dict(list(data.titles().items())[1:])
-    assert len(retrieve._title_trie(work, fewer).texts) < len(data.titles()) and len(built) == 2
+    assert len(asking.title_trie(work, fewer).texts) < len(data.titles()) and len(built) == 2
 
 
 def test_an_empty_history_is_a_prompt_without_titles(run):
     work = run()
-    [(texts, _, _)] = retrieve._written(work, Dataset.load(work.folder.data), pd.Series([[]]))
+    [(texts, _, _)] = asking.written(work, Dataset.load(work.folder.data), pd.Series([[]]))
     assert len(texts) == 3
 
 

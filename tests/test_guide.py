@@ -14,7 +14,7 @@ from gloss_utils.language.guide import Guide
 from gloss_utils.language.models import load_tokenizer
 from gloss_utils.language.trie import Trie
 from gloss_utils.rank import likely_next
-from gloss_utils.runs import parameters
+from gloss_utils.runs import asking, parameters
 
 END = 3
 
@@ -132,7 +132,7 @@ def weights_of(run, data, examples, monkeypatch) -> tuple:
     monkeypatch.setattr(language, "load_finetuned", lambda *_: (None, None))
     monkeypatch.setattr(language, "Writer", noting)
     with pytest.raises(Stop):
-        retrieve._written(run, data, examples["history"], retrieve._learnable(run, data, examples))
+        asking.written(run, data, examples["history"], retrieve._learnable(run, data, examples))
     return found[0]
 
 
@@ -159,7 +159,7 @@ def test_histories_move_the_texts_of_a_run(copied_run):
     for guide in (0.0, 0.8):
         run = guided(copied_run, guide=guide)
         examples = splits.evaluation_examples(data, "test").head(20)
-        written[guide] = retrieve._written(run, data, examples["history"], retrieve._learnable(run, data, examples))
+        written[guide] = asking.written(run, data, examples["history"], retrieve._learnable(run, data, examples))
     assert [row[0] for row in written[0.0]] != [row[0] for row in written[0.8]]
     totals = {guide: np.mean([row[1][0] for row in rows]) for guide, rows in written.items()}
     assert totals[0.8] < totals[0.0]  # the model's own log-probabilities, which guided beams do not have the best of
@@ -172,4 +172,4 @@ def test_what_cannot_be_guided(copied_run, monkeypatch):
     data = Dataset.load(run.folder.data)
     monkeypatch.setattr(cache_tree, "unfit", lambda model: "its window slides")
     with one_line_error("parameter guide is 0.5", "its window slides"):
-        retrieve._written(run, data, splits.evaluation_examples(data, "test")["history"], {})
+        asking.written(run, data, splits.evaluation_examples(data, "test")["history"], {})

@@ -17,7 +17,7 @@ from gloss_utils.rank import read_trec
 from gloss_utils.rank.signals import PARTS
 from gloss_utils.report import segments, stories, tables
 from gloss_utils.report.metrics import GLOSS_HISTORIES, KEPT_IN, LEFT_OUT, METRICS, SEEN
-from gloss_utils.runs import given, notebooks
+from gloss_utils.runs import asking, given, notebooks
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EXPLORE, FINE_TUNE, RETRIEVE, ROOT, SEGMENTS, STAGES, AllParameters
 from gloss_utils.runs.run import Run, open_run
@@ -77,7 +77,7 @@ def test_the_box_of_users_starts_with_the_one_asked_for(small_run):
 def test_another_ranking_takes_the_old_pages_and_metrics_away(copied_run, monkeypatch):
     folder, _ = copied_run
     texts = folder.queries.read_bytes()
-    monkeypatch.setattr(retrieve, "_written", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr(asking, "written", lambda *args: pytest.fail("generated again"))
     parameters = folder.stages()[RETRIEVE]["parameters"]
     run = open_alone(RETRIEVE, folder, **parameters | {"retriever": "bm25", "top_k": 2})
     retrieve.prepare(run)

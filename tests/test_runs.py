@@ -19,7 +19,7 @@ from gloss_utils.base.files import fingerprint, read_json, write_json
 from gloss_utils.base.seals import read_seal, seal_of, sweep
 from gloss_utils.language import training
 from gloss_utils.rank import sasrec
-from gloss_utils.runs import artefacts, folder, given, notebooks, room
+from gloss_utils.runs import artefacts, asking, folder, given, notebooks, room
 from gloss_utils.runs.artefacts import RECIPES, duration, path_of
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, INDEX, RETRIEVE, STAGES, AllParameters
@@ -162,8 +162,8 @@ def test_force_asks_each_stage_for_its_own_artefacts_alone(copied_run, executed)
 def test_after_remake_the_next_look_makes_nothing(copied_run, monkeypatch):
     run, file = copied_run
     written = []
-    real = retrieve._written
-    monkeypatch.setattr(retrieve, "_written", lambda *args: written.append(1) or real(*args))
+    real = asking.written
+    monkeypatch.setattr(asking, "written", lambda *args: written.append(1) or real(*args))
     before = run.queries.read_bytes()
     step(RETRIEVE, file, remake=["texts"])
     step(RETRIEVE, file)
@@ -272,7 +272,7 @@ def test_what_was_made_with_other_parameters_is_kept(copied_run, capsys, monkeyp
     assert "queries.jsonl: it was made from other values of num_beams (it took" in capsys.readouterr().out
     other = run.queries.read_bytes()
     assert other != before
-    monkeypatch.setattr(retrieve, "_written", None)
+    monkeypatch.setattr(asking, "written", None)
     step(RETRIEVE, file)
     assert run.queries.read_bytes() == before
     step(RETRIEVE, file, num_beams=2)
@@ -286,7 +286,7 @@ def test_a_replay_loses_no_generated_texts(copied_run, tmp_path, monkeypatch):
     replayed.write_bytes(b"".join(before.splitlines(keepends=True)[:20]))
     step(RETRIEVE, file, queries_file=str(replayed))
     assert len(run.queries.read_bytes().splitlines()) == 20
-    monkeypatch.setattr(retrieve, "_written", None)
+    monkeypatch.setattr(asking, "written", None)
     step(RETRIEVE, file)
     assert run.queries.read_bytes() == before
 

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from helpers import one_line_error, run_of
 
-from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.runs import parameters, resumed, workers
+from gloss_utils.runs import asking, parameters, resumed, workers
 from gloss_utils.runs.run import Run
 from gloss_utils.search import encode_texts, load_encoder
 
@@ -34,7 +33,7 @@ SEVERAL = {"engine": "ray", "workers": 2, "generation_batch_tokens": 4000}  # ba
 def generated(run: Run) -> list[tuple]:
     """What is written for all users, generated anew."""
     data = Dataset.load(run.folder.data)
-    rows = retrieve._written(run, data, splits.evaluation_examples(data, "test")["history"])
+    rows = asking.written(run, data, splits.evaluation_examples(data, "test")["history"])
     shutil.rmtree(run.folder.unfinished)  # else the next call would find this one's batches
     return rows
 
@@ -75,7 +74,7 @@ def test_workers_score_what_this_process_does(small_run, session):
         pairs = examples.assign(item=[list(data.items["item"].iloc[:3])] * len(examples))[["user", "item"]].explode(
             "item"
         )
-        found = retrieve._scored(run, data, pairs, histories)
+        found = asking.scored(run, data, pairs, histories)
         shutil.rmtree(run.folder.unfinished)
         return found["logprob"].tolist()
 

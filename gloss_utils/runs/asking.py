@@ -1,0 +1,102 @@
+"""What a run's model writes for histories, and how likely it finds given items: in batches that a run which was cut off
+does not do again."""
+
+from functools import lru_cache, partial
+from pathlib import Path
+
+import pandas as pd
+
+from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import digest
+from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import encode_prompts, encode_texts, item_text
+from gloss_utils.rank.candidates import Histories
+from gloss_utils.rank.signals import likely_next
+from gloss_utils.runs.resumed import in_batches
+from gloss_utils.runs.run import Run
+
+AT_ONCE = 256  # texts of a user that are scored together at most
+
+
+def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | None = None, name: str = "texts") -> list:
+    """What the model writes for each history: texts, log-probabilities, lengths.
+
+    known: the sequences that may be learned from, which guide the beams where the parameter `guide` says so. name: of
+    the artefact that it is for.
+    """
+    from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
+
+    titles, may_write, weights = data.titles(), None, None
+    tokenizer = language.load_tokenizer(run.open("adapter"))
+    if run["decoding"] == language.CATALOGUE:
+        may_write = title_trie(run, titles)
+        for note in may_write.notes:
+            print(note)
+        if run["num_beams"] > may_write.trie.texts:
+            raise GlossError(
+                f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
+                f"{may_write.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
+            )
+    if run["guide"]:
+        texts = may_write.of_items(titles.values())
+        weights = tuple(part @ texts for part in likely_next(list(histories), list(known.values()), list(titles)))
+    named = [[titles[item] for item in history] for history in histories]
+    inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
+    columns = run["num_beams"] * run["max_new_tokens"]
+    batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
+    model, settings = _model(run), run.settings(language.Decoding)
+
+    def load() -> language.Writer:
+        return language.Writer(*language.load_finetuned(*model), settings, may_write, weights)
+
+    work = partial(language.write_batches, load, inputs)
+    return in_batches(run, name, inputs, batches, work, "generating")
+
+
+def title_trie(run: Run, titles: dict[str, str]):
+    """What the run's model may write (a `TitleTrie`); built once for texts and for what it is asked."""
+    return _built(run.open("adapter"), digest(run.folder.record("adapter")), tuple(titles.values()))
+
+
+@lru_cache(maxsize=1)
+def _built(adapter: Path, seal: str, titles: tuple[str, ...]):
+    from gloss_utils import language
+
+    return language.TitleTrie(language.load_tokenizer(adapter), titles)
+
+
+def _model(run: Run) -> tuple:
+    """The arguments with which `language.load_finetuned` loads the run's model."""
+    from gloss_utils import language
+
+    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
+    return base, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
+
+
+def scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -> pd.DataFrame:
+    """The log-probability of each item's line and its end after the user's prompt: user, item, logprob, tokens."""
+    from gloss_utils import language
+
+    tokenizer, titles = language.load_tokenizer(run.open("adapter")), data.titles()
+    lines = dict(zip(titles, encode_texts(tokenizer, [item_text(title) for title in titles.values()]), strict=True))
+    asked_for = pairs.groupby("user", sort=False)["item"].agg(list)
+    named = [[titles[item] for item in histories[user]] for user in asked_for.index]
+    prompts = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
+    inputs = [
+        (prompt, [[*lines[item], tokenizer.eos_token_id] for item in items[start : start + AT_ONCE]])
+        for prompt, items in zip(prompts, asked_for, strict=True)
+        for start in range(0, len(items), AT_ONCE)
+    ]
+    batches = language.plan_batches([len(prompt) for prompt, _ in inputs], 0, run["generation_batch_tokens"])
+    model, trie = _model(run), None
+    if run["loss"] == language.CATALOGUE:
+        trie = title_trie(run, titles).trie
+
+    def load() -> language.Scorer:
+        return language.Scorer(language.load_finetuned(*model)[0], trie)
+
+    work = partial(language.write_batches, load, inputs)
+    rows = in_batches(run, "asked", inputs, batches, work, "asking")
+    tokens = [len(text) for _, texts in inputs for text in texts]
+    found = asked_for.explode().reset_index()
+    return found.assign(logprob=[score for row in rows for score in row], tokens=tokens)
