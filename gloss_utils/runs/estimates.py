@@ -57,7 +57,7 @@ def dense_index(items: int, dimensions: int, kind: str) -> int:
 def bm25_index(items: int) -> int:
     """The index by words: a place and a pair's number for each word of an item, and words of its own with their ends,
     starts and highest counts."""
-    return items * ((FLOAT + 2) * WORDS + 36) + 4 * 2**10
+    return items * ((FLOAT + 2) * WORDS + 24) + 2 * 2**10
 
 
 def texts(users: int, num_beams: int, max_new_tokens: int, history: float) -> int:

@@ -124,9 +124,11 @@ class Postings:
             has = np.flatnonzero(np.take(where, at, mode="clip") == places)
             return has, at[has]
         indexes = places.astype(np.intp)
-        self._marks[indexes] = np.arange(1, len(places) + 1, dtype=np.int32)
-        found = self._marks.take(where, mode="clip")  # nothing is clipped, which saves the check
-        self._marks[indexes] = 0
+        try:
+            self._marks[indexes] = np.arange(1, len(places) + 1, dtype=np.int32)
+            found = self._marks.take(where, mode="clip")  # nothing is clipped, which saves the check
+        finally:
+            self._marks[indexes] = 0
         at = np.flatnonzero(found)
         return found[at] - 1, at
 
