@@ -18,6 +18,7 @@ from gloss_utils.data.rejects import Rejects
 from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
 from gloss_utils.rank.evidence import without_part
+from gloss_utils.rank.learned import check_fits
 from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
 from gloss_utils.rank.trec import writing_qrels, writing_trec
 from gloss_utils.rank.weights import HybridSettings
@@ -29,6 +30,7 @@ from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
+from gloss_utils.search.on_disk import memory
 
 SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
 ALONE = ""  # the user of an empty history
@@ -60,6 +62,8 @@ def prepare(run: Run) -> Retrieved:
     data, folder = Dataset.load(run.open("data")), run.folder
     if run["ranking"] != PAPER:
         HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
+    if run["ranking"] == LEARNED:
+        check_fits(len(data.items), memory())
     path = _read(run) if run["queries_file"] else _generated(run, data)
     blocks = in_blocks(run, path)
     _look_through(run, data, blocks())

@@ -2,15 +2,17 @@
 
 import pandas as pd
 import pytest
-from helpers import run_of
+from helpers import one_line_error, run_of
 
-from gloss_utils import retrieve
+from gloss_utils import evaluate, retrieve
 from gloss_utils.base.files import digest
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import Ranker, cooccurrence
 from gloss_utils.rank.ranker import RULES
-from gloss_utils.runs.parameters import RETRIEVE
+from gloss_utils.rank.trec import read_trec_blocks
+from gloss_utils.report.in_blocks import Values
+from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 
 
 @pytest.fixture
@@ -95,3 +97,37 @@ def test_what_the_evaluated_users_teach_hangs_on_no_block(copied_run):
     run, data = of_stage(copied_run, RETRIEVE), Dataset.load(copied_run[0].data)
     frame = query_files.read(copied_run[0].queries, 3, 0)
     assert retrieve._learnable(run, data, frame) == retrieve._learnable(run, data, iter([frame[:4], frame[4:]]))
+
+
+def test_a_catalogue_too_large_for_learned_is_named_before_the_work(copied_run, monkeypatch):
+    monkeypatch.setattr(retrieve, "memory", lambda: 10**6)
+    monkeypatch.setattr(retrieve, "in_blocks", None)  # which nothing may call
+    with one_line_error("learned", "17 kB", "hybrid"):
+        retrieve.prepare(of_stage(copied_run, RETRIEVE, ranking="learned"))
+
+
+def test_stage_five_in_blocks_finds_the_same(copied_run, blocks):
+    folder, _ = copied_run
+    before = {path.name: path.read_bytes() for path in [*folder.rankings.iterdir(), folder.metrics]}
+    per_user = pd.read_parquet(folder.per_user)
+    evaluate.prepare(of_stage(copied_run, EVALUATE))
+    assert max(blocks) == 3 and len(per_user) > 100
+    assert {path.name: path.read_bytes() for path in [*folder.rankings.iterdir(), folder.metrics]} == before
+    pd.testing.assert_frame_equal(pd.read_parquet(folder.per_user), per_user, check_exact=True)
+    assert not list(folder.unfinished.iterdir())
+
+
+def test_values_are_appended_by_name(tmp_path):
+    values, rows = Values(tmp_path), pd.DataFrame({"a": [1, 2], "b": [0.5, float("nan")]})
+    for name in ("x", "y", "x"):
+        values.add(name, rows)
+    assert values.read("x", ["a"]).tolist() == [[1], [2], [1], [2]] and values.read("y").shape == (2, 2)
+
+
+def test_trec_files_are_read_in_blocks(tmp_path):
+    path = tmp_path / "run.trec"
+    path.write_text("u Q0 a 1 2.5 m\nu Q0 b 2 1.5 m\nw Q0 a 1 0.25 m\n")
+    found = [frame.to_numpy().tolist() for frame in read_trec_blocks(path, [["u"], ["v"], ["w"]])]
+    assert found == [[["u", "a", 2.5], ["u", "b", 1.5]], [], [["w", "a", 0.25]]]
+    with pytest.raises(ValueError, match="u, who is out of order"):
+        list(read_trec_blocks(path, [["w"], ["u"][:0]]))

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from gloss_utils.base.errors import GlossError
 from gloss_utils.data.sequences import Sequences
 from gloss_utils.rank import cooccurrence, text_weights
 from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories, as_ranking
@@ -42,7 +43,18 @@ SETTINGS = {
 }
 TREES = 200
 FAVOUR = -0.5  # of new items; over all users as good as 0, and costs the others less (`benchmarks.new_items`)
+BYTES_AN_ITEM = 17_000  # of all signals, as held for Beauty's 12,101 items
 HEAT = (0.12, 0.3)  # of the votes of texts, by meaning and by words, as weights.yaml
+
+
+def check_fits(items: int, memory: int):
+    """Raise a `GlossError` where the signals of so many items need more memory, in bytes, than there is."""
+    needed = items * BYTES_AN_ITEM
+    if needed > memory:
+        raise GlossError(
+            f"ranking learned holds some {BYTES_AN_ITEM // 1000} kB for each item in memory, {needed / 1e9:,.0f} GB "
+            f"for {items:,}, and there are {memory / 1e9:,.0f} GB; take ranking hybrid, which holds co-occurrence alone"
+        )
 
 
 @dataclass

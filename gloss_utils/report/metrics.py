@@ -119,7 +119,7 @@ def summarise_all(
         every = np.stack([read(one)[order] for one in some], axis=2)
         for segment, inside in segments.members(about).items():
             users = about.loc[inside, "user"]
-            found = means(every[inside.to_numpy()].reshape(len(users), -1), seed, users)
+            found = means(every[inside.to_numpy()].reshape(len(users), len(measured) * len(some)), seed, users)
             for place, (method, seen) in enumerate(some):
                 row = {"method": method, "seen": seen, "split": split, "segment": segment}
                 row |= {"users": users_of(users), "targets": len(users)}
