@@ -153,9 +153,9 @@ def ranking(users: int, items: int) -> dict:
     with Step() as counting:
         evidence = Evidence(sequences, sequences, catalogue, settings)
     matrix = evidence.following
-    evidence.users, evidence.recent = evidence.users[:4096], evidence.recent[:4096]
+    some = evidence.of(dict(list(sequences.items())[:4096]))
     with Step() as rating:
-        evidence.rankings({}, {"": settings.weights}, 10)
+        some.rankings({}, {"": settings.weights}, 10)
     held = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
     return {
         "interactions": interactions,
@@ -163,7 +163,7 @@ def ranking(users: int, items: int) -> dict:
         "cooccurrence_entries_per_interaction": round(matrix.nnz / interactions, 2),
         "cooccurrence_bytes_per_item": round(held / items, 1),
         "cooccurrence_growth_bytes_per_interaction": round(counting.grown / interactions, 1),
-        "ranked_users_per_second": round(len(evidence.users) / rating.seconds, 1),
+        "ranked_users_per_second": round(len(some.histories) / rating.seconds, 1),
     }
 
 

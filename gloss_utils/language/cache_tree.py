@@ -138,7 +138,9 @@ class Tree:
             if chosen is None:
                 scores[rows] = logits[within, at[rows], nexts[rows]] - logits.logsumexp(-1).gather(1, at[rows])
             else:
-                scores[rows] = chosen(logits[within, at[rows]], nodes=nodes[rows], chosen=nexts[rows])
+                before = logits[within, at[rows]].flatten(0, 1)
+                found = chosen(before, nodes=nodes[rows].flatten(), chosen=nexts[rows].flatten())
+                scores[rows] = found.view(len(logits), -1)
             for layer in self.layers:
                 layer.used -= count  # the next portion takes the same columns
         return scores

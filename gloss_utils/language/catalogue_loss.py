@@ -13,6 +13,7 @@ import torch
 
 from gloss_utils.language.trie import ROOT, Trie
 
+WIDE = 64  # children
 NOWHERE, IGNORED = -1, -100  # no node; the label of a token without a loss
 
 
@@ -56,9 +57,17 @@ def logprobs_among(logits: torch.Tensor, tokens: torch.Tensor, filled: torch.Ten
 
 
 def logprobs_at(logits: torch.Tensor, trie: Trie, nodes: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities of the tokens `chosen` [...] at nodes [...], among those that the trie goes on with."""
-    tokens, _, filled = trie.children(nodes)
-    return torch.where(tokens == chosen[..., None], logprobs_among(logits, tokens, filled), 0.0).sum(-1)
+    """The log-probabilities of the tokens `chosen` [n] at nodes [n], among those that the trie goes on with.
+
+    logits: [n, vocabulary]. The few nodes near the root have thousands of children: they are looked at by themselves.
+    """
+    found, is_wide = torch.zeros(nodes.shape, device=logits.device), trie.count(nodes) > WIDE
+    for some in (is_wide.nonzero()[:, 0], (~is_wide).nonzero()[:, 0]):
+        if len(some):
+            tokens, _, filled = trie.children(nodes[some])
+            among = logprobs_among(logits[some], tokens, filled)
+            found = found.index_add(0, some, torch.where(tokens == chosen[some, None], among, 0.0).sum(-1))
+    return found
 
 
 def loss(model, batch: dict[str, torch.Tensor], trie: Trie, count: torch.Tensor | int | None = None) -> torch.Tensor:

@@ -162,7 +162,9 @@ def _score_group(tree: Tree, first: torch.Tensor, branches: list[_Branches], tri
     if trie is None:
         scores, chosen = logprobs_of(first, nexts), None
     else:
-        scores = logprobs_at(first[:, None].expand(-1, nexts.shape[1], -1), trie, nodes, nexts)
+        row, column = (follows == PROMPT).nonzero(as_tuple=True)
+        scores = torch.zeros(follows.shape, device=tree.device)
+        scores[row, column] = logprobs_at(first[row], trie, nodes[row, column], nexts[row, column])
         chosen = partial(logprobs_at, trie=trie)
     if longest:
         seen = torch.eye(longest, dtype=torch.bool).repeat(len(branches), 1, 1)  # a place that is filled up sees itself

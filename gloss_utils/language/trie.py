@@ -112,15 +112,25 @@ class Trie:
             nodes.append(self.below(nodes[-1])[token])
         return nodes
 
-    def children(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What may follow: tokens and nodes, [..., most children], and which of these places are filled."""
-        flat, start, first, key, token = self._arrays
-        nodes, which = nodes.unique(return_inverse=True)  # beams begin at one node, the one with most children
+    def count(self, nodes: torch.Tensor) -> torch.Tensor:
+        """How many tokens may follow each node."""
+        return self._children(nodes)[-1]
+
+    def _children(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the first child is in `flat`, where the others begin in `key`, and how many children there are."""
+        _, start, first, key, _ = self._arrays
         (begin, until), depth = self.span(nodes), self._depth(nodes)
         level, text = depth * self.texts, first[begin]
         place = start[text] + depth
         low = torch.searchsorted(key, level + begin + 1)  # the first child is not there: it does not part
-        some = torch.searchsorted(key, level + until) - low + (place < start[text + 1])
+        return place, low, torch.searchsorted(key, level + until) - low + (place < start[text + 1])
+
+    def children(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What may follow: tokens and nodes, [..., most children], and which of these places are filled."""
+        flat, _, _, key, token = self._arrays
+        nodes, which = nodes.unique(return_inverse=True)  # beams begin at one node, the one with most children
+        (begin, until), depth = self.span(nodes), self._depth(nodes)
+        level, (place, low, some) = depth * self.texts, self._children(nodes)
         places = torch.arange(max(1, int(some.max())) + 1, device=nodes.device)
         at = ((low - 1)[..., None] + places).clamp_(max=len(key) - 1)
         filled = places < some[..., None]
