@@ -52,8 +52,9 @@ over users; intervals are not corrected for the number of groups.
 By the paper's rule both models stay below last-item search by words with seen items kept in (0.0431 on Beauty, 0.0517
 on Toys), which was the aim. Neither their texts nor their probabilities add anything to histories over all users; on
 Beauty they take a little NDCG@5 away. They move the ranking from rare targets to frequent ones: those that occur 20
-times or more in training gain, those that occur fewer than 10 times lose as much or more. A model that saw the same histories knows what counts know, and of rare
-items less. That does not say what a Llama, which has read of the world, would add."""
+times or more in training gain, those that occur fewer than 10 times lose as much or more. A model that saw the
+same histories knows what counts know, and of rare items less. That does not say what a Llama, which has read of the
+world, would add."""
 
 
 def results_page(tables: list[dict]) -> str:

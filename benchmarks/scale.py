@@ -21,14 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from gloss_utils.data import sources
+from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.rules import build
 from gloss_utils.data.sources import OwnTables
+from gloss_utils.runs.parameters import ROOT
 
 SEED, AT_ONCE, WORDS, VOCABULARY = 3407, 2**20, 9, 200_000
 BEGIN, END = 1_300_000_000, 1_700_000_000  # seconds
 INTERACTIONS, ITEMS, DATA = "interactions.csv", "items.csv", "data"
+USERS_AT_ONCE = 4096
 
 
 def ids(letter: str, numbers: np.ndarray) -> pa.Array:
@@ -82,7 +84,28 @@ def stage_one(folder: Path) -> dict:
     return counts | clock.laps
 
 
-STAGES = {"1": stage_one}
+def stage_four(folder: Path) -> dict:
+    """What may be learnt, co-occurrence, and the rankings of all users by histories alone (hybrid without texts)."""
+    from gloss_utils.rank import Evidence, HybridSettings
+    from gloss_utils.rank.trec import writing_trec
+
+    clock, data = Clock(), Dataset.load(folder / DATA)
+    known = splits.training_sequences(data, splits.example_blocks(data, "test", USERS_AT_ONCE))
+    clock.lap("training sequences")
+    settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
+    evidence = Evidence({}, known, data.items["item"], settings)
+    clock.lap("co-occurrence")
+    path, users = folder / "histories.trec", 0
+    with writing_trec({path: "histories"}) as write:
+        for some in splits.example_blocks(data, "test", USERS_AT_ONCE):
+            found = evidence.of(dict(zip(some["user"], some["history"], strict=True)))
+            write(path, found.rankings({}, {"": settings.weights})[""])
+            users += len(some)
+    clock.lap("rankings")
+    return {"users": users, "neighbours": evidence.following.nnz} | clock.laps
+
+
+STAGES = {"1": stage_one, "4": stage_four}
 
 
 class Clock:

@@ -283,6 +283,9 @@ def test_made_up_files_go_through_stage_one(tmp_path):
     found = scale.stage_one(tmp_path)
     assert 40 < found["users"] <= 50 and 60 < found["items"] < 80 and 500 < found["interactions"] <= 600
     assert found["rules"]["peak_mib"] > 0 and len(Dataset.load(tmp_path / scale.DATA).places) <= found["interactions"]
+    ranked = scale.stage_four(tmp_path)
+    users = {line.split()[0] for line in (tmp_path / "histories.trec").read_text().splitlines()}
+    assert len(users) == ranked["users"] > 20 and ranked["neighbours"] > 0
     scale.write_files(tmp_path, 50, 80, 600)
     assert (tmp_path / scale.INTERACTIONS).read_bytes() == before
 
