@@ -57,7 +57,8 @@ class Lists(Sequence):
             offsets = self.offsets[first : max(first, end) + 1]
             return Lists(self.items, offsets - offsets[0], self.places[offsets[0] : offsets[-1]])
         place = range(len(self))[place]
-        return self.items[self.places[self.offsets[place] : self.offsets[place + 1]]].tolist()
+        # One by one: Arrow goes through all of a large catalogue's pieces to take some of it.
+        return [self.items[at] for at in self.places[self.offsets[place] : self.offsets[place + 1]].tolist()]
 
     def __iter__(self) -> Iterator[list[str]]:
         for start in range(0, len(self), AT_ONCE):

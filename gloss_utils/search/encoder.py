@@ -45,7 +45,9 @@ def load_encoder(name: str, revision: str | None = None) -> "SentenceTransformer
     carries it, and its weights are known by their sha256.
     """
     from sentence_transformers import SentenceTransformer  # takes seconds to import, and saved indexes rarely need it
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a widget, of which an executed notebook would show only the first state
     source = name
     if name == DEFAULT_ENCODER:
         if revision:
