@@ -29,9 +29,7 @@ def numbered(texts, known: pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 
 def _places(texts: pa.Array, known: pa.Array) -> np.ndarray:
-    found = pc.index_in(
-        known, value_set=texts
-    )  # so that the table of hashes is one of the texts, not of all known ones
+    found = pc.index_in(known, value_set=texts)  # this way round, the table of hashes is not one of all known ones
     places = np.full(len(texts), -1)
     places[found.drop_null()] = np.flatnonzero(found.is_valid())
     return places

@@ -161,10 +161,7 @@ class _Query:
         limits = np.array([limit for *_, limit in self.ways]).reshape(len(self.ways), len(self.part.length))
         left = limits[::-1].cumsum(axis=0)[::-1]  # what the words from this one on may give
         slack = STEP + FLOAT * len(self.words) * float(left.max(initial=0))
-        least, kth = (
-            0.4 * STEP,
-            0.0,
-        )  # what a candidate has to be able to reach (less is rounded to 0); the k-th best sum
+        least, kth = 0.4 * STEP, 0.0
         for (where, codes, gain, limit), before in zip(self.ways, left, strict=True):
             rest = before - limit
             if len(places) < k:
