@@ -2,13 +2,16 @@
 
     python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 24] [--work DIR] [--results DIR]
     python -m benchmarks.baselines DATA_DIR --learned [--datasets beauty toys] [--results DIR]
+    python -m benchmarks.baselines DATA_DIR --sasrec-search TRIALS [--sasrec-seeds 3] [--datasets beauty toys] …
 
 DATA_DIR holds the raw Amazon files. SASRec is trained in DIR/NAME, where a training that was cut off goes on; 0 epochs
-leave it out. --learned ranks by histories alone, with trees that are fitted on training users, as a run does. Prints
-the table; --results writes DIR/NAME-baselines.json, or DIR/NAME-learned.json, for notebook 7.
+leave it out. --learned ranks by histories alone, with trees that are fitted on training users, as a run does.
+--sasrec-search tries so many settings of SASRec on the validation users, and trains the best one with several seeds.
+Prints the table; --results writes DIR/NAME-baselines.json, NAME-learned.json or NAME-sasrec.json, for notebook 7.
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.data.rules import build
-from gloss_utils.rank import HybridSettings, Ranker, as_run, baselines, sasrec
+from gloss_utils.rank import HybridSettings, Ranker, as_run, baselines, sasrec, sasrec_search
 from gloss_utils.report import metrics
 from gloss_utils.report.metrics import GLOSS_HISTORIES, LEFT_OUT, SEEN
 from gloss_utils.runs import results
@@ -71,6 +74,19 @@ def measure(data: Dataset, epochs: int, folder: Path, learned: bool = False) -> 
     return rows, {name: round(value, 1) for name, value in seconds.items()}
 
 
+def searched(data: Dataset, epochs: int, trials: int, seeds: int, folder: Path) -> tuple[list[dict], dict]:
+    """Rows of metrics of SASRec with the best of so many settings, by seed and protocol; and what was tried."""
+    examples, items = splits.evaluation_examples(data, "test"), data.items["item"].tolist()
+    known = list(splits.training_sequences(data, examples).values())
+    world = sasrec_search.World(known, sasrec.validation_users(data, examples, "test"), items)
+    models, about = sasrec_search.train(world, sasrec.Settings(epochs, WIDTH, SEED), trials, seeds, folder)
+    histories, rows = dict(zip(examples["user"], examples["history"], strict=True)), []
+    for seed, seen in itertools.product(models, SEEN):
+        ranked = sasrec.rank(models[seed], histories, known, items, DEPTH, seen == LEFT_OUT)
+        rows += [row | {"seed": seed} for row in _rows({("sasrec", seen): ranked}, examples)]
+    return [row | {"loss": about["chosen"]["loss"]} for row in rows], about
+
+
 def _rows(rankings: dict[tuple[str, str], pd.DataFrame], examples: pd.DataFrame) -> list[dict]:
     """Metrics of all users by method and protocol."""
     frames = [
@@ -90,6 +106,8 @@ def main():
     parser.add_argument("--datasets", nargs="+", default=["beauty", "toys"])
     parser.add_argument("--sasrec-epochs", type=int, default=24)
     parser.add_argument("--learned", action="store_true")
+    parser.add_argument("--sasrec-search", type=int, default=0)
+    parser.add_argument("--sasrec-seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/baselines")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
@@ -97,7 +115,13 @@ def main():
         parameters = {"seed": SEED, "split": "test"}
         parameters |= {} if options.learned else {"sasrec_epochs": options.sasrec_epochs, "sasrec_width": WIDTH}
         data, folder = load(name, options.data_dir), options.work / name
-        rows, seconds = measure(data, options.sasrec_epochs, folder, options.learned)
+        more, kind, begun = {}, "learned" if options.learned else "baselines", time.process_time()
+        if options.sasrec_search:
+            budget = options.sasrec_epochs, options.sasrec_search, options.sasrec_seeds
+            rows, more["sasrec"] = searched(data, *budget, folder / "search")
+            kind, seconds = "sasrec", {"of the processor": round(time.process_time() - begun)}
+        else:
+            rows, seconds = measure(data, options.sasrec_epochs, folder, options.learned)
         for row in rows:
             cells = (f"{row[m]:.4f} [{row[f'{m}_low']:.4f}, {row[f'{m}_high']:.4f}]" for m in ("recall@5", "ndcg@5"))
             print(f"| {name} | {row['users']:,} | {row['method']} | {row['seen']} | {' | '.join(cells)} |", flush=True)
@@ -106,9 +130,10 @@ def main():
             inputs = {fingerprint(path): path.name for path in sources.find(name, options.data_dir).paths}
             command = f"python -m benchmarks.baselines DATA_DIR --datasets {name}"
             command += " --learned" if options.learned else f" --sasrec-epochs {options.sasrec_epochs}"
-            kind = "learned" if options.learned else "baselines"
-            file = options.results / f"{name}-{kind}.json"
-            results.write(file, f"{name}, {kind}", command, inputs, parameters, rows, dataset=name, seconds=seconds)
+            if kind == "sasrec":
+                command += f" --sasrec-search {options.sasrec_search} --sasrec-seeds {options.sasrec_seeds}"
+            file, more = options.results / f"{name}-{kind}.json", more | {"dataset": name, "seconds": seconds}
+            results.write(file, f"{name}, {kind}", command, inputs, parameters, rows, **more)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gloss_utils.base.files import read_json, remove, write_json
+from gloss_utils.base.files import read_json, write_json
 from gloss_utils.rank import sasrec
 from gloss_utils.rank.candidates import Histories
 from gloss_utils.rank.sasrec import LOSSES, SASRec, Settings
@@ -52,15 +52,10 @@ class World:
 def drawn(given: Settings, trials: int) -> list[Settings]:
     """The settings of all trials: the given ones, then others of the grid, in an order drawn with their seed."""
     grid = [dict(zip(GRID, values, strict=True)) for values in product(*GRID.values())]
-    own = {
-        "width": given.width,
-        "dropout": sasrec.DROPOUT if given.dropout is None else given.dropout,
-        "learning_rate": sasrec.LEARNING_RATE if given.learning_rate is None else given.learning_rate,
-        "loss": given.loss,
-    }
+    own = {name: value for name, value in _told(given).items() if name in GRID}
     order = np.random.default_rng(given.seed).permutation(len(grid))
-    others = [grid[place] for place in order if grid[place] != own]
-    return [replace(given, **values) for values in (own, *others)[:trials]]
+    others = [replace(given, **grid[place]) for place in order if grid[place] != own]
+    return [given, *others][:trials]
 
 
 Trained = tuple[dict[int, SASRec], dict]  # the models by seed, the first first, and what was tried
@@ -72,25 +67,35 @@ def train(world: World, given: Settings, trials: int, seeds: int, checkpoints: P
     trials: 0 takes the given settings. seeds: so many, from the given one up. checkpoints: where the work is kept; what
     was cut off goes on from there.
     """
-    tried = [_trial(world, settings, number, checkpoints) for number, settings in enumerate(drawn(given, trials), 1)]
-    best = max(tried, key=lambda trial: (trial[CRITERION], -trial["trial"]), default={})
-    chosen = replace(given, **{name: best[name] for name in GRID if name in best})
-    models = {
-        seed: world.train(replace(chosen, seed=seed), checkpoints / f"seed-{seed}")
-        for seed in range(given.seed, given.seed + seeds)
-    }
-    about = {"budget": trials, "validation_users": len(world.validation), "chosen": asdict(chosen)}
+    candidates = drawn(given, trials)
+    tried = [_trial(world, settings, number, checkpoints) for number, settings in enumerate(candidates, 1)]
+    best = max(tried, key=lambda trial: (trial[CRITERION], -trial["trial"]), default=None)
+    chosen = candidates[best["trial"] - 1] if best else given
+    models = {given.seed: world.train(chosen, _checkpoints(checkpoints, best["trial"] if best else 0))}
+    for seed in range(given.seed + 1, given.seed + seeds):
+        models[seed] = world.train(replace(chosen, seed=seed), checkpoints / f"seed-{seed}")
+    about = {"budget": trials, "validation_users": len(world.validation), "chosen": _told(chosen)}
     return models, about | {"seeds": list(models), "trials": tried}
 
 
 def _trial(world: World, settings: Settings, number: int, checkpoints: Path) -> dict:
-    """A trial's settings and what they reach; of one that is finished, its note."""
+    """A trial's settings and what they reach; of one that is finished, its note. Its checkpoint stays, for the best one
+    is not trained again."""
     note = checkpoints / f"trial-{number}.json"
     if not note.exists():
-        model = world.train(settings, checkpoints / f"trial-{number}")
-        write_json(note, {"trial": number} | asdict(settings) | {CRITERION: round(world.ndcg(model), 6)})
-        remove(checkpoints / f"trial-{number}")
+        model = world.train(settings, _checkpoints(checkpoints, number))
+        write_json(note, {"trial": number} | _told(settings) | {CRITERION: round(world.ndcg(model), 6)})
     return read_json(note)
+
+
+def _checkpoints(folder: Path, trial: int) -> Path:
+    return folder / f"trial-{trial}"
+
+
+def _told(settings: Settings) -> dict:
+    """The settings with what null stands for."""
+    defaults = {"dropout": sasrec.DROPOUT, "learning_rate": sasrec.LEARNING_RATE}
+    return {name: defaults.get(name) if value is None else value for name, value in asdict(settings).items()}
 
 
 def save(models: dict[int, SASRec], about: dict, folder: Path):
