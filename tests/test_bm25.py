@@ -1,6 +1,9 @@
 """BM25 leaves most items out and must answer as bm25s does when it scores all of them: same places, same scores."""
 
 import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import bm25s
 import numpy as np
@@ -9,7 +12,8 @@ from helpers import real
 
 from benchmarks.scaling import titles
 from gloss_utils.data.prompts import item_text
-from gloss_utils.search import BM25Index, bm25, postings
+from gloss_utils.runs.parameters import ROOT
+from gloss_utils.search import BM25Index, bm25, maxscore, postings
 from gloss_utils.search.order import rounded, top_k
 
 
@@ -40,13 +44,6 @@ def assert_same(index: BM25Index, reference: Plainly, queries: list[str], k: int
     np.testing.assert_array_equal(scores, best)
 
 
-@pytest.fixture
-def leaves_out(monkeypatch):
-    """Items are left out however few there are."""
-    monkeypatch.setattr(bm25, "FEW", 0)
-    monkeypatch.setattr(bm25, "ENOUGH", 0)
-
-
 def asked(texts: list[str], count: int) -> list[str]:
     """Texts of the catalogue, others of some of its words, some of them twice, and what no item has."""
     draw = random.Random(3)
@@ -55,7 +52,7 @@ def asked(texts: list[str], count: int) -> list[str]:
     return [*draw.sample(texts, count), *mixed, "Title:", "Title: zzz", "zzz", "", "w1", "Title: w1 w2 w2 w1 zzz w1"]
 
 
-def test_made_up_titles(leaves_out):
+def test_made_up_titles():
     texts = [item_text(title) for title in titles(3000)]
     reference, index = Plainly(texts), BM25Index.build(texts)
     for k in (1, 20, 240, 3000, 4000):
@@ -63,7 +60,7 @@ def test_made_up_titles(leaves_out):
 
 
 @pytest.mark.parametrize("name", ["beauty", "toys"])
-def test_real_titles(leaves_out, name):
+def test_real_titles(name):
     texts = [item_text(title) for title in real(name).items["title"]]
     reference, index = Plainly(texts), BM25Index.build(texts)
     for k in (1, 20, 240):
@@ -84,27 +81,63 @@ def catalogues(count: int):
         yield texts, [*(text(14) for _ in range(12)), *texts[:4], "", "zzz w0 w0"], draw
 
 
-@pytest.mark.parametrize("fewer", [0, 2, 1000])
-def test_ties_repeated_words_and_other_ways_to_look_up(leaves_out, monkeypatch, fewer):
-    monkeypatch.setattr(postings, "FEWER", fewer)
-    monkeypatch.setattr(bm25, "SAMPLE", 16)
+@pytest.mark.parametrize(("window", "fewer"), [(1, 16), (5, 0), (5, 2), (2**13, 1000)])
+def test_ties_repeated_words_and_other_windows_and_ways_to_look_up(monkeypatch, window, fewer):
+    monkeypatch.setattr(bm25, "WINDOW", window)
+    monkeypatch.setattr(bm25, "FEWER", fewer)
     for texts, queries, _ in catalogues(8):
         reference, index = Plainly(texts), BM25Index.build(texts)
-        for k in (1, 5, 30, len(texts), len(texts) + 1):
+        for k in (0, 1, 5, 30, len(texts), len(texts) + 1):
             assert_same(index, reference, queries, k)
 
 
+def test_long_texts():
+    draw = random.Random(3)
+    words = [f"w{number}" for number in range(50)]
+    texts = [" ".join(draw.choices(words, k=draw.randint(1, 300))) for _ in range(300)]
+    index = BM25Index.build(texts)
+    assert index.parts[0].codes.dtype == np.uint16  # compiled for itself
+    assert_same(index, Plainly(texts), texts[:20], 20)
+
+
 def test_most_items_are_left_out(monkeypatch):
-    monkeypatch.setattr(bm25, "FEW", 0)
+    """Python runs what numba compiles, and notes which postings are looked at."""
+    texts, looked_at = [item_text(title) for title in titles(3000)], set()
+    index = BM25Index.build(texts)
+    expected = index.search(texts[:1], 5)
+
+    class Noting(list):
+        def __getitem__(self, at):
+            looked_at.add(at)
+            return super().__getitem__(at)
+
+    for name in ("best", "_able", "_next", "_seek"):
+        monkeypatch.setattr(maxscore, name, getattr(maxscore, name).py_func)
+    [part] = index.parts
+    part.places = Noting(part.places)
+    np.testing.assert_array_equal(index.search(texts[:1], 5), expected)
+    start, stop = part.starts[part.number("title") :][:2]
+    assert 0 < len(looked_at & set(range(start, stop))) < 300  # all 3,000 have this word
+
+
+def test_two_threads_search_one_index():
     texts = [item_text(title) for title in titles(3000)]
-    index, looked_at = BM25Index.build(texts), []
-    plain = postings.Postings.look_up
-    monkeypatch.setattr(postings.Postings, "look_up", lambda *given: looked_at.append(len(given[2])) or plain(*given))
-    index.search(texts[:20], 5)
-    assert max(looked_at) < 1500  # the word "title" is in all 3,000
+    index = BM25Index.build(texts)
+    expected = index.search(texts[:200], 20)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda text: index.search([text], 20), texts[:200]))
+    for number, values in enumerate(expected):
+        np.testing.assert_array_equal(np.vstack([row[number] for row in found]), values)
 
 
-def test_a_part_that_is_added_answers_as_if_all_were_built_at_once(leaves_out, tmp_path):
+def test_numba_is_loaded_by_the_first_search():
+    code = "import sys\nfrom gloss_utils.search import BM25Index\nindex = BM25Index.build(['soap'])\n"
+    code += "print('numba' in sys.modules)\nindex.search(['soap'], 1)\nprint('numba' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "True"], found.stderr
+
+
+def test_a_part_that_is_added_answers_as_if_all_were_built_at_once(tmp_path):
     for texts, queries, draw in catalogues(6):
         reference, cut = Plainly(texts), draw.randint(1, len(texts) - 1)
         more = sorted({cut, draw.randint(cut, len(texts))})
@@ -133,6 +166,9 @@ def test_a_loaded_index_is_memory_mapped_and_reads_few_words(tmp_path):
     texts = [item_text(title) for title in titles(500)]
     BM25Index.build(texts).save(tmp_path / "bm25")
     [part] = BM25Index.load(tmp_path / "bm25").parts
+    assert not any(
+        array.flags.writeable for array in vars(BM25Index.build(texts).parts[0]).values()
+    )  # both are compiled once
     assert isinstance(part.places.base, np.memmap) and isinstance(part.letters.base, np.memmap)
     words = sorted({word for text in Plainly.tokenize(texts) for word in text})
     assert [part.number(word) for word in words] == list(range(len(words)))

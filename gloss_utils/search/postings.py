@@ -8,14 +8,12 @@ postings. No score is kept: those of all texts change with every text that is ad
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
 BLOCK = 2**15  # texts whose words are Python objects at a time
-FEWER = 16  # times fewer places than postings are each looked for, rather than all postings gone through
 SHIFT = 32  # bits: two numbers in one
 
 
@@ -36,6 +34,10 @@ class Postings:
     length: np.ndarray
     most: np.ndarray
     sizes: np.ndarray
+
+    def __post_init__(self):
+        for field in fields(self):  # as if they were memory-mapped: numba compiles for one kind
+            getattr(self, field.name).flags.writeable = False
 
     @classmethod
     def build(cls, texts: list[str], tokenize: Callable) -> "Postings":
@@ -112,33 +114,8 @@ class Postings:
         """How many texts have a word."""
         return 0 if number is None else int(self.starts[number + 1] - self.starts[number])
 
-    def of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places and codes of a word's postings."""
-        part = slice(*self.starts[number : number + 2])
-        return self.places[part], self.codes[part]
-
-    def look_up(self, where: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of some places are among a word's: where they are in `places`, and where in `where`."""
-        if len(where) > FEWER * len(places):
-            at = np.searchsorted(where, places)
-            has = np.flatnonzero(np.take(where, at, mode="clip") == places)
-            return has, at[has]
-        indexes = places.astype(np.intp)
-        try:
-            self._marks[indexes] = np.arange(1, len(places) + 1, dtype=np.int32)
-            found = self._marks.take(where, mode="clip")  # nothing is clipped, which saves the check
-        finally:
-            self._marks[indexes] = 0
-        at = np.flatnonzero(found)
-        return found[at] - 1, at
-
     def _word(self, number: int) -> bytes:
         return self.letters[self.ends[number - 1] if number else 0 : self.ends[number]].tobytes()
-
-    @cached_property
-    def _marks(self) -> np.ndarray:
-        """Zeros, int32 [texts]: they take no memory before they are written to, and are zeros again after each use."""
-        return np.zeros(len(self), dtype=np.int32)
 
 
 def _inverse(order: np.ndarray) -> np.ndarray:
