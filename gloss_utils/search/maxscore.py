@@ -60,8 +60,10 @@ def best(places, codes, spans, gain, gains, alone, rest, words, least, slack, k,
                     at = _seek(places, start[word], stop[word], base + item)
                     if at < stop[word] and places[at] == base + item:
                         sums[item] += gains[word, codes[at]]
-        for item in brought[: _able(brought, count, sums, pair, rest[-1], least)]:
-            sums[item], score = 0, np.float32(0)
+        for item in brought[:count]:
+            reached, sums[item], score = sums[item], 0, np.float32(0)
+            if reached < least:
+                continue
             for word in words:  # bm25s adds in this order, which decides the last digit
                 at = _seek(places, start[word], stop[word], base + item)
                 if at < stop[word] and places[at] == base + item:
