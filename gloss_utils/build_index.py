@@ -41,9 +41,10 @@ def prepare(run: Run) -> Indexes:
     revision = run.revision("encoder")
     texts = [item_text(title) for title in data.items["title"]]
     if not run.keeps("dense"):
-        encode = partial(encode_in_parts, run, Encoder(run["encoder"], revision))
+        encoder = Encoder(run["encoder"], revision)
+        encode = partial(encode_in_parts, run, encoder)
         with run.writing("dense") as part:
-            build_dense(part, texts, run["encoder"], run["index"], run["rerank_from_disk"], encode, revision)
+            build_dense(part, texts, encoder, run["index"], run["rerank_from_disk"], encode)
     if not run.keeps("bm25"):
         with run.writing("bm25") as part:
             BM25Index.build(texts).save(part)

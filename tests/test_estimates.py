@@ -21,7 +21,7 @@ from gloss_utils.rank import sasrec
 from gloss_utils.runs import estimates, room
 from gloss_utils.runs import run as run_module
 from gloss_utils.runs.journal import Journal
-from gloss_utils.search import build_dense
+from gloss_utils.search import Encoder, build_dense
 
 
 def written(path: Path) -> int:
@@ -89,7 +89,7 @@ def test_indexes_on_disk(small_run, tmp_path):
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     for kind in ("hnsw", "ivfpq"):
-        build_dense(tmp_path / kind, names, "none", kind, encode=encode)
+        build_dense(tmp_path / kind, names, Encoder("none"), kind, encode=encode)
         assert_on_the_safe_side(estimates.dense_index(len(names), 384, kind), written(tmp_path / kind))
 
 
