@@ -67,10 +67,7 @@ def _built(adapter: Path, seal: str, titles: tuple[str, ...]):
 
 def _model(run: Run) -> tuple:
     """The arguments with which `language.load_finetuned` loads the run's model."""
-    from gloss_utils import language
-
-    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
-    return base, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
+    return run.base_model, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
 
 
 def scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -> pd.DataFrame:

@@ -5,7 +5,6 @@ and without, and continues the prompts of eight users, by the tree search and by
 its own, as stages 2 and 4 are, and may fail without the others.
 """
 
-import argparse
 import importlib.metadata
 import io
 import json
@@ -263,15 +262,10 @@ def _texts(count: int, tokens: int) -> list[list[int]]:
 
 def main() -> int:
     """Do one step, and print what it found as JSON; returns the exit status."""
-    parser = argparse.ArgumentParser(prog=__name__)
-    parser.add_argument("step", choices=("device", "weights", "unsloth", "train", "generate"))
-    parser.add_argument("shape")
-    parser.add_argument("tokens", type=int)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args()
+    step, shape, tokens, folder = sys.argv[1:]  # see `_step`
     steps = {"device": _device, "weights": _weights, "unsloth": _train, "train": _train, "generate": _generate}
     try:
-        print(json.dumps(steps[options.step](options.shape, options.tokens, options.folder)))
+        print(json.dumps(steps[step](shape, int(tokens), Path(folder))))
     except Exception as error:  # whatever it is, it is what the user of the card wants to know
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

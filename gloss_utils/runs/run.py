@@ -77,8 +77,8 @@ class Run:
 
     @property
     def base_model(self) -> str | Path:
-        """The folder of the base model, or its name on the hub."""
-        return self.folder.base if self["base_model"] == "tiny" else self["base_model"]
+        """The folder of the base model, or its name on the hub. Errors as of `open`."""
+        return self.open("base") if self["base_model"] == "tiny" else self["base_model"]
 
     def settings(self, kind: type, **values):
         """A dataclass of settings from this run's parameters, and `values` (see `settings_of`)."""
