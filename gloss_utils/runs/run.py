@@ -1,9 +1,6 @@
 """A stage at work in a run folder: its parameters, what it reads and writes, and the note that it is finished."""
 
-import importlib.metadata
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,20 +29,8 @@ from gloss_utils.runs.contents import REVISIONS, contents, known_by
 from gloss_utils.runs.folder import RunFolder, changed_input, code_of, identity, needs
 from gloss_utils.runs.given import assigned, names_assigned
 from gloss_utils.runs.lock import take_stage
-from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, check, check_files, defaults, settings_of
-
-VERSIONS_OF = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "sentence-transformers",
-    "faiss-cpu",
-    "bm25s",
-    "ir-measures",
-    "pandas",
-    "numpy",
-)
+from gloss_utils.runs.parameters import FINE_TUNE, STAGES, check, check_files, defaults, settings_of
+from gloss_utils.runs.versions import versions
 
 
 @dataclass
@@ -312,25 +297,3 @@ def _locked(folder: RunFolder) -> FileLock | None:
     if sweep(folder.root, os.getpid(), os.getppid()):  # the runner is writing the notebook
         forget_hashes()  # something was killed here
     return lock
-
-
-def versions() -> dict[str, str]:
-    """The versions of this package, of Python and of the libraries that decide results."""
-    ours = {"gloss-utils": importlib.metadata.version("gloss-utils"), "commit": commit()}
-    return (
-        ours | {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS_OF}
-    )
-
-
-def commit() -> str:
-    """The repository's commit, with a + where files differ from it; "unknown" where git cannot say."""
-    head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", ":!figures")
-    return "unknown" if head is None or changes is None else head[:12] + "+" * bool(changes)
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    except OSError:
-        return None
-    return None if done.returncode else done.stdout.strip()
