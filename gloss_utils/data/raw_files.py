@@ -1,7 +1,8 @@
 """Raw files, packed or not, as blocks of records: JSON lines, Python literals, delimited text, CSV and Parquet.
 
-Arrow can make a table of a whole block. Where it cannot, and where a value needs a closer look, the block's records are
-parsed one by one instead. A Python literal is parsed, never executed.
+Arrow makes a table of a whole block. Where it cannot, or where a value needs a closer look, the block's records are
+parsed one by one. (CSV with quotes always is: Arrow takes stray quotes without a word, and with them the rows that
+follow.) A Python literal is parsed, never executed.
 """
 
 import ast
@@ -65,9 +66,9 @@ class RawFile:
 class Block:
     """Some records of a file.
 
-    records: yields the place of each (as "line 7") and what it looks like in the file. parse: makes a record of the
-    latter; raises `Unusable`. table: makes a table of all of them; raises one of `NOT_PLAIN` where it cannot. It is
-    there for interactions only.
+    records: yields the place of each (as "line 7") and how it is written in the file. parse: makes a record of what is
+    written; raises `Unusable`. table: makes one table of the whole block; raises one of `NOT_PLAIN` where it cannot.
+    Only interactions are read by it.
     """
 
     records: Callable[[], Iterable[tuple[str, Any]]]
@@ -81,8 +82,8 @@ NOT_PLAIN = (pa.ArrowException, KeyError, ValueError)
 def blocks(file: RawFile, columns: dict[str, pa.DataType], name: str, wanted=frozenset()) -> Iterator[Block]:
     """Yield a file as `Block`s.
 
-    columns: those that are needed, with their types in published files. name: of the progress bar. wanted: items; of
-    Python literals, which are slow to parse, the records of others have nothing but the id.
+    columns: those that are needed, with their types in published files. name: of the progress bar. wanted: ids of
+    items. Python literals are slow to parse: those of all other items give nothing but the id.
     Raises `GlossError` where the file is damaged.
     """
     if file.form == "parquet":
@@ -203,7 +204,8 @@ def _with_names(columns: tuple[str, ...], values: list[str]) -> dict:
 def _csv_records(source: Iterator[bytes], number: int, columns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Records whose quoted values may go over lines, from the line of this number on.
 
-    Where quotes do not fit, only the record's first line is given up: what its stray quote swallowed is read again.
+    A stray quote would swallow the lines after it. So, where a record cannot be read, only its first line is given up,
+    and the lines after that are read again.
     """
     again: deque[bytes] = deque()
 

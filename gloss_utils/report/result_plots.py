@@ -66,7 +66,8 @@ def methods(tables: list[dict], metrics: tuple[str, ...] = (METRIC,)) -> plt.Fig
 
 
 def _lines(measured: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
-    """The lines of a dataset: the rows of each kind under its name; after those measured, those published."""
+    """The lines of a dataset's panel: each kind of method, and below it its methods; first the measured ones, then the
+    published ones."""
     first = measured.iloc[0]
     theirs = published.results(first["dataset"], first["split"], first["holdout"])
     if theirs is None:
@@ -282,7 +283,8 @@ def _costs(table: dict) -> list[dict]:
 
 
 def _distinct(tables: list[dict], having: str = "rows") -> list[dict]:
-    """Of runs that have something and differ only in how they rank the same texts, the first."""
+    """The first of each group of runs that differ only in how they rank the same texts. Runs without `having` do not
+    count."""
     first = {}
     for table in tables:
         if table.get(having):

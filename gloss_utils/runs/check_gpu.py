@@ -133,7 +133,7 @@ def _fit(shape: str, fit, how: str | None) -> str:
     return (
         f"for {shape} with texts of 1,024 tokens: -p batch_size {fit.batch_size} -p gradient_accumulation "
         f"{16 // fit.batch_size} -p gradient_checkpointing {checkpointing} (about {fit.needs / 2**30:.1f} GiB, by "
-        f"formulas); stage 4 will hold it in {how or 'no way'}"
+        f"formulas); stage 4 {f'will hold it in {how}' if how else 'cannot hold it'}"
     )
 
 
