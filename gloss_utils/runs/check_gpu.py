@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
@@ -174,9 +174,8 @@ def _train(shape: str, tokens: int, folder: Path) -> dict:
         checkpoints = folder / f"{way}-{name}"  # of its own: else it would go on from another's end
         return training.train(tuned, tokenizer, some, validation, how, checkpoints, {}, name=name)
 
-    train(
-        texts[: fit.batch_size], [], "warm-up"
-    )  # in which unsloth compiles: that may take ten times as long as a step
+    # In this one unsloth compiles, which may take ten times as long as a step.
+    train(texts[: fit.batch_size], [], "warm-up")
     result = train(texts, texts[:2], "check")
     loss = next(log["eval_loss"] for log in result["history"] if "eval_loss" in log)
     changed = sum(float(w.detach().abs().sum()) for name, w in tuned.named_parameters() if "lora_B" in name)
@@ -197,12 +196,12 @@ def _generate(shape: str, tokens: int, folder: Path) -> dict:
     from gloss_utils.language import generation, hf_generate, models
 
     base, adapters = folder / "base", [folder / f"adapter-{name}" for name in ("unsloth", "train")]
-    with _kept_print() as said:
+    with redirect_stdout(io.StringIO()) as said:
         if there := [adapter for adapter in adapters if adapter.exists()]:
             model, tokenizer = models.load_finetuned(base, there[0], load_in_4bit=True)  # unsloth's, as in stage 2
         else:
             model, tokenizer = models.load_base(base, load_in_4bit=True)
-            said.append("There is no adapter, because training failed: this is the base model alone.")
+            print("There is no adapter, because training failed: this is the base model alone.")
     prompts, end = _texts(USERS, tokens), tokenizer.eos_token_id
     writer = generation.Writer(model, tokenizer, generation.Decoding(NUM_BEAMS, NEW_TOKENS))
     seconds, texts = {}, {}
@@ -213,7 +212,7 @@ def _generate(shape: str, tokens: int, folder: Path) -> dict:
         seconds[name] = time.perf_counter() - begun
     compared = _compared(model, prompts, texts)
     ours, theirs = seconds.values()
-    chosen = " ".join([*said, *([writer.notice] if writer.notice else [])])
+    chosen = " ".join([*said.getvalue().splitlines(), *([writer.notice] if writer.notice else [])])
     return {
         "line": f"{USERS} users, {NUM_BEAMS} beams of {NEW_TOKENS} tokens after {tokens}: tree search {ours:.2f} s, "
         f"generate {theirs:.2f} s ({theirs / ours:.1f} times as long); {compared}; at most "
@@ -244,15 +243,6 @@ def _compared(model, prompts: list[list[int]], texts: dict[str, list]) -> str:
     if not better >= -ROUNDING:
         raise GlossError(f"the tree search finds worse texts than generate: {compared}")
     return compared
-
-
-@contextmanager
-def _kept_print() -> Iterator[list[str]]:
-    """Lines that are printed inside, in a list."""
-    out, lines = io.StringIO(), []
-    with redirect_stdout(out):
-        yield lines
-    lines[:0] = out.getvalue().splitlines()
 
 
 def _texts(count: int, tokens: int) -> list[list[int]]:

@@ -110,7 +110,7 @@ class Run:
         If not, another run folder beside this one may have it, and it is linked from there. Says what it found. Raises
         `GlossError` where the artefact is damaged or gone, unless the parameter `remake` names it.
         """
-        root, wanted, say = self.folder.root, self.made_from(name), print if is_main() else _say_nothing
+        root, wanted, say = self.folder.root, self.made_from(name), print if is_main() else lambda line: None
         path, state = artefacts.path_of(root, name), artefacts.state(root, name, wanted, self.folder.record(name))
         self.begun[name] = time.time()
         if name in self.remake:
@@ -283,10 +283,6 @@ def _typed(notebook: dict) -> dict:
 def is_main() -> bool:
     """Whether this is the one process at work, or the main one of those that train together."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _say_nothing(line: str):
-    pass
 
 
 def _locked(folder: RunFolder) -> FileLock | None:
