@@ -19,6 +19,7 @@ from gloss_utils.search.dense import DenseIndex, build_dense
 from gloss_utils.search.encoder import Encoder, encode_texts, load_encoder
 
 TEXTS_PER_PART = 2048
+NEIGHBOURS = 3  # of a title, that are shown
 
 
 @dataclass
@@ -41,9 +42,10 @@ def prepare(run: Run) -> Indexes:
     revision = run.revision("encoder")
     texts = [item_text(title) for title in data.items["title"]]
     if not run.keeps("dense"):
-        encode = partial(encode_in_parts, run, Encoder(run["encoder"], revision))
+        encoder = Encoder(run["encoder"], revision)
+        encode = partial(encode_in_parts, run, encoder)
         with run.writing("dense") as part:
-            build_dense(part, texts, run["encoder"], run["index"], run["rerank_from_disk"], encode, revision)
+            build_dense(part, texts, encoder, run["index"], run["rerank_from_disk"], encode)
     if not run.keeps("bm25"):
         with run.writing("bm25") as part:
             BM25Index.build(texts).save(part)
@@ -74,16 +76,16 @@ def what_was_built(run: Run, indexes: Indexes) -> Styler:
     return tables.in_full(pd.DataFrame({"value": rows}))
 
 
-def neighbours(indexes: Indexes, titles: list[str] | None = None, k: int = 3) -> Styler:
-    """The k nearest other items of some titles (by default five of the catalogue) in both indexes, side by side."""
+def neighbours(indexes: Indexes, titles: list[str] | None = None) -> Styler:
+    """The nearest other items of some titles (by default five of the catalogue) in both indexes, side by side."""
     catalogue, parts = indexes.data.items["title"], []
     titles = titles or catalogue.iloc[:: max(1, len(catalogue) // 5)].iloc[:5].tolist()
     for name, index in (("dense", indexes.dense), ("bm25", indexes.bm25)):
         rows = []
         for title in dict.fromkeys(titles):
-            ids, scores = index.search([item_text(title)], k + int((catalogue == title).sum()))
+            ids, scores = index.search([item_text(title)], NEIGHBOURS + int((catalogue == title).sum()))
             others = [(catalogue[i], s) for i, s in zip(ids[0], scores[0], strict=True) if catalogue[i] != title]
-            rows += [(title, rank, *other) for rank, other in enumerate(others[:k], 1)]
+            rows += [(title, rank, *other) for rank, other in enumerate(others[:NEIGHBOURS], 1)]
         columns = ["title", "rank", f"{name}: item", f"{name}: score"]
         parts.append(pd.DataFrame(rows, columns=columns).set_index(["title", "rank"]))
     return tables.in_full(pd.concat(parts, axis=1))

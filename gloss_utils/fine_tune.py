@@ -26,9 +26,9 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import full, qlora, tiny, training
+from gloss_utils.language import qlora, tiny, training
 from gloss_utils.language.generation import CATALOGUE, Decoding, TitleTrie, Writer, plan_batches, write_batches
-from gloss_utils.language.models import TINY
+from gloss_utils.language.models import TINY, load_base
 from gloss_utils.rank import Ranker, as_run
 from gloss_utils.rank.ranker import PAPER
 from gloss_utils.report import data_plots
@@ -101,7 +101,8 @@ def _train(run: Run, data: Dataset, revision: str | None):
     if examples.empty:
         raise GlossError("no drawn user has a training example; raise max_users")
     if in_full:
-        model, tokenizer = full.trainable(run.base_model, run["dropout"], run["seed"], revision)
+        model, tokenizer = load_base(run.base_model, load_in_4bit=False, revision=revision)
+        model = model.float()
         trainable = everything = model.num_parameters()
     else:
         model, tokenizer = qlora.with_adapters(run.base_model, adapters, revision)
@@ -122,7 +123,8 @@ def _train(run: Run, data: Dataset, revision: str | None):
     if training.processes().is_main_process:
         with run.writing("adapter") as part:
             if in_full:
-                full.save(part, model, tokenizer, weights)
+                model.save_pretrained(part, state_dict=weights)
+                tokenizer.save_pretrained(part)
             else:
                 qlora.save_adapter(part, model, tokenizer, adapters, weights)
             write_json(part / run.folder.training.name, result)

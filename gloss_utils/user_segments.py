@@ -18,6 +18,7 @@ from gloss_utils.rank.baselines import last_item_search
 from gloss_utils.rank.ranker import FUSED, LEARNED
 from gloss_utils.report import published, result_plots, segments, tables
 from gloss_utils.report.metrics import LEFT_OUT, by_new_target, targets_of
+from gloss_utils.report.result_plots import METRIC
 from gloss_utils.runs.parameters import SEGMENTS
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
@@ -63,14 +64,14 @@ def draw_segments(run: Run, table: dict) -> plt.Figure | None:
     return run.save_figure(figure, "06_segments") if figure else None
 
 
-def draw_history_length(run: Run, table: dict, metric: str = "recall@5") -> plt.Figure | None:
-    """Draw a metric against the length of the history; None where there is nothing to draw."""
+def draw_history_length(run: Run, table: dict) -> plt.Figure | None:
+    """Draw Recall@5 against the length of the history; None where there is nothing to draw."""
     if not table["rows"]:
         return None
-    columns, left_out = ["user", "method", "interactions", metric], [("seen", "==", LEFT_OUT)]
+    columns, left_out = ["user", "method", "interactions", METRIC], [("seen", "==", LEFT_OUT)]
     per_user = pd.read_parquet(run.folder.per_user, columns=columns, filters=left_out)
-    binned = segments.by_history_length(per_user, metric, run["seed"])
-    return run.save_figure(result_plots.history_length(binned, metric), "06_history_length")
+    binned = segments.by_history_length(per_user, METRIC, run["seed"])
+    return run.save_figure(result_plots.history_length(binned), "06_history_length")
 
 
 def published_segments(run: Run) -> Styler | None:
@@ -81,7 +82,7 @@ def published_segments(run: Run) -> Styler | None:
 # ---- new items
 
 
-def draw_new_items(run: Run, metric: str = "recall@5") -> plt.Figure | None:
+def draw_new_items(run: Run) -> plt.Figure | None:
     """Draw what favouring new items gives and costs; None where the ranking is not learned, or no target is new."""
     if run["ranking"] != LEARNED or run["split"] == "next":
         return None
@@ -101,9 +102,9 @@ def draw_new_items(run: Run, metric: str = "recall@5") -> plt.Figure | None:
         {"label": label, "favour": favour} | row
         for label, rankings in curves.items()
         for favour, ranking in rankings.items()
-        for row in by_new_target(ranking, targets, new, metric, run["seed"])
+        for row in by_new_target(ranking, targets, new, METRIC, run["seed"])
     ]
-    figure = result_plots.favour(pd.DataFrame(rows), run["new_item_favour"], metric)
+    figure = result_plots.favour(pd.DataFrame(rows), run["new_item_favour"])
     return run.save_figure(figure, "06_new_items")
 
 

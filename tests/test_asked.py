@@ -119,7 +119,6 @@ def asked_run(small_run, tmp_path_factory) -> RunFolder:
         "length_penalty": 0,
         "recall_users": 5,
         "load_in_4bit": False,
-        "dropout": 0.1,
         "ranking_share": 0.3,
         "ask": 12,
         "sasrec_epochs": 0,

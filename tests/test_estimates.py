@@ -15,13 +15,13 @@ from gloss_utils.base.files import read_json
 from gloss_utils.data import prompts
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.language import full, memory, models, qlora
+from gloss_utils.language import memory, models, qlora
 from gloss_utils.language.sizes import Sizes
 from gloss_utils.rank import sasrec
 from gloss_utils.runs import estimates, room
 from gloss_utils.runs import run as run_module
 from gloss_utils.runs.journal import Journal
-from gloss_utils.search import build_dense
+from gloss_utils.search import Encoder, build_dense
 
 
 def written(path: Path) -> int:
@@ -89,7 +89,7 @@ def test_indexes_on_disk(small_run, tmp_path):
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     for kind in ("hnsw", "ivfpq"):
-        build_dense(tmp_path / kind, names, "none", kind, encode=encode)
+        build_dense(tmp_path / kind, names, Encoder("none"), kind, encode=encode)
         assert_on_the_safe_side(estimates.dense_index(len(names), 384, kind), written(tmp_path / kind))
 
 
@@ -125,7 +125,7 @@ def test_memory_of_a_base_model_and_of_generation(small_run, sizes):
 def test_memory_of_training(small_run, sizes, tuning):
     run, held = run_of(small_run, load_in_4bit=False), {}
     if tuning == "full":
-        model, _ = full.trainable(run.folder.base, 0.0, 1)
+        model, _ = models.load_base(run.folder.base, load_in_4bit=False)
     else:
         model, _ = qlora.with_adapters(run.folder.base, run.settings(qlora.QLoRA))
 

@@ -195,8 +195,9 @@ def test_tables_of_differences():
         f"{metric}, seen items kept in" for metric in ("recall@5", "ndcg@5")
     ]
     assert shown.loc["item-knn", "ndcg@5, seen items kept in"] == "+0.0100 [-0.0200, +0.0400], p = 0.5000"
-    ends = {f"{name}{end}": 0.1 for name in ("recall@5", "recall@5_lost") for end in ("", "_low", "_high")}
-    shown = tables.parts([{"left_out": part} | ends for part in ("none", "last item")], metrics=("recall@5",))
+    names = ("recall@5", "recall@5_lost", "ndcg@5", "ndcg@5_lost")
+    ends = {f"{name}{end}": 0.1 for name in names for end in ("", "_low", "_high")}
+    shown = tables.parts([{"left_out": part} | ends for part in ("none", "last item")])
     assert shown["recall@5"].tolist() == ["0.1000 [0.1000, 0.1000]"] * 2
     assert shown["recall@5, lost"].to_dict() == {"none": "", "last item": "+0.1000 [+0.1000, +0.1000]"}
 

@@ -240,6 +240,9 @@ def test_titles_that_the_tokenizer_cannot_write_or_tell_apart(monkeypatch):
     title_trie = TitleTrie(tokenizer, ["Rose", "☃", "Rose Toner", "Rose ☃", "Rose"])
     assert sorted(title_trie.texts.to_pylist()) == ["Title: Rose", "Title: Rose Toner"]
     assert title_trie.of_items(["Rose", "Rose ☃"]).nnz == 1  # of what is left out, there is no text
+    tokens = prompts.encode_texts(tokenizer, ["Title: Rose", "Title: Rose Toner"])
+    tokens = [[*ids, tokenizer.eos_token_id] for ids in tokens]
+    assert title_trie.tokens(tokenizer, ["Rose ☃", "Rose Toner", "Rose"]) == [*tokens, tokens[0]]
     (note,) = title_trie.notes
     assert note.startswith("2 titles are left out") and "'Title: ☃'" in note
     with one_line_error("can write no title of the catalogue"):
@@ -253,6 +256,7 @@ def test_the_trie_of_a_run_is_built_once(run, monkeypatch):
     work.known["proposed"] = "one"
     asking._built.cache_clear()
     asking.written(work, data, pd.Series([[]]))
+    monkeypatch.setattr(asking, "encode_texts", lambda *_: pytest.fail("titles were tokenised again"))
     asking.scored(work, data, pd.DataFrame({"user": ["ann"], "item": data.items["item"].head(1)}), {"ann": []})
     assert len(built) == 1
     fewer = dict(list(data.titles().items())[1:])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import dense, one_line_error
+from helpers import dense, one_line_error, run_of
 
 from gloss_utils import build_index
 from gloss_utils.data.prompts import item_text
@@ -149,6 +149,13 @@ def test_encoding_that_was_cut_off_goes_on_after_its_last_part(
     assert asked[4:] == [LETTERS[:2]]
 
 
+def test_stage_3_loads_the_encoder_once(copied_run, monkeypatch):
+    loaded, real = [], encoder.load_encoder
+    monkeypatch.setattr(encoder, "load_encoder", lambda *given: loaded.append(given) or real(*given))
+    build_index.prepare(run_of(copied_run, index="auto", remake=["dense"]))  # auto asks the encoder for its dimension
+    assert loaded == [(DEFAULT_ENCODER, None)]
+
+
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 def test_the_index_has_the_same_bytes_after_a_kill(tmp_path, monkeypatch, few_texts_per_part, kind):
     vectors, calls = np.random.default_rng(3).random((40, 8), dtype=np.float32), []
@@ -166,8 +173,8 @@ def test_the_index_has_the_same_bytes_after_a_kill(tmp_path, monkeypatch, few_te
         encode_all = partial(build_index.encode_in_parts, encoding(tmp_path / name, index=kind), tool)
         if name == "cut off":
             with pytest.raises(KeyboardInterrupt):
-                build_dense(tmp_path / name / "dense", texts, "none", kind, encode=encode_all)
-        build_dense(tmp_path / name / "dense", texts, "none", kind, encode=encode_all)
+                build_dense(tmp_path / name / "dense", texts, encoder.Encoder("none"), kind, encode=encode_all)
+        build_dense(tmp_path / name / "dense", texts, encoder.Encoder("none"), kind, encode=encode_all)
     one, other = (sorted((tmp_path / name / "dense").iterdir()) for name in ("cut off", "not cut off"))
     assert [path.name for path in one] == [path.name for path in other] and len(one) >= 3
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, other, strict=True))

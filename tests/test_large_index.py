@@ -13,7 +13,7 @@ from gloss_utils.runs.contents import contents
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import INDEX
 from gloss_utils.runs.run import Run
-from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, build_dense, on_disk
+from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, Encoder, build_dense, on_disk
 from gloss_utils.search.on_disk import FLAT, HNSW, IVFPQ, Places
 
 ITEMS, DIMENSIONS, BATCH = 3000, 64, 700
@@ -41,7 +41,7 @@ def encode(texts: list[str]) -> np.ndarray:
 
 
 def write(folder, kind: str, rerank: bool = True) -> DenseIndex:
-    return build_dense(folder, TEXTS, "no such encoder", kind, rerank, encode)
+    return build_dense(folder, TEXTS, Encoder("no such encoder"), kind, rerank, encode)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -186,7 +186,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
         raise RuntimeError("the encoder died")
 
     with pytest.raises(RuntimeError):
-        build_dense(tmp_path / "dense", TEXTS, "none", HNSW, encode=broken)
+        build_dense(tmp_path / "dense", TEXTS, Encoder("none"), HNSW, encode=broken)
     assert not list(tmp_path.iterdir())
 
 
@@ -198,9 +198,11 @@ def test_a_wrong_kind_is_refused():
 
 
 def test_few_items_can_be_indexed(tmp_path):
-    vectors = np.eye(8, dtype=np.float32)
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.eye(8, dtype=np.float32)[: len(texts)]
+
     for kind in (HNSW, IVFPQ):
-        small = build_dense(tmp_path / kind, ["a", "b", "c"], "none", kind, encode=lambda texts: vectors[: len(texts)])
+        small = build_dense(tmp_path / kind, ["a", "b", "c"], Encoder("none"), kind, encode=encode)
         assert small.search(["b"], 9)[0].tolist() == [[1, 0, 2]]
 
 

@@ -200,14 +200,13 @@ def test_a_run_that_held_items_out_is_shown_apart_from_one_that_did_not(measured
 
 
 def test_a_method_looks_the_same_in_all_panels(measured):
-    of = ("lis-dense", "item-knn", "sasrec", "gloss-paper", "gloss")
     groups = ("all", "cold-start")
     runs = [
         measured
         | {"rows": [row(method, 0.05, segment=group) for method in methods for group in groups], "dataset": methods[0]}
         for methods in (("sasrec", "gloss"), ("gloss", "item-knn"))
     ]
-    figure = result_plots.segments(runs, of=of)
+    figure = result_plots.segments(runs)
     # Each colour stands for one label, and each label has one marker.
     assert [set(points(axis)) for axis in figure.axes] == [
         {tables.METHODS[method][0] for method in methods} for methods in (("sasrec", "gloss"), ("gloss", "item-knn"))
@@ -233,9 +232,9 @@ def test_points_of_the_retrievers(measured):
 
 
 def test_points_of_the_segments(measured, rivals):
-    figure = result_plots.segments([rivals, measured], of=("sasrec", "popularity", "gloss"))
+    figure = result_plots.segments([rivals, measured])
     [axis] = figure.axes  # the rivals were measured on all users alone
-    assert points(axis) == dict.fromkeys(["popularity", tables.METHODS["gloss"][0]], [0.05] * 4)
+    assert points(axis) == {tables.METHODS["gloss"][0]: [0.05] * 4}
     labels = [tick.get_text() for tick in axis.get_xticklabels()]
     assert labels == [f"{group}\n1,234 users" for group in ("all", "cold-start", "power", "new-items")]
     assert axis.get_ylabel() == "Recall@5"

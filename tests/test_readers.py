@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, write_lines
 
-from gloss_utils.data import interactions, raw_files, readers, rejects, sources
+from gloss_utils.data import interactions, raw_files, raw_lines, readers, rejects, sources
 from gloss_utils.data.rejects import Rejects
 
 AMAZON = sources.published("beauty")
@@ -209,8 +209,8 @@ def test_of_many_rejects_all_are_counted_and_the_first_are_kept(tmp_path, monkey
 
 
 def test_a_line_without_end_is_cut_and_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_files, "BLOCK", 64)
-    monkeypatch.setattr(raw_files, "LONGEST", 256)
+    monkeypatch.setattr(raw_lines, "BLOCK", 64)
+    monkeypatch.setattr(raw_lines, "LONGEST", 256)
     path = write_lines(tmp_path / "reviews", [review("a"), "x" * 5000, review("b")])
     frame, bad = read_reviews(path, 1)
     assert frame["user"].tolist() == ["a", "b"] and bad == 1
@@ -220,7 +220,7 @@ def test_blocks_and_their_borders_do_not_show(tmp_path, monkeypatch):
     lines = [review(f"u{number}", time=number) for number in range(500)]
     path = write_lines(tmp_path / "reviews", [*lines, "broken", "", *lines])
     whole, bad = read_reviews(path, 1)
-    monkeypatch.setattr(raw_files, "BLOCK", 1000)
+    monkeypatch.setattr(raw_lines, "BLOCK", 1000)
     monkeypatch.setattr(interactions, "ENCODED", 64)
     pd.testing.assert_frame_equal(read_reviews(path, 1)[0], whole)
     assert bad == 1 and len(whole) == 1000

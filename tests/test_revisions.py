@@ -16,7 +16,7 @@ from sentence_transformers.models import StaticEmbedding
 from gloss_utils.base import hub
 from gloss_utils.base.files import read_json, write_json
 from gloss_utils.language import models, qlora, tiny
-from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, build_dense, encoder, load_encoder
+from gloss_utils.search import DEFAULT_ENCODER, DenseIndex, Encoder, build_dense, encoder, load_encoder
 
 OLD, NEW = "a" * 40, "b" * 40
 TITLES = ["Rose Toner", "Day Cream", "Base Coat"]
@@ -134,7 +134,7 @@ def test_an_index_keeps_the_revision_of_its_encoder(offline, tmp_path):
     assert not np.allclose(old, new)
     np.testing.assert_array_equal(load_encoder("someone/encoder").encode(["Rose Cream"]), new)
     for kind in ("flat", "hnsw"):
-        build_dense(tmp_path / kind, TITLES, "someone/encoder", kind, revision=OLD)
+        build_dense(tmp_path / kind, TITLES, Encoder("someone/encoder", OLD), kind)
         assert read_json(tmp_path / kind / "encoder.json")["revision"] == OLD
         found = DenseIndex.load(tmp_path / kind).encode(["Rose Cream"])
         np.testing.assert_allclose(found, old / np.linalg.norm(old), rtol=1e-5)

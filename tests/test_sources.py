@@ -21,7 +21,7 @@ import pytest
 from helpers import one_line_error, write_lines
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.data import downloads, raw_files, sources, templates
+from gloss_utils.data import downloads, raw_lines, sources, templates
 from gloss_utils.data.rejects import Rejects
 from gloss_utils.data.rules import build
 
@@ -417,7 +417,7 @@ ORDERS = ["who,what,when", *(f"user{number},{1 + number % 2},{number}" for numbe
 
 @pytest.mark.parametrize("block", [2**22, 2**12])
 def test_stray_quotes_in_a_csv_cost_their_lines_and_no_others(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(raw_files, "BLOCK", block)
+    monkeypatch.setattr(raw_lines, "BLOCK", block)
     lines = list(ORDERS)
     lines[100], lines[15_000], lines[-1] = '"' + lines[100], '"' + lines[15_000], 'u,"1,5'
     interactions, _, rejects = read_own(tmp_path, lines, GOODS, 0.01)

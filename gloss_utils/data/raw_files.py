@@ -1,7 +1,8 @@
 """Raw files, packed or not, as blocks of records: JSON lines, Python literals, delimited text, CSV and Parquet.
 
-Arrow can make a table of a whole block. Where it cannot, and where a value needs a closer look, the block's records are
-parsed one by one instead. A Python literal is parsed, never executed.
+Arrow makes a table of a whole block. Where it cannot, or where a value needs a closer look, the block's records are
+parsed one by one. (CSV with quotes always is: Arrow takes stray quotes without a word, and with them the rows that
+follow.) A Python literal is parsed, never executed.
 """
 
 import ast
@@ -10,11 +11,10 @@ import csv
 import gzip
 import json
 import warnings
-import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -28,10 +28,9 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.data.raw_lines import LONGEST, each_line, first_line, is_gzip, line_blocks, lines, opened
 from gloss_utils.data.rejects import Unusable
 
-BLOCK = 2**22  # bytes parsed at once
-LONGEST = 2**24  # bytes of a line that are read
 LITERAL = 2**20  # bytes of a Python literal: parsing takes some 500 times as much memory
 SPAN = 100  # lines that one value of a CSV file may go over
 ROWS = 2**13  # rows of a block of CSV whose values may go over lines
@@ -67,9 +66,9 @@ class RawFile:
 class Block:
     """Some records of a file.
 
-    records: yields the place of each (as "line 7") and what it looks like in the file. parse: makes a record of the
-    latter; raises `Unusable`. table: makes a table of all of them; raises one of `NOT_PLAIN` where it cannot. It is
-    there for interactions only.
+    records: yields the place of each (as "line 7") and how it is written in the file. parse: makes a record of what is
+    written; raises `Unusable`. table: makes one table of the whole block; raises one of `NOT_PLAIN` where it cannot.
+    Only interactions are read by it.
     """
 
     records: Callable[[], Iterable[tuple[str, Any]]]
@@ -83,8 +82,8 @@ NOT_PLAIN = (pa.ArrowException, KeyError, ValueError)
 def blocks(file: RawFile, columns: dict[str, pa.DataType], name: str, wanted=frozenset()) -> Iterator[Block]:
     """Yield a file as `Block`s.
 
-    columns: those that are needed, with their types in published files. name: of the progress bar. wanted: items; of
-    Python literals, which are slow to parse, the records of others have nothing but the id.
+    columns: those that are needed, with their types in published files. name: of the progress bar. wanted: ids of
+    items. Python literals are slow to parse: those of all other items give nothing but the id.
     Raises `GlossError` where the file is damaged.
     """
     if file.form == "parquet":
@@ -97,86 +96,24 @@ def blocks(file: RawFile, columns: dict[str, pa.DataType], name: str, wanted=fro
         "delimited": partial(_delimited_record, file),
         "csv": partial(_csv_record, file.columns),
     }[file.form]
-    with _opened(file, name) as source:
-        number = _first_line(source)[1] + 1 if file.form == "csv" else 1
+    with opened(file.path, file.member, name) as source:
+        number = first_line(source)[1] + 1 if file.form == "csv" else 1
         if file.spans:
-            records = _csv_records(iter(partial(source.readline, LONGEST), b""), number, file.columns)
+            records = _csv_records(each_line(source), number, file.columns)
             while some := list(islice(records, ROWS)):
                 yield Block(partial(iter, some), parse)
             return
-        for first, block in _line_blocks(source, number):
-            yield Block(partial(_lines, first, block), parse, partial(table, file, columns, block))
+        for first, block in line_blocks(source, number):
+            yield Block(partial(lines, first, block), parse, partial(table, file, columns, block))
 
 
-# ---- bytes and lines
-
-
-@contextmanager
-def _opened(file: RawFile, name: str) -> Iterator[Any]:
-    """The file's bytes, unpacked, with a progress bar over what is read from the disk."""
-    try:
-        with (
-            open(file.path, "rb") as raw,
-            tqdm.wrapattr(raw, "read", total=Path(file.path).stat().st_size, desc=name, mininterval=1) as counted,
-        ):
-            if file.member:
-                with zipfile.ZipFile(counted) as archive, archive.open(file.member) as inner:
-                    yield inner
-            else:
-                yield gzip.GzipFile(fileobj=counted) if _is_gzip(raw) else counted
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise GlossError(
-            f"{file.path} is cut or damaged in the middle of its packed data; delete it and get it again"
-        ) from None
-    except zipfile.BadZipFile as error:
-        raise GlossError(f"{file.path} is no sound zip archive ({error}); delete it and get it again") from None
-    except KeyError:
-        raise GlossError(f"{file.path} has no {file.member} in it; get it again, as it is published") from None
-
-
-def _is_gzip(raw) -> bool:
-    magic = raw.read(2)
-    raw.seek(0)
-    return magic == b"\x1f\x8b"
-
-
-def _first_line(source) -> tuple[bytes, int]:
-    """The first line that is not blank, and its number."""
-    number = 1
-    while (line := source.readline(LONGEST)) and not line.strip():
-        number += 1
-    return line, number
-
-
-def _line_blocks(source, number: int) -> Iterator[tuple[int, bytes]]:
-    """Whole lines, about `BLOCK` bytes at once, and the number of the first; a line longer than `LONGEST` is cut."""
-    rest = b""
-    while data := source.read(BLOCK):
-        head, newline, tail = data.rpartition(b"\n")
-        if newline:
-            block = rest + head + newline
-            yield number, block
-            number += block.count(b"\n")
-            rest = tail
-        else:
-            rest = (rest + data)[:LONGEST]
-    if rest:
-        yield number, rest
-
-
-def _lines(number: int, block: bytes) -> Iterator[tuple[str, bytes]]:
-    for place, line in enumerate(block.split(b"\n"), number):
-        if line.strip():
-            yield f"line {place}", line
+# ---- JSON lines and Python literals
 
 
 def _one_row_per_line(table: pa.Table, block: bytes) -> pa.Table:
     if len(table) != block.count(b"\n") + (not block.endswith(b"\n")):
         raise ValueError("a row is not a line")
     return table
-
-
-# ---- JSON lines and Python literals
 
 
 def _json_table(file: RawFile, columns: dict[str, pa.DataType], block: bytes) -> pa.Table:
@@ -267,11 +204,12 @@ def _with_names(columns: tuple[str, ...], values: list[str]) -> dict:
 def _csv_records(source: Iterator[bytes], number: int, columns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Records whose quoted values may go over lines, from the line of this number on.
 
-    Where quotes do not fit, only the record's first line is given up: what its stray quote swallowed is read again.
+    A stray quote would swallow the lines after it. So, where a record cannot be read, only its first line is given up,
+    and the lines after that are read again.
     """
     again: deque[bytes] = deque()
 
-    def lines(taken: list[bytes]) -> Iterator[bytes]:
+    def more(taken: list[bytes]) -> Iterator[bytes]:
         while len(taken) < SPAN and (line := again.popleft() if again else next(source, b"")):
             taken.append(line)
             yield line
@@ -279,7 +217,7 @@ def _csv_records(source: Iterator[bytes], number: int, columns: tuple[str, ...])
     while True:
         taken, values = [], []
         with suppress(csv.Error):
-            values = _csv_values(lines(taken))
+            values = _csv_values(more(taken))
         if not taken:
             return
         if len(values) != len(columns):
@@ -337,11 +275,11 @@ def columns_of(path: Path, form: str) -> list[str]:
         if form == "parquet":
             return pa.parquet.read_schema(path).names
         with open(path, "rb") as raw:
-            source = gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw
+            source = gzip.GzipFile(fileobj=raw) if is_gzip(raw) else raw
             if form == "csv":
-                names = _csv_values([_first_line(source)[0].removeprefix(codecs.BOM_UTF8)])
+                names = _csv_values([first_line(source)[0].removeprefix(codecs.BOM_UTF8)])
             else:
-                names = _json_names(islice(iter(partial(source.readline, LONGEST), b""), HEAD))
+                names = _json_names(islice(each_line(source), HEAD))
         if not names:
             raise ValueError("no column is named in it")
     except (pa.ArrowException, ValueError, csv.Error, OSError, EOFError, zlib.error) as error:

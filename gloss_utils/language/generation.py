@@ -77,6 +77,17 @@ class TitleTrie:
         (rows,) = np.nonzero(found >= 0)
         return sparse.csr_matrix((np.ones(len(rows)), (rows, found[rows])), (len(found), len(self.texts)))
 
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, titles: Iterable[str]) -> list[list[int]]:
+        """The tokens of each item's text and the end token. Only texts that are left out of the trie are tokenised."""
+        texts = _arrow(titles)
+        found = pc.index_in(texts, self.texts).fill_null(-1)
+        left_out = texts.filter(pc.less(found, 0)).to_pylist()
+        tokenised = iter(prompts.encode_texts(tokenizer, left_out))
+        return [
+            self.trie.tokens(place) if place >= 0 else [*next(tokenised), tokenizer.eos_token_id]
+            for place in found.to_pylist()
+        ]
+
 
 def _arrow(titles: Iterable[str]) -> pa.Array:
     """The items' texts of these titles."""

@@ -101,7 +101,7 @@ def load_base(name: str | Path, load_in_4bit: bool, revision: str | None = None)
 def load_finetuned(base: str | Path, adapter: Path, load_in_4bit: bool, revision: str | None = None):
     """A base model with its adapter (a folder in PEFT's format), for inference, and the tokenizer.
 
-    adapter: or the folder of a model that was trained as a whole (see `full`). revision: of the base model.
+    adapter: or the folder of a model that was trained as a whole. revision: of the base model.
     Raises `GlossError` where base and adapter do not have the same vocabulary, and as `load_base` does.
     """
     if is_whole(adapter):

@@ -13,6 +13,7 @@ from gloss_utils.language.sizes import Sizes, without_weights
 
 END = 2
 SPREAD = 0.02  # of random weights
+WRITTEN = torch.bfloat16  # as models are published
 FILE = 2**31  # bytes of a file of weights, at most about
 ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
@@ -75,7 +76,7 @@ SHAPES = {
 }
 
 
-def config(shape: str, dtype: torch.dtype = torch.bfloat16) -> LlamaConfig:
+def config(shape: str, dtype: torch.dtype = WRITTEN) -> LlamaConfig:
     """The config of a shape."""
     return LlamaConfig(**SHAPES[shape], bos_token_id=1, eos_token_id=END, dtype=dtype)
 
@@ -92,24 +93,24 @@ def new_model(shape: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalL
         return LlamaForCausalLM._from_config(config(shape, dtype)).eval()
 
 
-def write_model(shape: str, folder: Path, dtype: torch.dtype = torch.bfloat16):
+def write_model(shape: str, folder: Path):
     """Write a model folder of that shape with random weights, one file's weights in memory at a time."""
-    config(shape, dtype).save_pretrained(folder)
+    config(shape).save_pretrained(folder)
     torch.manual_seed(0)
-    files, places = list(_files(shape, dtype)), {}
+    files, places = list(_files(shape)), {}
     for number, shapes in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
-        save_file({key: _random(key, *size, dtype) for key, size in shapes.items()}, folder / name, {"format": "pt"})
+        save_file({key: _random(key, *size) for key, size in shapes.items()}, folder / name, {"format": "pt"})
         places |= dict.fromkeys(shapes, name)
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
 
 
-def _files(shape: str, dtype: torch.dtype) -> Iterator[dict]:
+def _files(shape: str) -> Iterator[dict]:
     """The names and shapes of the weights, file by file; those that are tied to others once."""
     found, held = {}, 0
     for name, weight in without_weights(config(shape)).named_parameters():
         found[name] = (weight.shape,)
-        held += weight.numel() * dtype.itemsize
+        held += weight.numel() * WRITTEN.itemsize
         if held >= FILE:
             yield found
             found, held = {}, 0
@@ -117,8 +118,8 @@ def _files(shape: str, dtype: torch.dtype) -> Iterator[dict]:
         yield found
 
 
-def _random(name: str, size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+def _random(name: str, size: torch.Size) -> torch.Tensor:
     if len(size) == 1:  # of a norm
-        return torch.ones(size, dtype=dtype)
+        return torch.ones(size, dtype=WRITTEN)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return (torch.randn(size, device=device, dtype=dtype) * SPREAD).cpu()
+    return (torch.randn(size, device=device, dtype=WRITTEN) * SPREAD).cpu()

@@ -98,6 +98,11 @@ class Trie:
         tokens = (int(self.flat[place]), *self.token[inside].tolist())
         return {token: self._node(*edges[child : child + 2], depth + 1) for child, token in enumerate(tokens)}
 
+    def tokens(self, place: int) -> list[int]:
+        """The tokens of the text at this place among all, as their tokens sort."""
+        sequence = self.first[place]
+        return self.flat[self.start[sequence] : self.start[sequence + 1]].tolist()
+
     def path(self, text: Sequence[int]) -> list[int]:
         """The node at which each token of a text of the catalogue, or of a text's beginning, is chosen."""
         return self._walk(text)[:-1]

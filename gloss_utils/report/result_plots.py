@@ -28,12 +28,13 @@ RANKINGS = {
     "hybrid without generated texts": "hybrid without the texts",
     "learned": "learned",
 }
+METRIC = COMPARED[0]  # in figures of one metric
 IN_SEGMENTS = ("lis-dense", "item-knn", "sasrec", GLOSS_PAPER, GLOSS)
 BASELINES, LEARNED = "all but SASRec", "learned"  # whose seconds `benchmarks.baselines` measures
 RUN_STAGES = ("02_fine_tune", "03_build_index", "04_retrieve")  # whose seconds are the cost of a run
 
 
-def methods(tables: list[dict], metrics: tuple[str, ...] = COMPARED[:1]) -> plt.Figure | None:
+def methods(tables: list[dict], metrics: tuple[str, ...] = (METRIC,)) -> plt.Figure | None:
     """Metrics of all users by method, one panel for each dataset and metric: measured, and below a line published ones.
 
     Methods whose weights were fitted on these users' targets are marked as in-sample.
@@ -65,7 +66,8 @@ def methods(tables: list[dict], metrics: tuple[str, ...] = COMPARED[:1]) -> plt.
 
 
 def _lines(measured: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
-    """The lines of a dataset: the rows of each kind under its name; after those measured, those published."""
+    """The lines of a dataset's panel: each kind of method, and below it its methods; first the measured ones, then the
+    published ones."""
     first = measured.iloc[0]
     theirs = published.results(first["dataset"], first["split"], first["holdout"])
     if theirs is None:
@@ -160,9 +162,9 @@ def tie_orders(tables: list[dict]) -> plt.Figure | None:
     return figure
 
 
-def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric against the number of generated texts used, by ranking, retriever and encoder, one panel per run."""
-    frame = _ablation(tables, metric, 36)
+def number_of_queries(tables: list[dict]) -> plt.Figure | None:
+    """Recall@5 against the number of generated texts used, by ranking, retriever and encoder, one panel per run."""
+    frame = _ablation(tables, 36)
     if frame.empty:
         return None
     panels, numbers = frame["run"].nunique(), sorted(frame["queries"].unique())
@@ -170,25 +172,25 @@ def number_of_queries(tables: list[dict], metric: str = "recall@5") -> plt.Figur
     plot = (
         plot.scale(x=so.Continuous().tick(at=numbers))
         .limit(y=(0, 1.05 * frame["high"].max()))
-        .label(x="generated texts used", y=LABELS[metric])
+        .label(x="generated texts used", y=LABELS[METRIC])
     )
     return plots.draw(plot, _size(panels), ncols=min(panels, 3))
 
 
-def retrievers(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric of all generated texts by ranking, retriever and encoder, one row of points per run."""
-    frame = _ablation(tables, metric, 22)
+def retrievers(tables: list[dict]) -> plt.Figure | None:
+    """Recall@5 of all generated texts by ranking, retriever and encoder, one row of points per run."""
+    frame = _ablation(tables, 22)
     if frame.empty:
         return None
     frame = frame[frame["queries"] == frame.groupby(["run", "label"])["queries"].transform("max")]
     plot = plots.with_intervals(frame, DOTS, SideBySide(), along="x", y="run").limit(x=(0, None))
-    plot = plot.label(x=f"{LABELS[metric]}, 95 % intervals", y="")
+    plot = plot.label(x=f"{LABELS[METRIC]}, 95 % intervals", y="")
     return plots.draw(plot, (COLUMN, 0.9 + 0.45 * frame["run"].nunique()))
 
 
-def _ablation(tables: list[dict], metric: str, width: int) -> pd.DataFrame:
+def _ablation(tables: list[dict], width: int) -> pd.DataFrame:
     """The ablation of all runs, their titles in lines of so many characters. Each encoder has labels of its own."""
-    frame = _of_runs(tables, "ablation", {metric: LABELS[metric]})
+    frame = _of_runs(tables, "ablation", {METRIC: LABELS[METRIC]})
     if frame.empty:
         return frame
     by = frame["retriever"].where(frame["retriever"] != "bm25", "BM25")
@@ -197,62 +199,62 @@ def _ablation(tables: list[dict], metric: str, width: int) -> pd.DataFrame:
     return frame.assign(run=run, label=frame["ranking"] + ", " + by).drop_duplicates(["run", "label", "queries"])
 
 
-def segments(tables: list[dict], metric: str = "recall@5", of: tuple[str, ...] = IN_SEGMENTS) -> plt.Figure | None:
-    """A metric by user segment and method, one panel per run; users whose target is a new item are the last group."""
+def segments(tables: list[dict]) -> plt.Figure | None:
+    """Recall@5 by user segment and method, one panel per run; users whose target is a new item are the last group."""
     measured = [table for table in tables if any(row.get("segment") == COLD_START for row in table["rows"])]
     measured = [table | {"rows": one_protocol(table["rows"])} for table in measured]
-    frame = _of_runs(measured, "rows", {metric: LABELS[metric]})
+    frame = _of_runs(measured, "rows", {METRIC: LABELS[METRIC]})
     if frame.empty:
         return None
-    frame = _labelled(frame[frame["users"] > 0], of)
+    frame = _labelled(frame[frame["users"] > 0])
     if frame.empty:
         return None
     frame["group"] = frame["segment"] + frame["users"].map("\n{:,} users".format)
     plot = plots.with_intervals(frame, DOTS, SideBySide(), x="group").facet(row="run").share(x=False, y=False)
     size = (PAGE, 0.5 + 1.3 * frame["run"].nunique())
-    return plots.draw(plot.limit(y=(0, None)).label(x="", y=LABELS[metric]), size, ncols=len(of))
+    return plots.draw(plot.limit(y=(0, None)).label(x="", y=LABELS[METRIC]), size, ncols=len(IN_SEGMENTS))
 
 
-def history_length(binned: pd.DataFrame, metric: str, of: tuple[str, ...] = IN_SEGMENTS) -> plt.Figure:
-    """A metric against history length for some methods; binned: as `segments.by_history_length` returns it."""
+def history_length(binned: pd.DataFrame) -> plt.Figure:
+    """Recall@5 against history length for some methods; binned: as `segments.by_history_length` returns it."""
     bins = so.Continuous(trans="log").tick(at=sorted(binned["interactions"].unique())).label(like="{x:.0f}")
-    plot = plots.with_intervals(_labelled(binned, of), LINES, x="interactions").limit(y=(0, None)).scale(x=bins)
-    plot = plot.label(x="interactions per user (mean of a bin of equally many users)", y=LABELS[metric])
+    plot = plots.with_intervals(_labelled(binned), LINES, x="interactions").limit(y=(0, None)).scale(x=bins)
+    plot = plot.label(x="interactions per user (mean of a bin of equally many users)", y=LABELS[METRIC])
     return plots.draw(plot, (0.75 * PAGE, 2.6), ncols=3)
 
 
-def favour(frame: pd.DataFrame, chosen: float, metric: str = "recall@5") -> plt.Figure:
-    """A metric of users with a new target, and of the others, against how much new items are favoured; searches that do
+def favour(frame: pd.DataFrame, chosen: float) -> plt.Figure:
+    """Recall@5 of users with a new target, and of the others, against how much new items are favoured; searches that do
     not favour them are level lines. frame: columns label, favour, group, mean, low, high. chosen: the run's favour."""
     plot = plots.with_intervals(frame, LINES, x="favour").facet("group").share(y=False).limit(y=(0, None))
-    figure = plots.draw(plot.label(x="new_item_favour", y=LABELS[metric]), (0.75 * PAGE, 2.4), ncols=3)
+    figure = plots.draw(plot.label(x="new_item_favour", y=LABELS[METRIC]), (0.75 * PAGE, 2.4), ncols=3)
     for axis in figure.axes:
         axis.axvline(chosen, color="0.4", linestyle="--", linewidth=0.8)
     return figure
 
 
-def _labelled(frame: pd.DataFrame, of: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of some methods, with what each is called."""
-    frame = frame[frame["method"].isin(of)]
+def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the methods `IN_SEGMENTS`, with what each is called."""
+    frame = frame[frame["method"].isin(IN_SEGMENTS)]
     return frame.assign(label=[shown_as(method)[0] for method in frame["method"]])
 
 
-def coverage(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric of all users against the share of the catalogue that is recommended to anybody, seen items left out, one
+def coverage(tables: list[dict]) -> plt.Figure | None:
+    """Recall@5 of all users against the share of the catalogue that is recommended to anybody, seen items left out, one
     panel per run."""
     measured = _distinct([table for table in tables if any(COVERAGE in row for row in table["rows"])])
     if not measured:
         return None
     rows = [row | {"run": textwrap.fill(_title(table), 36)} for table in measured for row in _of_all_users(table)]
-    frame = plots.by_metric(pd.DataFrame(rows), {metric: LABELS[metric]})
+    frame = plots.by_metric(pd.DataFrame(rows), {METRIC: LABELS[METRIC]})
     frame["label"] = [shown_as(method)[0] for method in frame["method"]]
     plot = plots.with_intervals(frame, DOTS, x=COVERAGE).facet("run", wrap=2)
-    plot = plot.limit(x=(0, None), y=(0, None)).label(x=f"coverage@{K}, share of the catalogue", y=LABELS[metric])
+    plot = plot.limit(x=(0, None), y=(0, None)).label(x=f"coverage@{K}, share of the catalogue", y=LABELS[METRIC])
     return plots.draw(plot, _size(len(measured), 2, 2.6), ncols=2 if len(measured) == 1 else 3)
 
 
-def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
-    """A metric of all users against the minutes that it took, training included, one panel per dataset.
+def cost(tables: list[dict]) -> plt.Figure | None:
+    """Recall@5 of all users against the minutes that it took, training included, one panel per dataset.
 
     The minutes of a run are those of fine-tuning, indexing and retrieving. The baselines other than SASRec are measured
     together, so that item-kNN has the minutes of all of them. Of runs that rank the same texts the first counts, for
@@ -264,11 +266,11 @@ def cost(tables: list[dict], metric: str = "recall@5") -> plt.Figure | None:
     rows = [row for table in (*rivals, *runs) for row in _costs(table)]
     if not rows:
         return None
-    frame = plots.by_metric(pd.DataFrame(rows), {metric: LABELS[metric]}).rename(columns={"name": "label"})
+    frame = plots.by_metric(pd.DataFrame(rows), {METRIC: LABELS[METRIC]}).rename(columns={"name": "label"})
     frame["panel"] = frame["dataset"].map(_dataset) + ", " + frame["split"]
     plot = plots.with_intervals(frame, DOTS, x="minutes").facet("panel", wrap=2)
     plot = plot.scale(x=so.Continuous(trans="log").label(like="{x:g}")).limit(y=(0, 1.05 * frame["high"].max()))
-    plot = plot.label(x="minutes, training included", y=LABELS[metric])
+    plot = plot.label(x="minutes, training included", y=LABELS[METRIC])
     return plots.draw(plot, _size(frame["panel"].nunique(), 2, 2.1), ncols=3)
 
 
@@ -281,7 +283,8 @@ def _costs(table: dict) -> list[dict]:
 
 
 def _distinct(tables: list[dict], having: str = "rows") -> list[dict]:
-    """Of runs that have something and differ only in how they rank the same texts, the first."""
+    """The first of each group of runs that differ only in how they rank the same texts. Runs without `having` do not
+    count."""
     first = {}
     for table in tables:
         if table.get(having):

@@ -8,6 +8,7 @@ from gloss_utils.report.significance import intervals, owners_of
 COLD_START, REGULAR, POWER, NEW_ITEMS = "cold-start", "regular", "power", "new-items"
 SEGMENTS = ("all", COLD_START, REGULAR, POWER)  # and NEW_ITEMS, where items are held out as new
 POWER_PERCENTILE = 90
+BINS = 8  # of users, by the length of their history
 
 
 def assign(interactions: pd.Series, cold_start_max: int, power_min: int | None, everyone: pd.Series) -> pd.Series:
@@ -30,14 +31,14 @@ def members(per_user: pd.DataFrame) -> dict[str, pd.Series]:
     return found | ({NEW_ITEMS: per_user["new_item"]} if per_user["new_item"].any() else {})
 
 
-def by_history_length(per_user: pd.DataFrame, metric: str, seed: int, bins: int = 8) -> pd.DataFrame:
+def by_history_length(per_user: pd.DataFrame, metric: str, seed: int) -> pd.DataFrame:
     """A metric's mean and 95 % interval, by method and bin of about equally many users by number of interactions.
 
     Columns method, interactions (mean of the bin), range, users, mean, low, high.
     """
     wide = per_user.pivot(index="user", columns="method", values=metric)[per_user["method"].unique()]
     counts = per_user.drop_duplicates("user").set_index("user")["interactions"].reindex(wide.index)
-    groups = pd.qcut(counts, bins, duplicates="drop") if counts.nunique() > 1 else counts
+    groups = pd.qcut(counts, BINS, duplicates="drop") if counts.nunique() > 1 else counts
     found = []
     for _, users in counts.groupby(groups, observed=True):
         values = wide.loc[users.index]

@@ -117,31 +117,31 @@ def comparisons(rows: list[dict]) -> pd.DataFrame:
     return wide.loc[frame["other"].unique(), frame["column"].unique()].rename_axis(index="gloss against", columns=None)
 
 
-def parts(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
+def parts(rows: list[dict]) -> pd.DataFrame:
     """The run's ranking without each of its parts."""
     frame = pd.DataFrame(rows).set_index("left_out").rename_axis("left out")
-    lost = {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in metrics}
+    lost = {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in COMPARED}
     lost = {name: shown.where(shown.index != "none", "") for name, shown in lost.items()}
-    return pd.DataFrame({metric: with_interval(frame, metric) for metric in metrics} | lost)
+    return pd.DataFrame({metric: with_interval(frame, metric) for metric in COMPARED} | lost)
 
 
-def gained(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
+def gained(rows: list[dict]) -> pd.DataFrame:
     """What the language model adds to histories alone, by group of users."""
     frame = pd.DataFrame(rows).set_index("group")
-    shown = {"users": frame["users"]} | {metric: with_interval(frame, metric) for metric in metrics}
+    shown = {"users": frame["users"]} | {metric: with_interval(frame, metric) for metric in COMPARED}
     return pd.DataFrame(
-        shown | {f"{metric}, gained": with_interval(frame, f"{metric}_gained", "+") for metric in metrics}
+        shown | {f"{metric}, gained": with_interval(frame, f"{metric}_gained", "+") for metric in COMPARED}
     )
 
 
-def shuffled(rows: list[dict], metrics: tuple[str, ...] = COMPARED) -> pd.DataFrame:
+def shuffled(rows: list[dict]) -> pd.DataFrame:
     """What each method loses where it ranks from shuffled histories, seen items left out."""
     frame = pd.DataFrame(rows).set_index("method")
-    shown = {f"{metric}, shuffled": with_interval(frame, metric) for metric in metrics}
-    return pd.DataFrame(shown | {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in metrics})
+    shown = {f"{metric}, shuffled": with_interval(frame, metric) for metric in COMPARED}
+    return pd.DataFrame(shown | {f"{metric}, lost": with_interval(frame, f"{metric}_lost", "+") for metric in COMPARED})
 
 
-def over_seeds(rows: list[dict], by: tuple[str, ...] = ("method", "seen"), metrics: tuple[str, ...] = COMPARED):
+def over_seeds(rows: list[dict], by: tuple[str, ...] = ("method", "seen")):
     """What the seed of a training changes: mean, standard deviation and range of a metric over seeds.
 
     rows: of all users, with `seed`, and what they are grouped `by`. Groups of one seed are left out; a frame.
@@ -151,7 +151,7 @@ def over_seeds(rows: list[dict], by: tuple[str, ...] = ("method", "seen"), metri
         if some["seed"].nunique() < 2:
             continue
         row = dict(zip(by, names, strict=True)) | {"seeds": ", ".join(map(str, sorted(some["seed"].unique())))}
-        for metric in metrics:
+        for metric in COMPARED:
             values = some.drop_duplicates("seed")[metric]
             row[metric] = f"{values.mean():.4f} ± {values.std():.4f} ({values.min():.4f} to {values.max():.4f})"
         found.append(row)

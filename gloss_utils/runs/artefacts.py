@@ -41,7 +41,7 @@ _RULES = ("k_core", "min_history", "max_history", "holdout", "holdout_share", "t
 _RULES += ("new_item_fraction", "seed")
 _TINY = ("tiny_layers", "tiny_width", "tiny_vocabulary", "tiny_steps", "tiny_learning_rate", "max_length")
 _LORA = ("load_in_4bit", "lora_rank", "lora_alpha", "lora_dropout", "lora_modules", "max_length")
-_LORA += ("tuning", "loss", "dropout", "ranking_share")
+_LORA += ("tuning", "loss", "ranking_share")
 _TRAINING = ("learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "optimizer", "batch_size")
 _TRAINING += ("gradient_accumulation", "epochs", "patience", "bf16_on_cpu", "seed")
 _DECODING = ("split", "num_beams", "max_new_tokens", "decoding", "temperature", "top_p", "generation_batch_tokens")
@@ -63,7 +63,7 @@ RECIPES = {
 assert tuple(RECIPES) == REMAKE  # the names that the parameter `remake` takes
 # Parameters that came later, and the value that changes nothing. With it they stand in no seal, so that what was made
 # before them stays good.
-LATER = {"guide": 0.0, "length_penalty": 1.0, "tuning": "lora", "loss": "text", "dropout": 0.0, "ranking_share": 0.0}
+LATER = {"guide": 0.0, "length_penalty": 1.0, "tuning": "lora", "loss": "text", "ranking_share": 0.0}
 
 
 KEPT, TO_MAKE, MISSING, DAMAGED = "kept", "to make", "missing", "damaged"

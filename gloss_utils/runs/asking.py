@@ -67,10 +67,7 @@ def _built(adapter: Path, seal: str, titles: tuple[str, ...]):
 
 def _model(run: Run) -> tuple:
     """The arguments with which `language.load_finetuned` loads the run's model."""
-    from gloss_utils import language
-
-    base = run.open("base") if run["base_model"] == language.TINY else run["base_model"]
-    return base, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
+    return run.base_model, run.open("adapter"), run["load_in_4bit"], run.revision("base_model")
 
 
 def scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -> pd.DataFrame:
@@ -78,19 +75,23 @@ def scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -
     from gloss_utils import language
 
     tokenizer, titles = language.load_tokenizer(run.open("adapter")), data.titles()
-    lines = dict(zip(titles, encode_texts(tokenizer, [item_text(title) for title in titles.values()]), strict=True))
+    if run["loss"] == language.CATALOGUE:
+        bound = title_trie(run, titles)
+        trie, lines = bound.trie, bound.tokens(tokenizer, titles.values())
+    else:
+        tokens = encode_texts(tokenizer, [item_text(title) for title in titles.values()])
+        trie, lines = None, [[*line, tokenizer.eos_token_id] for line in tokens]
+    lines = dict(zip(titles, lines, strict=True))
     asked_for = pairs.groupby("user", sort=False)["item"].agg(list)
     named = [[titles[item] for item in histories[user]] for user in asked_for.index]
     prompts = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
     inputs = [
-        (prompt, [[*lines[item], tokenizer.eos_token_id] for item in items[start : start + AT_ONCE]])
+        (prompt, [lines[item] for item in items[start : start + AT_ONCE]])
         for prompt, items in zip(prompts, asked_for, strict=True)
         for start in range(0, len(items), AT_ONCE)
     ]
     batches = language.plan_batches([len(prompt) for prompt, _ in inputs], 0, run["generation_batch_tokens"])
-    model, trie = _model(run), None
-    if run["loss"] == language.CATALOGUE:
-        trie = title_trie(run, titles).trie
+    model = _model(run)
 
     def load() -> language.Scorer:
         return language.Scorer(language.load_finetuned(*model)[0], trie)

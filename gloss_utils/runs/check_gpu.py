@@ -5,7 +5,6 @@ and without, and continues the prompts of eight users, by the tree search and by
 its own, as stages 2 and 4 are, and may fail without the others.
 """
 
-import argparse
 import importlib.metadata
 import io
 import json
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from gloss_utils.base.errors import GlossError
@@ -134,7 +133,7 @@ def _fit(shape: str, fit, how: str | None) -> str:
     return (
         f"for {shape} with texts of 1,024 tokens: -p batch_size {fit.batch_size} -p gradient_accumulation "
         f"{16 // fit.batch_size} -p gradient_checkpointing {checkpointing} (about {fit.needs / 2**30:.1f} GiB, by "
-        f"formulas); stage 4 will hold it in {how or 'no way'}"
+        f"formulas); stage 4 {f'will hold it in {how}' if how else 'cannot hold it'}"
     )
 
 
@@ -175,9 +174,8 @@ def _train(shape: str, tokens: int, folder: Path) -> dict:
         checkpoints = folder / f"{way}-{name}"  # of its own: else it would go on from another's end
         return training.train(tuned, tokenizer, some, validation, how, checkpoints, {}, name=name)
 
-    train(
-        texts[: fit.batch_size], [], "warm-up"
-    )  # in which unsloth compiles: that may take ten times as long as a step
+    # In this one unsloth compiles, which may take ten times as long as a step.
+    train(texts[: fit.batch_size], [], "warm-up")
     result = train(texts, texts[:2], "check")
     loss = next(log["eval_loss"] for log in result["history"] if "eval_loss" in log)
     changed = sum(float(w.detach().abs().sum()) for name, w in tuned.named_parameters() if "lora_B" in name)
@@ -198,12 +196,12 @@ def _generate(shape: str, tokens: int, folder: Path) -> dict:
     from gloss_utils.language import generation, hf_generate, models
 
     base, adapters = folder / "base", [folder / f"adapter-{name}" for name in ("unsloth", "train")]
-    with _kept_print() as said:
+    with redirect_stdout(io.StringIO()) as said:
         if there := [adapter for adapter in adapters if adapter.exists()]:
             model, tokenizer = models.load_finetuned(base, there[0], load_in_4bit=True)  # unsloth's, as in stage 2
         else:
             model, tokenizer = models.load_base(base, load_in_4bit=True)
-            said.append("There is no adapter, because training failed: this is the base model alone.")
+            print("There is no adapter, because training failed: this is the base model alone.")
     prompts, end = _texts(USERS, tokens), tokenizer.eos_token_id
     writer = generation.Writer(model, tokenizer, generation.Decoding(NUM_BEAMS, NEW_TOKENS))
     seconds, texts = {}, {}
@@ -214,7 +212,7 @@ def _generate(shape: str, tokens: int, folder: Path) -> dict:
         seconds[name] = time.perf_counter() - begun
     compared = _compared(model, prompts, texts)
     ours, theirs = seconds.values()
-    chosen = " ".join([*said, *([writer.notice] if writer.notice else [])])
+    chosen = " ".join([*said.getvalue().splitlines(), *([writer.notice] if writer.notice else [])])
     return {
         "line": f"{USERS} users, {NUM_BEAMS} beams of {NEW_TOKENS} tokens after {tokens}: tree search {ours:.2f} s, "
         f"generate {theirs:.2f} s ({theirs / ours:.1f} times as long); {compared}; at most "
@@ -247,15 +245,6 @@ def _compared(model, prompts: list[list[int]], texts: dict[str, list]) -> str:
     return compared
 
 
-@contextmanager
-def _kept_print() -> Iterator[list[str]]:
-    """Lines that are printed inside, in a list."""
-    out, lines = io.StringIO(), []
-    with redirect_stdout(out):
-        yield lines
-    lines[:0] = out.getvalue().splitlines()
-
-
 def _texts(count: int, tokens: int) -> list[list[int]]:
     rng = random.Random(1)
     return [[rng.randrange(3, 300) for _ in range(tokens)] for _ in range(count)]
@@ -263,15 +252,10 @@ def _texts(count: int, tokens: int) -> list[list[int]]:
 
 def main() -> int:
     """Do one step, and print what it found as JSON; returns the exit status."""
-    parser = argparse.ArgumentParser(prog=__name__)
-    parser.add_argument("step", choices=("device", "weights", "unsloth", "train", "generate"))
-    parser.add_argument("shape")
-    parser.add_argument("tokens", type=int)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args()
+    step, shape, tokens, folder = sys.argv[1:]  # see `_step`
     steps = {"device": _device, "weights": _weights, "unsloth": _train, "train": _train, "generate": _generate}
     try:
-        print(json.dumps(steps[options.step](options.shape, options.tokens, options.folder)))
+        print(json.dumps(steps[step](shape, int(tokens), Path(folder))))
     except Exception as error:  # whatever it is, it is what the user of the card wants to know
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -143,7 +143,6 @@ class FineTune(Queries):
     tiny_learning_rate: Number = default(0.002, ge=0)
     tuning: Literal["lora", "full"] = default("lora", "lora (adapters beside the weights) or full (all weights)")
     loss: Literal["text", "catalogue"] = default("text", "text (the paper's), or catalogue: where its titles part")
-    dropout: Number = default(0.0, "full: share of hidden states left out at each training step", ge=0, le=0.9)
     load_in_4bit: Flag = default(True, "QLoRA: the base model in 4 bits")
     lora_rank: Whole = default(16, ge=1)
     lora_alpha: Whole = default(16, ge=1)

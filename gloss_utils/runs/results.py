@@ -14,7 +14,7 @@ from gloss_utils.report.metrics import COMPARED
 from gloss_utils.runs.contents import input_path
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import EVALUATE, EXPLORE, FINE_TUNE, ROOT, STAGES
-from gloss_utils.runs.run import commit
+from gloss_utils.runs.versions import commit
 
 if TYPE_CHECKING:  # nbformat takes seconds to import, and kernels do without it
     from nbformat import NotebookNode

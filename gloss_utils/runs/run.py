@@ -1,9 +1,6 @@
 """A stage at work in a run folder: its parameters, what it reads and writes, and the note that it is finished."""
 
-import importlib.metadata
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,20 +29,8 @@ from gloss_utils.runs.contents import REVISIONS, contents, known_by
 from gloss_utils.runs.folder import RunFolder, changed_input, code_of, identity, needs
 from gloss_utils.runs.given import assigned, names_assigned
 from gloss_utils.runs.lock import take_stage
-from gloss_utils.runs.parameters import FINE_TUNE, ROOT, STAGES, check, check_files, defaults, settings_of
-
-VERSIONS_OF = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "sentence-transformers",
-    "faiss-cpu",
-    "bm25s",
-    "ir-measures",
-    "pandas",
-    "numpy",
-)
+from gloss_utils.runs.parameters import FINE_TUNE, STAGES, check, check_files, defaults, settings_of
+from gloss_utils.runs.versions import versions
 
 
 @dataclass
@@ -77,8 +62,8 @@ class Run:
 
     @property
     def base_model(self) -> str | Path:
-        """The folder of the base model, or its name on the hub."""
-        return self.folder.base if self["base_model"] == "tiny" else self["base_model"]
+        """The folder of the base model, or its name on the hub. Errors as of `open`."""
+        return self.open("base") if self["base_model"] == "tiny" else self["base_model"]
 
     def settings(self, kind: type, **values):
         """A dataclass of settings from this run's parameters, and `values` (see `settings_of`)."""
@@ -125,7 +110,7 @@ class Run:
         If not, another run folder beside this one may have it, and it is linked from there. Says what it found. Raises
         `GlossError` where the artefact is damaged or gone, unless the parameter `remake` names it.
         """
-        root, wanted, say = self.folder.root, self.made_from(name), print if is_main() else _say_nothing
+        root, wanted, say = self.folder.root, self.made_from(name), print if is_main() else lambda line: None
         path, state = artefacts.path_of(root, name), artefacts.state(root, name, wanted, self.folder.record(name))
         self.begun[name] = time.time()
         if name in self.remake:
@@ -300,10 +285,6 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say_nothing(line: str):
-    pass
-
-
 def _locked(folder: RunFolder) -> FileLock | None:
     if not is_main():  # the main process holds the lock
         return None
@@ -312,25 +293,3 @@ def _locked(folder: RunFolder) -> FileLock | None:
     if sweep(folder.root, os.getpid(), os.getppid()):  # the runner is writing the notebook
         forget_hashes()  # something was killed here
     return lock
-
-
-def versions() -> dict[str, str]:
-    """The versions of this package, of Python and of the libraries that decide results."""
-    ours = {"gloss-utils": importlib.metadata.version("gloss-utils"), "commit": commit()}
-    return (
-        ours | {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONS_OF}
-    )
-
-
-def commit() -> str:
-    """The repository's commit, with a + where files differ from it; "unknown" where git cannot say."""
-    head, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no", "--", ":!figures")
-    return "unknown" if head is None or changes is None else head[:12] + "+" * bool(changes)
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    except OSError:
-        return None
-    return None if done.returncode else done.stdout.strip()

@@ -146,19 +146,17 @@ def _encoder(encoder: Encoder) -> dict:
 def build_dense(
     folder: Path,
     texts: list[str],
-    encoder_name: str,
+    encoder: Encoder,
     kind: str = AUTO,
     rerank: bool = True,
     encode: Encode | None = None,
-    revision: str | None = None,
 ) -> DenseIndex:
     """Build a dense index of the catalogue's texts and write it as a folder, whole or not at all.
 
     kind: flat, hnsw, ivfpq, or auto: by the number of items and the machine's memory. rerank: with hnsw and ivfpq, get
     exact similarities from the vectors on disk. encode: what encodes the texts, by default the encoder in this process.
-    revision: of the encoder.
     """
-    encoder, why = Encoder(encoder_name, revision), "the parameter index asks for it"
+    why = "the parameter index asks for it"
     if kind == AUTO:
         kind, why = on_disk.choose(len(texts), encoder.model.get_embedding_dimension(), on_disk.memory())
     about, encode = {"kind": kind, "why": why}, encode or encoder
