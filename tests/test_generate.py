@@ -18,7 +18,7 @@ from gloss_utils.language import beam_search, cache_tree, generation, hf_generat
 from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
 from gloss_utils.language.models import load_finetuned, load_tokenizer
 from gloss_utils.rank import items_of_exact_titles
-from gloss_utils.runs import asking
+from gloss_utils.runs import asking, parameters
 from gloss_utils.runs.journal import Journal
 
 TITLES = ["Brightwater Rose Toner", "Elmroot Day Cream", "Cassia Lane Base Coat", "Dove Hollow Alum Block"]
@@ -80,6 +80,17 @@ def test_texts_are_those_of_each_user_alone(run):
     for place, row in enumerate(generated(work, users=5)):
         [(texts, logprobs, lengths)] = writer.write([inputs[place]], [place])
         assert (row[0], row[2]) == (texts, lengths) and row[1] == pytest.approx(logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("decoding", ["free", "catalogue"])
+def test_a_wider_search_keeps_the_best_of_its_texts(run, decoding):
+    wide = generated(run(decoding=decoding, num_beams=6), users=5)
+    for kept, row in zip(generated(run(decoding=decoding, num_beams=2, beam_width=6), users=5), wide, strict=True):
+        assert all(some == every[:2] for some, every in zip(kept, row, strict=True))
+    with one_line_error("beam_width is 4", "num_beams (5)"):
+        parameters.check({"beam_width": 4})
+    with one_line_error("beam_width is 6", "sample has no beams"):
+        parameters.check({"beam_width": 6, "decoding": "sample"})
 
 
 class Killed(BaseException):

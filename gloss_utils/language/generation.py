@@ -30,10 +30,13 @@ class Decoding:
     """How texts are written. decoding: "free" or "catalogue" (beam search), or "sample" (temperature, top_p, seed).
 
     loss: "catalogue" for a model that was trained by `catalogue_loss`, which can only be decoded with "catalogue".
-    length_penalty: see `beam_search.score_of`. guide: how much the weights of "catalogue" count (see `guide.Guide`).
+    num_beams: texts per prompt. beam_width: beams of the search that writes them, of which the best are kept; null: as
+    many. length_penalty: see `beam_search.score_of`. guide: how much the weights of "catalogue" count (see
+    `guide.Guide`).
     """
 
     num_beams: int = 5
+    beam_width: int | None = None
     max_new_tokens: int = 50
     decoding: str = "free"
     loss: str = "text"
@@ -49,6 +52,11 @@ class Decoding:
                 f"parameter decoding is {self.decoding!r}, but a model of loss: catalogue has learnt nothing but to "
                 "choose among the catalogue's titles; set decoding to catalogue"
             )
+
+    @property
+    def beams(self) -> int:
+        """Texts that are written at the same time for a prompt."""
+        return self.beam_width or self.num_beams
 
 
 class TitleTrie:
@@ -147,8 +155,8 @@ class Writer:
                 raise
             if len(inputs) == 1:
                 raise GlossError(
-                    f"one prompt of {len(inputs[0])} tokens with {self.settings.num_beams} beams does not fit in "
-                    "memory; lower num_beams, max_new_tokens or max_length"
+                    f"one prompt of {len(inputs[0])} tokens with {self.settings.beams} beams does not fit in "
+                    "memory; lower num_beams (or beam_width), max_new_tokens or max_length"
                 ) from error
         gc.collect()
         if torch.cuda.is_available():
@@ -160,7 +168,7 @@ class Writer:
         how, end = self.settings, self.tokenizer.eos_token_id
         if how.decoding != SAMPLE:
             trie = self.title_trie.trie if self.title_trie else None
-            given = (self.model, inputs, how.num_beams, how.max_new_tokens, end, trie, how.length_penalty)
+            given = (self.model, inputs, how.beams, how.max_new_tokens, end, trie, how.length_penalty)
             if self.weights is None and not self.among:
                 return self.engine.beam_search(*given)
             guide = None
@@ -178,7 +186,8 @@ class Writer:
             texts = [self.title_trie.texts[self.title_trie.trie.place(ids)].as_py() for ids in found.tokens]
         else:
             texts = [text.strip() for text in self.tokenizer.batch_decode(found.tokens, skip_special_tokens=True)]
-        return texts, found.logprobs, [len(ids) for ids in found.tokens]
+        kept = slice(0, self.settings.num_beams)
+        return texts[kept], found.logprobs[kept], [len(ids) for ids in found.tokens[kept]]
 
 
 def plan_batches(lengths: list[int], new_columns: int, budget: int) -> list[list[int]]:

@@ -27,14 +27,16 @@ def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | No
     from gloss_utils import language  # loads torch and transformers, which replaying a file does not need
 
     titles, may_write, weights = data.titles(), None, None
+    settings = run.settings(language.Decoding)
     tokenizer = language.load_tokenizer(run.open("adapter"))
     if run["decoding"] == language.CATALOGUE:
         may_write = title_trie(run, titles)
         for note in may_write.notes:
             print(note)
-        if run["num_beams"] > may_write.trie.texts:
+        if settings.beams > may_write.trie.texts:
+            name = "beam_width" if run["beam_width"] else "num_beams"
             raise GlossError(
-                f"parameter num_beams is {run['num_beams']}; decoding: catalogue writes each of the catalogue's "
+                f"parameter {name} is {run[name]}; decoding: catalogue writes each of the catalogue's "
                 f"{may_write.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
             )
     if run["guide"]:
@@ -42,9 +44,9 @@ def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | No
         weights = tuple(part @ texts for part in likely_next(list(histories), list(known.values()), list(titles)))
     named = [[titles[item] for item in history] for history in histories]
     inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
-    columns = run["num_beams"] * run["max_new_tokens"]
+    columns = settings.beams * run["max_new_tokens"]
     batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
-    model, settings = _model(run), run.settings(language.Decoding)
+    model = _model(run)
 
     def load() -> language.Writer:
         return language.Writer(*language.load_finetuned(*model), settings, may_write, weights)

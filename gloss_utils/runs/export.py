@@ -47,6 +47,8 @@ def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to
     """
     if parameters["decoding"] == "catalogue":
         raise GlossError("a server cannot be bound to the catalogue; give -p decoding free (beams) or sample")
+    if parameters["beam_width"]:
+        raise GlossError("a server is asked for as many beams as texts; give -p beam_width null")
     if not folder.adapter.exists():
         raise GlossError(f"{folder.root} holds no finished {FINE_TUNE}; run it first")
     from gloss_utils.language import load_tokenizer  # loads torch and transformers

@@ -178,6 +178,7 @@ class Retrieve(Workers, Queries, Files):
 
     split: Literal["test", "validation", "next"] = default("test", "test, validation, or next: what to offer now")
     num_beams: Whole = default(5, "texts per user", ge=1)
+    beam_width: Whole | None = default(None, "beams that the search keeps to find them; None: as many", ge=1)
     max_new_tokens: Whole = default(50, "per text", ge=1)
     decoding: Literal["free", "catalogue", "sample"] = default(
         "free", "free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
@@ -289,6 +290,11 @@ def check(values: dict) -> dict:
         raise GlossError(
             f"parameter decoding is {checked.decoding!r}, but loss is 'catalogue', by which a model learns nothing but "
             "to choose among the catalogue's titles; set decoding to catalogue"
+        )
+    if checked.beam_width and (checked.beam_width < checked.num_beams or checked.decoding == "sample"):
+        raise GlossError(
+            f"parameter beam_width is {checked.beam_width}; it has to be at least num_beams ({checked.num_beams}), and "
+            "decoding: sample has no beams"
         )
     if checked.guide and checked.decoding != "catalogue":
         raise GlossError(f"parameter guide is {checked.guide}, which is for decoding: catalogue; set it to 0")

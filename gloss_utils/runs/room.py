@@ -93,7 +93,7 @@ def _memory(model, trained: int, parameters: dict) -> list[str]:
     needs = training.needs(parameters["batch_size"] * longest, checkpointing)
     weight = memory.HALF if on_gpu else memory.FLOAT
     writing = memory.base(model, in_4bit, weight) + memory.generation(
-        model, BATCH_OF_USERS * parameters["num_beams"], longest, weight
+        model, BATCH_OF_USERS * (parameters["beam_width"] or parameters["num_beams"]), longest, weight
     )
     lines = [
         f"Training will hold at most about {needs / 2**30:.1f} GiB in {'GPU ' * on_gpu}memory, and "
