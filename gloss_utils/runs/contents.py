@@ -68,13 +68,14 @@ def input_path(name: str, values: dict) -> Path | None:
 
 
 def counting(values: dict) -> str | None:
-    """How co-occurrence is counted; None where the file that says so is not sound, which the stage that reads it will
-    report."""
+    """How co-occurrence is counted; None where no file says so, or one that is not sound: stage 4 will report it."""
+    if "ranking_weights" not in values:
+        return None
     from gloss_utils.rank.weights import HybridSettings  # loads lightgbm and FAISS
 
     try:
         return digest(HybridSettings.read(values["ranking_weights"]).counting())
-    except (KeyError, GlossError):
+    except GlossError:
         return None
 
 
