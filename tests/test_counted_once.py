@@ -35,7 +35,7 @@ def asked_for(copied_run, stage: str = RETRIEVE, **values):
 
 
 def same(one, other):
-    assert one.shape == other.shape and one.has_sorted_indices
+    assert one.shape == other.shape
     for name in cooccurrence.ARRAYS:
         a, b = getattr(one, name), getattr(other, name)
         assert a.dtype == b.dtype and np.array_equal(a, b), name
