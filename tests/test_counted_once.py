@@ -64,7 +64,7 @@ def test_what_is_opened_is_what_is_counted_in_memory(copied_run, several_parts):
     found, sequences, settings = asked_for(copied_run, remake=[NAME])
     assert len(several_parts) > 3 and len(found.data) > 1000
     same(found, cooccurrence.following(sequences.values(), sequences.values().items, **settings.counting()))
-    assert isinstance(found.data.base, np.memmap) and isinstance(found.indices.base, np.memmap)
+    assert not found.data.flags.writeable and not found.indices.flags.writeable  # the files, and no copies
 
 
 def test_a_count_that_was_killed_goes_on_after_its_last_part(copied_run, several_parts, monkeypatch, capsys):
@@ -115,7 +115,6 @@ def test_later_stages_count_by_themselves_what_stage_four_did_not(copied_run):
     run, data = of_stage(copied_run, EVALUATE), Dataset.load(copied_run[0].data)
     settings = HybridSettings.read(run["ranking_weights"])
     assert retrieve.following(run, data, data.sequences(), settings) is None
-    assert retrieve.ranker(run, query_files.read(run.folder.queries, 3, 0).head(3), data).following is None
 
 
 @pytest.mark.parametrize("changed", ["counting", "weights", "split", "data"])
