@@ -86,14 +86,20 @@ def stage_one(folder: Path) -> dict:
 
 def stage_four(folder: Path) -> dict:
     """What may be learnt, co-occurrence, and the rankings of all users by histories alone (hybrid without texts)."""
+    from gloss_utils import retrieve
     from gloss_utils.rank import Evidence, HybridSettings
     from gloss_utils.rank.trec import writing_trec
+    from gloss_utils.runs.folder import RunFolder
+    from gloss_utils.runs.parameters import RETRIEVE
+    from gloss_utils.runs.run import Run
 
     clock, data = Clock(), Dataset.load(folder / DATA)
     known = splits.training_sequences(data, splits.example_blocks(data, "test", USERS_AT_ONCE))
     clock.lap("training sequences")
     settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
-    evidence = Evidence({}, known, data.items["item"], settings)
+    known_of_run = {"data": "made up", "counting": "by default"}
+    run = Run(RunFolder(folder), RETRIEVE, {}, {"engine": "local"}, remake=["cooccurrence"], known=known_of_run)
+    evidence = Evidence({}, known, data.items["item"], settings, retrieve.following(run, data, known, settings))
     clock.lap("co-occurrence")
     path, users = folder / "histories.trec", 0
     with writing_trec({path: "histories"}) as write:

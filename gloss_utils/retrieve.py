@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
+from scipy.sparse import csr_matrix, save_npz
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, fingerprint, parquet_in_parts, write_whole
@@ -15,18 +16,22 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.data.sequences import Sequences
+from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
+from gloss_utils.rank.cooccurrence import Pairs
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.learned import check_fits
-from gloss_utils.rank.ranker import HYBRID, LEARNED, PAPER, Ranker
+from gloss_utils.rank.ranker import HYBRID, LEARNED, Ranker
 from gloss_utils.rank.trec import writing_qrels, writing_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
 from gloss_utils.report.metrics import GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, targets_of
 from gloss_utils.runs import asking
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
+from gloss_utils.runs.parameters import RETRIEVE
+from gloss_utils.runs.resumed import in_parts
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
@@ -60,8 +65,7 @@ def prepare(run: Run) -> Retrieved:
     """Stage 4's work: get the queries, rank, write `queries.jsonl` and `rankings/`, under learned `trees.txt`, and
     `qrels.trec` or, under split next, `recommendations.parquet`."""
     data, folder = Dataset.load(run.open("data")), run.folder
-    if run["ranking"] != PAPER:
-        HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
+    HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
     if run["ranking"] == LEARNED:
         check_fits(len(data.items), memory())
     path = _read(run) if run["queries_file"] else _generated(run, data)
@@ -169,17 +173,16 @@ def ranker(
 ) -> Ranker:
     """What ranks for the users of these queries, by default by the run's rule on the run's indexes. evaluated: all
     queries, some at a time, where these are not all: nothing is learnt from what they are evaluated by."""
-    rule, settings = rule or run["ranking"], None
-    if rule != PAPER or run.stage == EVALUATE:  # whose item-knn counts as hybrid does
-        settings = HybridSettings.read(run["ranking_weights"])
-        run.read_from_outside("ranking_weights")
-    held = _held(run, data)
+    rule, settings = rule or run["ranking"], HybridSettings.read(run["ranking_weights"])
+    run.read_from_outside("ranking_weights")
+    held, sequences = _held(run, data), _learnable(run, data, queries if evaluated is None else evaluated)
+    follows = following(run, data, sequences, settings)  # before titles and indexes take memory
     return run.settings(
         Ranker,
         queries=queries,
         titles=data.titles(),
         indexes=indexes or load_indexes(run),
-        training_sequences=_learnable(run, data, queries if evaluated is None else evaluated),
+        training_sequences=sequences,
         settings=settings,
         rule=rule,
         depth=run["ranking_depth"],
@@ -189,7 +192,24 @@ def ranker(
         trees=run.folder.trees.read_text() if rule == LEARNED and run.stage != RETRIEVE else None,
         held=dict(zip(held["user"], held["history"], strict=True)),
         asked=_asked_before(run) if run["ask"] and rule == LEARNED and run.stage != RETRIEVE else None,
+        following=follows,
     )
+
+
+def following(run: Run, data: Dataset, sequences: Sequences, settings: HybridSettings) -> csr_matrix | None:
+    """The artefact `cooccurrence`, memory-mapped, whatever the rule: item-knn and the added item need it, too. Stage 4
+    makes it, block by block. Null where later stages ask for other sequences or counts than it has."""
+    lists, name = sequences.values(), "cooccurrence"
+    run.known["learnable"] = lists.sha256()
+    if run.stage == RETRIEVE and not run.keeps(name):
+        load = partial(Pairs, lists, lists.items, **settings.counting())
+        blocks, save = cooccurrence.blocks(lists, lists.items, settings.window), partial(save_npz, compressed=False)
+        parts = in_parts(run, name, blocks, load, Pairs.following, save, "counting", "item")
+        with run.writing(name) as part:
+            cooccurrence.save(part, parts)
+    found = run.artefacts.get(name) or run.folder.record(name)
+    is_same = found and found["made_from"] == run.made_from(name)
+    return cooccurrence.load(run.open(name), len(data.items)) if is_same else None
 
 
 def _held(run: Run, data: Dataset) -> pd.DataFrame:

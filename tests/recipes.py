@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from gloss_utils.base.files import digest, read_json, write_json
 from gloss_utils.data.dataset import Dataset
+from gloss_utils.rank import cooccurrence
 from gloss_utils.runs import notebooks
 from gloss_utils.runs.artefacts import LATER, RECIPES, path_of
 from gloss_utils.runs.folder import RunFolder
@@ -48,6 +49,9 @@ def probe(folder: RunFolder, name: str) -> list:
     if name == "bm25":
         [postings] = BM25Index.load(path).parts
         return directions({each: getattr(postings, each) for each in ("starts", "places", "codes", "often", "length")})
+    if name == "cooccurrence":
+        matrix = cooccurrence.load(path, len(Dataset.load(folder.data).items))
+        return directions({each: getattr(matrix, each) for each in cooccurrence.ARRAYS})
     if name == "texts":
         rows = pd.read_json(path, lines=True)
         return [*rows["generated_sequences"].explode(), *rows["logprobs"].explode().astype(float)]

@@ -10,7 +10,8 @@ from gloss_utils import evaluate, retrieve
 from gloss_utils.base.files import digest
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import Ranker, cooccurrence
+from gloss_utils.rank import Ranker
+from gloss_utils.rank.cooccurrence import Pairs
 from gloss_utils.rank.ranker import RULES
 from gloss_utils.rank.trec import read_trec_blocks
 from gloss_utils.report.in_blocks import Values
@@ -34,17 +35,17 @@ def of_stage(copied_run, stage: str, **values):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_stage_four_writes_the_same_bytes(copied_run, monkeypatch, rule):
-    results, written, counted, real = [], [], [], cooccurrence.following
-    monkeypatch.setattr(cooccurrence, "following", lambda *given, **how: counted.append(1) or real(*given, **how))
+    results, written, counted, real = [], [], [], Pairs.__init__
+    monkeypatch.setattr(Pairs, "__init__", lambda *given, **how: counted.append(1) or real(*given, **how))
     for size in (3, 4096):
         monkeypatch.setattr(retrieve, "USERS_AT_ONCE", size)
-        run = of_stage(copied_run, RETRIEVE, ranking=rule)
+        run = of_stage(copied_run, RETRIEVE, ranking=rule, remake=["cooccurrence"])
         results.append(retrieve.prepare(run))
         written.append({path.name: path.read_bytes() for path in run.outputs})
         counted.append(None)
     assert written[0] == written[1] and len(written[0]) > 2
     few, all_at_once = counted[: counted.index(None)], counted[counted.index(None) + 1 : -1]
-    assert few == all_at_once  # counted once, not once a block
+    assert few == all_at_once and few  # counted once, not once a block
     pd.testing.assert_frame_equal(retrieve.summary(results[0]), retrieve.summary(results[1]))
     pd.testing.assert_frame_equal(results[0].ranking, results[1].ranking)
 

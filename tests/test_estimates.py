@@ -17,9 +17,10 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import memory, models, qlora
 from gloss_utils.language.sizes import Sizes
-from gloss_utils.rank import sasrec
+from gloss_utils.rank import HybridSettings, sasrec
 from gloss_utils.runs import estimates, room
 from gloss_utils.runs import run as run_module
+from gloss_utils.runs.artefacts import path_of
 from gloss_utils.runs.journal import Journal
 from gloss_utils.search import Encoder, build_dense
 
@@ -82,6 +83,10 @@ def test_indexes_on_disk(small_run, tmp_path):
     items = Dataset.load(folder.data).items
     assert_on_the_safe_side(estimates.dense_index(len(items), 384, "flat"), written(folder.dense_index))
     assert_on_the_safe_side(estimates.bm25_index(len(items)), written(folder.bm25_index))
+    run = run_of(small_run)
+    settings, held = HybridSettings.read(run["ranking_weights"]), read_json(folder.statistics)["interactions"]
+    estimate = estimates.cooccurrence(len(items), held, settings.neighbours, settings.window)
+    assert_on_the_safe_side(estimate, 2 * written(path_of(folder.root, "cooccurrence")))
     names = [f"{prompts.item_text(title)}, number {number}" for number in range(20) for title in items["title"]]
 
     def encode(texts: list[str]) -> np.ndarray:

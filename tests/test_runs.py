@@ -18,7 +18,7 @@ from gloss_utils.base import files
 from gloss_utils.base.files import fingerprint, read_json, write_json
 from gloss_utils.base.seals import read_seal, seal_of, sweep
 from gloss_utils.language import training
-from gloss_utils.rank import sasrec
+from gloss_utils.rank import cooccurrence, sasrec
 from gloss_utils.runs import artefacts, asking, folder, given, notebooks, room
 from gloss_utils.runs.artefacts import RECIPES, duration, path_of
 from gloss_utils.runs.folder import RunFolder
@@ -75,6 +75,7 @@ def nothing_costly(monkeypatch):
     monkeypatch.setattr(build_index, "build_dense", fail)
     monkeypatch.setattr(build_index.BM25Index, "build", fail)
     monkeypatch.setattr(sasrec, "train", fail)
+    monkeypatch.setattr(cooccurrence, "save", fail)
     monkeypatch.setattr(explore_data, "build", fail)
 
 

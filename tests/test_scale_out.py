@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from helpers import one_line_error, run_of
 
+from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.files import fingerprint
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
+from gloss_utils.rank import HybridSettings, cooccurrence
 from gloss_utils.runs import asking, parameters, resumed, workers
+from gloss_utils.runs.parameters import RETRIEVE
 from gloss_utils.runs.run import Run
 from gloss_utils.search import encode_texts, load_encoder
 
@@ -82,6 +86,19 @@ def test_workers_score_what_this_process_does(small_run, session):
     local = scored(**several)
     assert len(set(local)) > 12
     assert scored(**several, engine="ray", workers=2) == pytest.approx(local, abs=1e-3)
+
+
+def test_workers_count_what_this_process_does_though_one_is_killed(copied_run, session, tmp_path, monkeypatch):
+    monkeypatch.setattr(cooccurrence, "PAIRS_AT_A_TIME", 20_000)
+    data, made, died, map_parts = Dataset.load(copied_run[0].data), [], tmp_path / "died", workers.map_parts
+    monkeypatch.setattr(workers, "map_parts", lambda work, *rest, **more: map_parts(fragile(work, died), *rest, **more))
+    for engine in ("local", "ray"):
+        run = run_of(copied_run, remake=["cooccurrence"], engine=engine, workers=2)
+        run.stage = RETRIEVE
+        retrieve.following(run, data, data.sequences(), HybridSettings.read(run["ranking_weights"]))
+        made.append(fingerprint(run.open("cooccurrence")))
+        assert died.exists() == (engine == "ray")
+    assert made[0] == made[1]
 
 
 def mapped(work, parts: dict, load=lambda: "tool", count: int = 2) -> dict:

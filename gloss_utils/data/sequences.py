@@ -4,6 +4,7 @@ Ten million users with Python lists of texts take gigabytes; these arrays take 4
 memory-mapped.
 """
 
+import hashlib
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,12 @@ class Lists(Sequence):
     def lengths(self) -> np.ndarray:
         """How long each list is, int64 [lists]."""
         return np.diff(self.offsets)
+
+    def sha256(self) -> str:
+        """What tells these lists from others of the same items."""
+        found = hashlib.sha256(np.ascontiguousarray(self.offsets))
+        found.update(np.ascontiguousarray(self.places))
+        return found.hexdigest()
 
     def interactions_of(self, lists: np.ndarray) -> np.ndarray:
         """Where in `places` the interactions of the lists at these places are, one list after the other."""

@@ -1,7 +1,8 @@
 """What histories say of items: which follow which, and how often each occurs."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from gloss_utils.data.sequences import Lists, Sequences
 
 Histories = Collection[Collection[str]]  # items, oldest first
 PAIRS_AT_A_TIME = 2**25  # some two gigabytes
+ARRAYS = ("data", "indices", "indptr")  # of rows on the disk, as scipy calls them
 
 
 def index_of(items: Sequence[str]) -> pd.Index:
@@ -71,52 +73,102 @@ def following(
     neighbours: how many of each row are kept, the `strongest`; null: all. Rows are counted some at a time, so that no
     more than `PAIRS_AT_A_TIME` pairs are held, or one row's.
     """
-    parts = []
-    for occur, matrix in _counted(histories, items, window, decay, backward):
-        matrix = sparse.csr_matrix(sparse.diags_array(np.maximum(occur, 1.0) ** -damping) @ matrix)
-        parts.append(matrix if neighbours is None else strongest(matrix, neighbours))
-    return sparse.csr_matrix(sparse.vstack(parts))
+    pairs = Pairs(histories, items, window, decay, backward, damping, neighbours)
+    return sparse.csr_matrix(sparse.vstack([pairs.following(block) for block in blocks(histories, items, window)]))
 
 
 def cosine(histories: Histories, items: Sequence[str], window: int, neighbours: int) -> sparse.csr_matrix:
     """How often two items are at most `window` positions apart in a history, whatever their order, over the root of
     the product of how often each occurs, [items, items]; of each row the `strongest`."""
-    scale, parts, first = 1 / np.sqrt(np.maximum(counts(histories, items), 1.0)), [], 0
-    for occur, matrix in _counted(histories, items, window, 1.0, 1.0):
-        rows = sparse.diags_array(scale[first : first + len(occur)])
-        parts.append(strongest(stored(rows @ matrix @ sparse.diags_array(scale)), neighbours))
-        first += len(occur)
+    scale, parts = 1 / np.sqrt(np.maximum(counts(histories, items), 1.0)), []
+    pairs = Pairs(histories, items, window, 1.0, 1.0)
+    for block in blocks(histories, items, window):
+        rows = sparse.diags_array(scale[block.start : block.stop])
+        parts.append(strongest(stored(rows @ pairs.counted(block) @ sparse.diags_array(scale)), neighbours))
     return sparse.csr_matrix(sparse.vstack(parts))
 
 
-def _counted(
-    histories: Histories, items: Sequence[str], window: int, decay: float, backward: float
-) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-    """Yields some rows after the others: how often each row's item occurs, and what its pairs count, [rows, items].
+def blocks(histories: Histories, items: Sequence[str], window: int) -> list[range]:
+    """The places of all items, in blocks of at most `PAIRS_AT_A_TIME` pairs, or of one item."""
+    block = np.cumsum(counts(histories, items)) * 2 * window // PAIRS_AT_A_TIME
+    return [range(*ends) for ends in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)), len(items)])]
+
+
+class Pairs:
+    """Counts the pairs of some rows, as `following` says, without those of others.
 
     The interactions are sorted by item once; those of a block of rows are then looked at alone, with what stands
-    around them, so that the work is as much as there are pairs.
+    around them, so that the work is as much as there are pairs. They are held in 12 bytes each.
     """
-    owners, places = encode(histories, items)
-    ends = np.cumsum(np.bincount(owners, minlength=len(histories)))
-    occur = np.bincount(places, minlength=len(items))
-    by_item = _sorted_by(places, len(items))
-    begin, block = np.concatenate([[0], np.cumsum(occur)]), np.cumsum(occur) * 2 * window // PAIRS_AT_A_TIME
-    for first, end in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)), len(items)]):
-        at = by_item[begin[first] : begin[end]]
-        of_row = np.repeat(np.arange(end - first, dtype=np.int32), occur[first:end])
-        after = ends[owners[at]] - 1 - at  # interactions of the same history
-        before = at - np.concatenate([[0], ends])[owners[at]]
-        pairs = list(_pairs(at, places, after, before, window, decay, backward))
-        shape = end - first, len(items)
+
+    def __init__(
+        self,
+        histories: Histories,
+        items: Sequence[str],
+        window: int,
+        decay: float,
+        backward: float,
+        damping: float = 0.0,
+        neighbours: int | None = None,
+    ):
+        self.how, self.damping, self.neighbours = (window, decay, backward), damping, neighbours
+        self.owners, self.places = (each.astype(np.int32, copy=False) for each in encode(histories, items))
+        self.offsets = np.concatenate([[0], np.cumsum(np.bincount(self.owners, minlength=len(histories)))])
+        self.begin = np.concatenate([[0], np.cumsum(np.bincount(self.places, minlength=len(items)))])
+        self.by_item = _sorted_by(self.places, len(items))
+
+    def counted(self, block: range) -> sparse.csr_matrix:
+        """What the pairs of these rows count, [rows, items]."""
+        at, shape = self.by_item[self.begin[block.start] : self.begin[block.stop]], (len(block), len(self.begin) - 1)
+        of_row = np.repeat(np.arange(len(block), dtype=np.int32), self._occur(block))
+        owners = self.owners[at]
+        after = self.offsets[owners + 1] - 1 - at  # interactions of the same history
+        before = at - self.offsets[owners]
+        pairs = list(_pairs(at, self.places, after, before, *self.how))
         if not pairs:
-            yield occur[first:end], sparse.csr_matrix(shape)
-            continue
+            return sparse.csr_matrix(shape)
         rows = np.concatenate([of_row[kept] for kept, _, _ in pairs])
         columns = np.concatenate([column for _, column, _ in pairs])
         values = np.concatenate([np.full(len(column), value) for _, column, value in pairs])
         del pairs
-        yield occur[first:end], sparse.csr_matrix((values, (rows, columns)), shape)
+        return sparse.csr_matrix((values, (rows, columns)), shape)
+
+    def following(self, block: range) -> sparse.csr_matrix:
+        """These rows of `following`."""
+        scale = sparse.diags_array(np.maximum(self._occur(block), 1.0) ** -self.damping)
+        matrix = sparse.csr_matrix(scale @ self.counted(block))
+        return matrix if self.neighbours is None else strongest(matrix, self.neighbours)
+
+    def _occur(self, block: range) -> np.ndarray:
+        return np.diff(self.begin[block.start : block.stop + 1])
+
+
+def save(folder: Path, parts: Sequence[Path]):
+    """Write the rows that are in these files (scipy's npz), one file after the other, as a folder of `ARRAYS`."""
+    folder.mkdir()
+    lengths = [np.diff(_of_part(part, "indptr")) for part in parts]
+    indptr = np.cumsum(np.concatenate([[0], *lengths], dtype=np.int64))
+    # scipy maps both arrays of places where their types are the same, and else copies one.
+    places = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
+    np.save(folder / "indptr.npy", indptr.astype(places))
+    for name, kind in (("data", np.float64), ("indices", places)):
+        with open(folder / f"{name}.npy", "wb") as file:
+            about = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (int(indptr[-1]),)}
+            np.lib.format.write_array_header_1_0(file, about)
+            for part in parts:
+                file.write(_of_part(part, name).astype(kind, copy=False))
+
+
+def _of_part(part: Path, name: str) -> np.ndarray:
+    with np.load(part) as arrays:
+        return arrays[name]
+
+
+def load(folder: Path, items: int) -> sparse.csr_matrix:
+    """Rows that were saved, memory-mapped, [items, items]; items that came later have none."""
+    data, indices, indptr = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
+    indptr = np.pad(indptr, (0, items + 1 - len(indptr)), mode="edge")
+    return sparse.csr_matrix((data, indices, indptr), (items, items))
 
 
 def _pairs(at: np.ndarray, places: np.ndarray, after: np.ndarray, before: np.ndarray, window: int, decay, backward):

@@ -62,20 +62,22 @@ def without_part(part: str, weights: Mapping[str, float]) -> dict[str, float]:
 @dataclass
 class Evidence:
     """What histories and training sequences say of users and items (see `hybrid`). It is counted once; `rankings` adds
-    any votes to it and weighs it in any number of ways."""
+    any votes to it and weighs it in any number of ways. following: what `cooccurrence.following` says (null: it is
+    counted now)."""
 
     histories: Histories
     training_sequences: Histories
     items: Sequence[str]
     settings: HybridSettings
+    following: sparse.csr_matrix | None = None
 
     def __post_init__(self):
         self.items = cooccurrence.index_of(self.items)
         sequences = self.training_sequences.values()
         self.counts = cooccurrence.counts(sequences, self.items)
         self.popular = np.argsort(-self.counts, kind="stable")
-        counting = self.settings.model_dump(include={"window", "decay", "backward", "damping", "neighbours"})
-        self.following = cooccurrence.following(sequences, self.items, **counting)
+        if self.following is None:
+            self.following = cooccurrence.following(sequences, self.items, **self.settings.counting())
 
     def of(self, histories: Histories) -> "Evidence":
         """The same for other users: what was counted stays."""

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from gloss_utils.rank.asked import PARTS, Asked, named_items
 from gloss_utils.rank.candidates import Histories, Index, items_of_exact_titles, last_item_texts, nearest_items
@@ -32,8 +33,8 @@ class Ranker:
     exact_titles: the texts are items' exact texts (catalogue-bound decoding), which the paper's rule need not search
     for. text_targets: user -> item, by which learned weighs other users' texts (null: texts count nothing there).
     new_item_favour, trees, held: see `learned.Learned`. asked: what the model thinks of the items that learned proposes
-    (null: it is not asked), by which these are ranked again. world: a ranker for other users with all the rest alike,
-    whose counts and trees are taken (null: they are made).
+    (null: it is not asked), by which these are ranked again. following: see `evidence.Evidence`. world: a ranker for
+    other users with all the rest alike, whose counts and trees are taken (null: they are made).
     """
 
     queries: pd.DataFrame
@@ -53,6 +54,7 @@ class Ranker:
     trees: str | None = None
     held: Histories | None = None
     asked: Asked | None = None
+    following: csr_matrix | None = None
     world: "Ranker | None" = None
 
     def __post_init__(self):
@@ -165,4 +167,4 @@ class Ranker:
         """What histories and training sequences say."""
         if self.world:
             return self.world.evidence.of(self.histories)
-        return Evidence(self.histories, self.training_sequences, self.items, self.settings)
+        return Evidence(self.histories, self.training_sequences, self.items, self.settings, self.following)

@@ -47,6 +47,10 @@ class HybridSettings(BaseModel):
     )
     fitted_on: dict[str, str] = Field(description="sha256: name")
 
+    def counting(self) -> dict:
+        """How `cooccurrence.following` is to count."""
+        return self.model_dump(include={"window", "decay", "backward", "damping", "neighbours"})
+
     @classmethod
     def read(cls, path: str | Path) -> "HybridSettings":
         """Raises `GlossError` where the file is missing or does not hold just these values."""

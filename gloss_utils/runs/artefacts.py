@@ -55,6 +55,7 @@ RECIPES = {
     "dense": Recipe(INDEX, "index/dense", ("index", "rerank_from_disk"), ("encoder", "items")),
     "bm25": Recipe(INDEX, "index/bm25", (), ("items",), version=2),
     "texts": Recipe(RETRIEVE, "queries.jsonl", _DECODING, ("base_model", "adapter", "data")),
+    "cooccurrence": Recipe(RETRIEVE, "cooccurrence", (), ("data", "learnable", "counting")),
     "asked": Recipe(
         RETRIEVE, "asked", (*_DECODING, "ask", "ranking_share"), ("base_model", "adapter", "data", "proposed")
     ),

@@ -2,11 +2,13 @@
 
 `raw`: the raw files. `items`: the table of items. `data`, `base`, `adapter`: these artefacts. `base_model`, `encoder`:
 the models. `histories`: what the users of stage 4 had before. `proposed`: what histories propose to
-them. Each is a sha256, or, for a model from the hub, its name and commit: never a path.
+them. `learnable`: the sequences that may be learned from beside them. `counting`: how these are counted. Each is a
+sha256, or, for a model from the hub, its name and commit: never a path.
 """
 
 from pathlib import Path
 
+from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, fingerprint
 from gloss_utils.base.seals import read_seal
 from gloss_utils.runs import artefacts
@@ -20,7 +22,8 @@ MADE_WITH = {"base_model": "adapter", "encoder": "dense"}  # the artefact that e
 def contents(root: Path, values: dict, stages: dict) -> dict[str, str | None]:
     """The contents by name; None where they are not known yet. stages: the manifest."""
     found = {"raw": raw(values, stages.get(EXPLORE, {}).get("inputs", {}))}
-    found |= {name: stages.get(RETRIEVE, {}).get(name) for name in ("histories", "proposed")}
+    found |= {name: stages.get(RETRIEVE, {}).get(name) for name in ("histories", "proposed", "learnable")}
+    found["counting"] = counting(values)
     for name in REVISIONS:
         if name in values:
             found[name] = model(name, values, known_revision(root, name, values, stages))
@@ -62,6 +65,18 @@ def input_path(name: str, values: dict) -> Path | None:
     parameter is not set."""
     parameter, _, file = name.partition("/")
     return Path(values[parameter]) / file if values.get(parameter) else None
+
+
+def counting(values: dict) -> str | None:
+    """How co-occurrence is counted; None where no file says so, or one that is not sound: stage 4 will report it."""
+    if "ranking_weights" not in values:
+        return None
+    from gloss_utils.rank.weights import HybridSettings  # loads lightgbm and FAISS
+
+    try:
+        return digest(HybridSettings.read(values["ranking_weights"]).counting())
+    except GlossError:
+        return None
 
 
 def model(name: str, values: dict, revision: str | None) -> str | None:

@@ -60,6 +60,11 @@ def bm25_index(items: int) -> int:
     return items * ((FLOAT + 2) * WORDS + 24) + 2 * 2**10
 
 
+def cooccurrence(items: int, interactions: int, neighbours: int, window: int) -> int:
+    """Co-occurrence, and its parts until it is whole: a place and a number of twice the size for each neighbour."""
+    return 2 * 3 * FLOAT * min(items * neighbours, interactions * 2 * window) + 2 * FLOAT * items + NOTES
+
+
 def texts(users: int, num_beams: int, max_new_tokens: int, history: float) -> int:
     """The generated texts: `queries.jsonl`, and the journal of generation. history: items of a user, on average."""
     written = num_beams * (4 * max_new_tokens + 32)  # about four characters a token, and a log-probability

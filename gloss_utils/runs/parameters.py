@@ -66,7 +66,8 @@ User = Annotated[Text, BeforeValidator(_user)]
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]  # YAML reads 1e-4 as a text: taken, too
 Flag = Annotated[bool, Strict()]
-REMAKE = ("data", "base", "adapter", "dense", "bm25", "texts", "asked", "sasrec")  # the costly artefacts of a run
+# The costly artefacts of a run.
+REMAKE = ("data", "base", "adapter", "dense", "bm25", "texts", "cooccurrence", "asked", "sasrec")
 Artefacts = Annotated[list[Literal[REMAKE]], BeforeValidator(_names)]
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

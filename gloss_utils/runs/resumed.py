@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -42,34 +43,50 @@ def in_batches(run: Run, name: str, about, batches: list[list[int]], work: Calla
 
 
 def rows_of(run: Run, name: str, texts: list[str], size: int, load: Callable, work: Callable, verb: str) -> np.ndarray:
-    """Rows of numbers, one per text, by `work(load(), part)` for parts of `size` texts, under Ray by its workers.
+    """Rows of numbers, one per text, by `work(load(), part)` for parts of `size` texts (see `in_parts`)."""
+    parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+    files = in_parts(run, name, parts, load, work, np.savez, verb, "text")
+    return np.concatenate([np.load(file)["arr_0"] for file in files])
 
-    name: of the artefact. verb: what the progress bar says. A finished part is a file, named by its texts; a part that
-    has one is not done again. The parts are the same under both engines.
+
+def in_parts(
+    run: Run, name: str, parts: list, load: Callable, work: Callable, save: Callable, verb: str, unit: str
+) -> list[Path]:
+    """The files with what `work(load(), part)` gives for each part, under Ray by its workers.
+
+    name: of the artefact. save: writes that to an open file, as npz, whose checksums tell a damaged one. verb, unit:
+    what the progress bar says. A part's file is named by what is in the part; a part that has one is not done again.
+    The parts are the same under both engines.
     """
     folder = run.unfinished(name)
-    parts = {start: texts[start : start + size] for start in range(0, len(texts), size)}
-    files = {start: folder / f"{digest(part)}.npy" for start, part in parts.items()}
-    left = {start: part for start, part in parts.items() if not _has_rows(files[start], len(part))}
+    files = [folder / f"{digest(repr(part))}.npz" for part in parts]
+    left = {number: part for number, part in enumerate(parts) if not _is_sound(files[number])}
     _say_what_is_done(len(parts) - len(left), len(parts), "parts")
-    if run["engine"] == "ray":
+    if run["engine"] == "ray" and len(left) > 1:
         done = workers.map_parts(work, load, left, run["workers"])
     else:
-        done = ((start, work(load(), part)) for start, part in left.items())
-    total, before = len(texts), len(texts) - sum(map(len, left.values()))
-    with tqdm(total=total, initial=before, desc=verb, unit="text", mininterval=2, disable=total <= size) as bar:
-        for start, rows in done:
-            with write_whole(files[start]) as part, open(part, "wb") as file:
-                np.save(file, rows)
-            bar.update(len(rows))
-    return np.concatenate([np.load(files[start]) for start in parts])
+        done = _here(work, load, left)
+    total, before = sum(map(len, parts)), sum(len(part) for number, part in enumerate(parts) if number not in left)
+    with tqdm(total=total, initial=before, desc=verb, unit=unit, mininterval=2, disable=len(parts) <= 1) as bar:
+        for number, found in done:
+            with write_whole(files[number]) as part, open(part, "wb") as file:
+                save(file, found)
+            bar.update(len(parts[number]))
+    return files
 
 
-def _has_rows(file: Path, count: int) -> bool:
-    """Whether a file holds so many rows; one that is missing or damaged does not."""
+def _here(work: Callable, load: Callable, parts: dict) -> Iterator:
+    """What `workers.map_parts` does, in this process."""
+    tool = load() if parts else None
+    yield from ((number, work(tool, part)) for number, part in parts.items())
+
+
+def _is_sound(file: Path) -> bool:
+    """Whether an npz file is there, and whole."""
     try:
-        return len(np.load(file, mmap_mode="r")) == count
-    except (OSError, ValueError, EOFError):
+        with ZipFile(file) as arrays:
+            return arrays.testzip() is None
+    except Exception:  # what is damaged fails in many ways
         return False
 
 

@@ -6,6 +6,7 @@ from gloss_utils.base import hub
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json
 from gloss_utils.base.unsloth_first import is_wanted
+from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import tables
 from gloss_utils.report.metrics import SEEN
 from gloss_utils.runs import estimates
@@ -57,6 +58,11 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
     if "texts" in making:
         written = users, parameters["num_beams"], parameters["max_new_tokens"], counts["mean_history"]
         needed["texts"] = estimates.texts(*written)
+    if "cooccurrence" in making:
+        settings = HybridSettings.read(parameters["ranking_weights"])
+        needed["cooccurrence"] = estimates.cooccurrence(
+            counts["items"], counts["interactions"], settings.neighbours, settings.window
+        )
     if "sasrec" in making:
         size = estimates.sasrec_parameters(counts["items"], parameters["sasrec_width"])
         trained = bool(parameters["sasrec_search"]) + parameters["sasrec_seeds"]

@@ -205,6 +205,7 @@ class Run:
             "builds_on": {other: identity(stages[other]) for other in needs(self.stage, self.own)},
             "histories": self.known.get("histories"),
             "proposed": self.known.get("proposed"),
+            "learnable": self.known.get("learnable"),
             "revisions": self.revisions,
             "code": code_of(self.stage),
             # As if all had been made now.
