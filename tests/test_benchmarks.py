@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, small_llama
 
-from benchmarks import catalogue_decoding, data, decoding, generation, peers, retrieval, scale, scaling, threads, timing
+from benchmarks import catalogue_decoding, data, decoding, generation, peers, retrieval, scale, threads, timing
 from benchmarks import index as index_benchmark
 from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
@@ -272,9 +272,9 @@ def test_kinds_of_index(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
 
 
-def test_what_each_step_costs():
-    found = scaling.main(["--items", "100", "--users", "200"])
-    assert all(found[name] > 0 for name in ("bm25_ms_per_text", "trie_bytes_per_item", "ranked_users_per_second"))
+def test_what_parts_of_stages_cost():
+    found = {name: part(100) for name, part in scale.PARTS.items() if name != "encoding"}
+    assert found["bm25"]["ms_per_text"] > 0 and found["bm25"]["texts"] > 50 and found["trie"]["bytes_per_item"] > 50
 
 
 def test_made_up_files_go_through_stage_one(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import real
 
-from benchmarks.scaling import titles
+from benchmarks import scale
 from gloss_utils.data.prompts import item_text
 from gloss_utils.search import BM25Index, bm25, postings
 from gloss_utils.search.order import rounded, top_k
@@ -32,6 +32,11 @@ class Plainly:
             scores = rounded(self.bm25.get_scores(known)) if known else np.zeros(self.items)
             rows.append(top_k(np.arange(self.items)[None], scores[None], k))
         return np.vstack([ids for ids, _ in rows]), np.vstack([scores for _, scores in rows])
+
+
+def titles(count: int) -> list[str]:
+    """Made-up ones."""
+    return scale.titles(np.random.default_rng(0), count).to_pylist()
 
 
 def assert_same(index: BM25Index, reference: Plainly, queries: list[str], k: int):
