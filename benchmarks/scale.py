@@ -4,10 +4,9 @@ of its own.
     python -m benchmarks.scale [--users 50000] [--items 100000] [--interactions 600000] [--folder DIR]
     python -m benchmarks.scale --only bm25 [--items 100000]   (or trie, encoding)
 
-The raw files are two of the user's own tables, as CSV: interactions in no order of time, popularity falling as
-1 / rank, some users with many interactions; ids as texts; titles of four to thirteen words, one in a hundred missing.
-Of `STAGES`, each works on what the one before left in the folder; `PARTS` need nothing but titles. Peak memory counts
-pages of mapped files, which the system may drop; it and processor time are of the whole process.
+`benchmarks.made_up` makes the raw files. Of `STAGES`, each works on what those before left in the folder, and stages 4
+and 5 go on after their last block of users; `PARTS` need nothing but titles. Peak memory counts pages of mapped files,
+which the system may drop; it and processor time are of the whole process.
 """
 
 import argparse
@@ -17,59 +16,28 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
+import pandas as pd
 
+from benchmarks import made_up
+from benchmarks.made_up import INTERACTIONS, ITEMS, SEED
+from gloss_utils.base.files import joined, read_json, remove, write_json
+from gloss_utils.data import queries as query_files
 from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rules import build
 from gloss_utils.data.sources import OwnTables
+from gloss_utils.runs.blocks import filled
 from gloss_utils.runs.parameters import ROOT
 
-SEED, AT_ONCE, WORDS, VOCABULARY, TOKENS_A_WORD = 3407, 2**20, (4, 13), 200_000, 2
-BEGIN, END = 1_300_000_000, 1_700_000_000  # seconds
-INTERACTIONS, ITEMS, DATA = "interactions.csv", "items.csv", "data"
-USERS_AT_ONCE = 4096
-
-
-def ids(letter: str, numbers: np.ndarray) -> pa.Array:
-    """Texts as A000349128374, whose order is not that of the numbers."""
-    scrambled = pa.array(numbers.astype(np.int64) * 2_654_435_761 % 2**40)
-    return pc.binary_join_element_wise(letter, pc.utf8_lpad(scrambled.cast(pa.string()), 13, "0"), "")
-
-
-def titles(rng: np.random.Generator, items: int, first: int = 0) -> pa.Array:
-    """Titles of words that are as rare as in real ones (Zipf), and of one that no other title has."""
-    lengths = rng.integers(WORDS[0], WORDS[1] + 1, items)
-    ends = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-    words = pa.array([f"w{number}" for number in range(VOCABULARY)]).take(rng.zipf(1.2, ends[-1]) % VOCABULARY)
-    own = pa.array(np.arange(first, first + items)).cast(pa.string())
-    return pc.binary_join_element_wise(pc.binary_join(pa.ListArray.from_arrays(ends, words), " "), own, " n")
-
-
-def write_files(folder: Path, users: int, items: int, interactions: int):
-    """Write both raw files."""
-    rng = np.random.default_rng(SEED)
-    plain = pa.csv.WriteOptions(quoting_style="none")
-    with pa.csv.CSVWriter(
-        folder / INTERACTIONS, pa.schema({"user": "string", "item": "string", "time": "int64"}), write_options=plain
-    ) as out:
-        for start in range(0, interactions, AT_ONCE):
-            size = min(AT_ONCE, interactions - start)
-            who, what = users * rng.random(size) ** 1.5, float(items + 1) ** rng.random(size) - 1
-            when = rng.integers(BEGIN, END, size)
-            out.write_table(pa.table({"user": ids("A", who), "item": ids("B", what), "time": when}))
-    order = rng.permutation(items)
-    with pa.csv.CSVWriter(folder / ITEMS, pa.schema({"item": "string", "title": "string"}), write_options=plain) as out:
-        for start in range(0, items, AT_ONCE):
-            some = order[start : start + AT_ONCE]
-            named = pc.if_else(pa.array(rng.random(len(some)) < 0.01), "", titles(rng, len(some), start))
-            out.write_table(pa.table({"item": ids("B", some), "title": named}))
+TOKENS_A_WORD, DATA = 2, "data"
+QUERIES, TEXTS, USERS_AT_ONCE = "queries.jsonl", 2, 4096
+METHODS, SAMPLED, SAMPLE = ("histories", "paper"), "hybrid", 64  # every 64th block of users is ranked for by hybrid
 
 
 def stage_one(folder: Path) -> dict:
@@ -91,25 +59,120 @@ def stage_one(folder: Path) -> dict:
     return counts | clock.laps
 
 
+def stage_three(folder: Path) -> dict:
+    """The index by words; vectors are not made: encoding would take days (see `encoding`)."""
+    from gloss_utils.search.bm25 import BM25Index
+
+    clock = Clock()
+    titles_of = Dataset.load(folder / DATA).items["title"]
+    BM25Index.build([item_text(title) for title in titles_of]).save(folder / "bm25")
+    clock.lap("bm25")
+    return {"items": len(titles_of)} | clock.laps
+
+
 def stage_four(folder: Path) -> dict:
-    """What may be learnt, co-occurrence, and the rankings of all users by histories alone (hybrid without texts)."""
-    from gloss_utils.rank import Evidence, HybridSettings
-    from gloss_utils.rank.trec import writing_trec
+    """What may be learnt, co-occurrence, and rankings: of all users by histories alone (hybrid without texts) and by
+    the paper's rule from given texts; of a sample also by hybrid with the votes of an index by words."""
+    from gloss_utils.rank import HybridSettings, Ranker, write_trec
+    from gloss_utils.search.bm25 import BM25Index
 
     clock, data = Clock(), Dataset.load(folder / DATA)
-    known = splits.training_sequences(data, splits.example_blocks(data, "test", USERS_AT_ONCE))
+    if not (folder / QUERIES).exists():
+        query_files.write(folder / QUERIES, made_up.queries(data, TEXTS, USERS_AT_ONCE))
+    clock.lap("write queries")
+    blocks = partial(query_files.blocks, folder / QUERIES, TEXTS, 0, users_at_once=USERS_AT_ONCE)
+    known = splits.training_sequences(data, blocks())
     clock.lap("training sequences")
     settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
-    evidence = Evidence({}, known, data.items["item"], settings)
+    nobody, index = pd.DataFrame(columns=query_files.COLUMNS), {"bm25": BM25Index.load(folder / "bm25")}
+    world = Ranker(nobody, data.titles(), index, known, settings, exact_titles=True)
+    clock.lap("titles")
+    neighbours = world.evidence.following.nnz
     clock.lap("co-occurrence")
-    path, users = folder / "histories.trec", 0
-    with writing_trec({path: "histories"}) as write:
-        for some in splits.example_blocks(data, "test", USERS_AT_ONCE):
-            found = evidence.of(dict(zip(some["user"], some["history"], strict=True)))
-            write(path, found.rankings({}, {"": settings.weights})[""])
-            users += len(some)
+    took = {method: [0.0, 0] for method in (*METHODS, SAMPLED)}  # seconds of the processor, users
+
+    def rank(world: Ranker, block: tuple[int, pd.DataFrame], part: Path):
+        number, some = block
+        found = world.of(some)
+        for method in took if number % SAMPLE == 0 else METHODS:
+            begun = time.process_time()
+            if method == "paper":
+                ranking = found.paper("bm25")
+            else:
+                votes = {name: found.candidates(name) for name in ("texts_bm25", "last_bm25") if method == SAMPLED}
+                ranking = found.evidence.rankings(votes, {"": settings.weights})[""]
+            write_trec(part / f"{method}.trec", ranking, method)
+            took[method] = [took[method][0] + time.process_time() - begun, took[method][1] + len(some)]
+
+    with ExitStack() as stack:
+        add = {method: stack.enter_context(joined(folder / f"{method}.trec")) for method in METHODS}
+        for _, part in filled(folder / "ranked", enumerate(blocks()), lambda: world, rank):
+            for method in METHODS:
+                add[method](part / f"{method}.trec")
     clock.lap("rankings")
-    return {"users": users, "neighbours": evidence.following.nnz} | clock.laps
+    remove(folder / "ranked")
+    each = {method: {"users": n, "ms_a_user": round(1000 * s / max(n, 1), 3)} for method, (s, n) in took.items()}
+    return each | {"neighbours": neighbours} | clock.laps
+
+
+def stage_five(folder: Path) -> dict:
+    """What notebook 5 makes of rankings, from stage 4's TREC files: metrics of each user, with coverage, novelty and
+    diversity, means by segment with intervals, and paired tests. Vectors are made up: each of 65,536 stands for many
+    items."""
+    from gloss_utils import evaluate
+    from gloss_utils.rank.trec import read_trec_blocks
+    from gloss_utils.report import metrics, significance
+    from gloss_utils.report.beyond import BEYOND, Catalogue
+    from gloss_utils.report.in_blocks import Values, measured
+
+    clock, data = Clock(), Dataset.load(folder / DATA)
+    blocks = partial(query_files.blocks, folder / QUERIES, TEXTS, 0, users_at_once=USERS_AT_ONCE)
+    known = splits.training_sequences(data, blocks())
+    catalogue = Catalogue(data.items["item"], known, _Vectors(len(data.items)))
+    del known
+    clock.lap("catalogue")
+    about, _ = evaluate.about_users(data, blocks(), catalogue, "test", 5)
+    clock.lap("about users")
+
+    def measure(catalogue: Catalogue, block: tuple, part: Path):
+        some, *runs = block
+        targets = metrics.targets_of(some)
+        np.save(part / "measured.npy", np.stack([measured(run, targets, catalogue) for run in runs]))
+
+    users = [about["user"].iloc[start : start + USERS_AT_ONCE] for start in range(0, len(about), USERS_AT_ONCE)]
+    read = [read_trec_blocks(folder / f"{method}.trec", users) for method in METHODS]
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        values, every = Values(Path(made)), zip(blocks(), *read, strict=True)
+        for _, part in filled(folder / "measured", every, lambda: catalogue, measure):
+            for method, found in zip(METHODS, np.load(part / "measured.npy"), strict=True):
+                values.add((method, metrics.LEFT_OUT), found)
+        clock.lap("metrics")
+        compared = [(method, metrics.LEFT_OUT) for method in METHODS]
+        evaluate.write_per_user(folder / "per_user.parquet", about, compared, len(data.items), values)
+        clock.lap("per_user.parquet, coverage")
+        columns = [*metrics.METRICS, *BEYOND]
+        rows = metrics.summarise_all(partial(values.read, columns=columns), compared, columns, about, "test", SEED)
+        clock.lap("means, intervals")
+        significance.compare_all(
+            lambda method, metric: values.read((method, metrics.LEFT_OUT), [metric])[:, 0],
+            about["user"], list(METHODS), METHODS[0], metrics.COMPARED, SEED,
+        )  # fmt: skip
+        clock.lap("paired tests")
+    remove(folder / "measured")
+    return {
+        "users": len(about),
+        "recall@5": {row["method"]: row["recall@5"] for row in rows[:: len(rows) // 2]},
+    } | clock.laps
+
+
+class _Vectors:
+    """Vectors of so many items."""
+
+    def __init__(self, items: int):
+        self.drawn = np.random.default_rng(SEED).standard_normal((min(items, 2**16), 384), dtype=np.float32)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        return self.drawn[places % len(self.drawn)]
 
 
 def bm25(items: int) -> dict:
@@ -118,7 +181,7 @@ def bm25(items: int) -> dict:
     from benchmarks.retrieval import made_up_queries
     from gloss_utils.search.bm25 import BM25Index
 
-    named, clock = titles(np.random.default_rng(SEED), items).to_pylist(), Clock()
+    named, clock = made_up.titles(np.random.default_rng(SEED), items).to_pylist(), Clock()
     built = BM25Index.build([item_text(title) for title in named])
     clock.lap("build")
     drawn = np.random.default_rng(SEED).choice(items, min(items, 100), replace=False)
@@ -155,7 +218,7 @@ def trie(items: int) -> dict:
     from gloss_utils.language.trie import Trie
 
     codes = {}
-    named = titles(np.random.default_rng(SEED), items).to_pylist()
+    named = made_up.titles(np.random.default_rng(SEED), items).to_pylist()
     words = ([(word, part) for word in title.split() for part in range(TOKENS_A_WORD)] for title in named)
     tokens = [[codes.setdefault(word, len(codes) + 1) for word in some] + [0] for some in words]
     clock = Clock()
@@ -169,14 +232,14 @@ def encoding(items: int) -> dict:
     """Vectors of so many titles, 512 at most."""
     from gloss_utils.search import DEFAULT_ENCODER, encode_texts, load_encoder
 
-    texts = [item_text(title) for title in titles(np.random.default_rng(SEED), min(items, 512)).to_pylist()]
+    texts = [item_text(title) for title in made_up.titles(np.random.default_rng(SEED), min(items, 512)).to_pylist()]
     encoder, clock = load_encoder(DEFAULT_ENCODER), Clock()
     encode_texts(encoder, texts)
     clock.lap("encoding")
     return clock.laps | {"texts_per_second": round(len(texts) / max(clock.laps["encoding"]["seconds"], 0.1), 1)}
 
 
-STAGES = {"1": stage_one, "4": stage_four}
+STAGES = {"1": stage_one, "3": stage_three, "4": stage_four, "5": stage_five}
 PARTS = {"bm25": bm25, "trie": trie, "encoding": encoding}
 
 
@@ -214,9 +277,12 @@ def main(arguments: list[str] | None = None):
         folder = options.folder or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ITEMS).exists():
-            write_files(folder, options.users, options.items, options.interactions)
+            made_up.write_files(folder, options.users, options.items, options.interactions)
         for stage in STAGES:
-            print(stage, json.dumps(in_fresh_process("benchmarks.scale", "--only", stage, "--folder", str(folder))))
+            done = folder / f"stage-{stage}.json"
+            if not done.exists():
+                write_json(done, in_fresh_process("benchmarks.scale", "--only", stage, "--folder", str(folder)))
+            print(stage, json.dumps(read_json(done)))
 
 
 if __name__ == "__main__":

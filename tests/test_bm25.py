@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import real
 
-from benchmarks import scale
+from benchmarks import made_up
 from gloss_utils.data.prompts import item_text
 from gloss_utils.search import BM25Index, bm25, postings
 from gloss_utils.search.order import rounded, top_k
@@ -36,7 +36,7 @@ class Plainly:
 
 def titles(count: int) -> list[str]:
     """Made-up ones."""
-    return scale.titles(np.random.default_rng(0), count).to_pylist()
+    return made_up.titles(np.random.default_rng(0), count).to_pylist()
 
 
 def assert_same(index: BM25Index, reference: Plainly, queries: list[str], k: int):

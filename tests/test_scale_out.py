@@ -85,7 +85,7 @@ def test_workers_score_what_this_process_does(small_run, session):
 
 
 def mapped(work, parts: dict, load=lambda: "tool", count: int = 2) -> dict:
-    return dict(workers.map_parts(work, load, parts, count))
+    return dict(workers.map_parts(work, load, parts.items(), count))
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def rows_of(run: Run, name: str, texts: list[str], size: int, load: Callable, wo
     left = {start: part for start, part in parts.items() if not _has_rows(files[start], len(part))}
     _say_what_is_done(len(parts) - len(left), len(parts), "parts")
     if run["engine"] == "ray":
-        done = workers.map_parts(work, load, left, run["workers"])
+        done = workers.map_parts(work, load, left.items(), run["workers"])
     else:
         done = ((start, work(load(), part)) for start, part in left.items())
     total, before = len(texts), len(texts) - sum(map(len, left.values()))
