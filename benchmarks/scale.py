@@ -1,68 +1,43 @@
-"""What a stage takes for a made-up catalogue of any size: seconds, and the peak memory of a process of its own.
+"""What a stage, or a part of one, takes for a made-up catalogue of any size: seconds, and the peak memory of a process
+of its own.
 
     python -m benchmarks.scale [--users 50000] [--items 100000] [--interactions 600000] [--folder DIR]
+    python -m benchmarks.scale --only bm25 [--items 100000]   (or trie, encoding)
 
-The raw files are two of the user's own tables, as CSV: interactions in no order of time, popularity falling as
-1 / rank, some users with many interactions; ids as texts; titles of nine words, one in a hundred missing. `STAGES`
-names what is measured; each works on what the one before left in the folder. Peak memory counts pages of mapped files,
-which the system may drop.
+`benchmarks.made_up` makes the raw files. Of `STAGES`, each works on what those before left in the folder, and stages 4
+and 5 go on after their last block of users; `PARTS` need nothing but titles. Peak memory counts pages of mapped files,
+which the system may drop; it and processor time are of the whole process.
 """
 
 import argparse
 import json
 import re
+import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
+import pandas as pd
 
+from benchmarks import made_up
+from benchmarks.made_up import INTERACTIONS, ITEMS, SEED
+from gloss_utils.base.files import joined, read_json, remove, write_json
+from gloss_utils.data import queries as query_files
 from gloss_utils.data import sources, splits
 from gloss_utils.data.dataset import Dataset
+from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rules import build
 from gloss_utils.data.sources import OwnTables
+from gloss_utils.runs.blocks import filled
 from gloss_utils.runs.parameters import ROOT
 
-SEED, AT_ONCE, WORDS, VOCABULARY = 3407, 2**20, 9, 200_000
-BEGIN, END = 1_300_000_000, 1_700_000_000  # seconds
-INTERACTIONS, ITEMS, DATA = "interactions.csv", "items.csv", "data"
-USERS_AT_ONCE = 4096
-
-
-def ids(letter: str, numbers: np.ndarray) -> pa.Array:
-    """Texts as A000349128374, whose order is not that of the numbers."""
-    scrambled = pa.array(numbers.astype(np.int64) * 2_654_435_761 % 2**40)
-    return pc.binary_join_element_wise(letter, pc.utf8_lpad(scrambled.cast(pa.string()), 13, "0"), "")
-
-
-def titles(rng: np.random.Generator, count: int) -> pa.Array:
-    """Titles of nine words, which are as rare as in real ones (Zipf); one in a hundred is empty."""
-    words = pa.array([f"w{number}" for number in range(VOCABULARY)]).take(rng.zipf(1.2, count * WORDS) % VOCABULARY)
-    joined = pc.binary_join(pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * WORDS, words), " ")
-    return pc.if_else(pa.array(rng.random(count) < 0.01), "", joined)
-
-
-def write_files(folder: Path, users: int, items: int, interactions: int):
-    """Write both raw files."""
-    rng = np.random.default_rng(SEED)
-    plain = pa.csv.WriteOptions(quoting_style="none")
-    with pa.csv.CSVWriter(
-        folder / INTERACTIONS, pa.schema({"user": "string", "item": "string", "time": "int64"}), write_options=plain
-    ) as out:
-        for start in range(0, interactions, AT_ONCE):
-            size = min(AT_ONCE, interactions - start)
-            who, what = users * rng.random(size) ** 1.5, float(items + 1) ** rng.random(size) - 1
-            when = rng.integers(BEGIN, END, size)
-            out.write_table(pa.table({"user": ids("A", who), "item": ids("B", what), "time": when}))
-    order = rng.permutation(items)
-    with pa.csv.CSVWriter(folder / ITEMS, pa.schema({"item": "string", "title": "string"}), write_options=plain) as out:
-        for start in range(0, items, AT_ONCE):
-            some = order[start : start + AT_ONCE]
-            out.write_table(pa.table({"item": ids("B", some), "title": titles(rng, len(some))}))
+TOKENS_A_WORD, DATA = 2, "data"
+QUERIES, TEXTS, USERS_AT_ONCE = "queries.jsonl", 2, 4096
+METHODS, SAMPLED, SAMPLE = ("histories", "paper"), "hybrid", 64  # every 64th block of users is ranked for by hybrid
 
 
 def stage_one(folder: Path) -> dict:
@@ -84,34 +59,194 @@ def stage_one(folder: Path) -> dict:
     return counts | clock.laps
 
 
+def stage_three(folder: Path) -> dict:
+    """The index by words; vectors are not made: encoding would take days (see `encoding`)."""
+    from gloss_utils.search.bm25 import BM25Index
+
+    clock = Clock()
+    titles_of = Dataset.load(folder / DATA).items["title"]
+    BM25Index.build([item_text(title) for title in titles_of]).save(folder / "bm25")
+    clock.lap("bm25")
+    return {"items": len(titles_of)} | clock.laps
+
+
 def stage_four(folder: Path) -> dict:
-    """What may be learnt, co-occurrence, and the rankings of all users by histories alone (hybrid without texts)."""
-    from gloss_utils import retrieve
-    from gloss_utils.rank import Evidence, HybridSettings
-    from gloss_utils.rank.trec import writing_trec
+    """What may be learnt, co-occurrence, and rankings: of all users by histories alone (hybrid without texts) and by
+    the paper's rule from given texts; of a sample also by hybrid with the votes of an index by words."""
+    from gloss_utils.rank import HybridSettings, Ranker, write_trec
+    from gloss_utils.runs.counting import following
     from gloss_utils.runs.folder import RunFolder
     from gloss_utils.runs.parameters import RETRIEVE
     from gloss_utils.runs.run import Run
+    from gloss_utils.search.bm25 import BM25Index
 
     clock, data = Clock(), Dataset.load(folder / DATA)
-    known = splits.training_sequences(data, splits.example_blocks(data, "test", USERS_AT_ONCE))
+    if not (folder / QUERIES).exists():
+        query_files.write(folder / QUERIES, made_up.queries(data, TEXTS, USERS_AT_ONCE))
+    clock.lap("write queries")
+    blocks = partial(query_files.blocks, folder / QUERIES, TEXTS, 0, users_at_once=USERS_AT_ONCE)
+    known = splits.training_sequences(data, blocks())
     clock.lap("training sequences")
     settings = HybridSettings.read(ROOT / "params/ranking/weights.yaml")
     known_of_run = {"data": "made up", "counting": "by default"}
-    run = Run(RunFolder(folder), RETRIEVE, {}, {"engine": "local"}, remake=["cooccurrence"], known=known_of_run)
-    evidence = Evidence({}, known, data.items["item"], settings, retrieve.following(run, data, known, settings))
+    run = Run(RunFolder(folder), RETRIEVE, {}, {"engine": "local"}, known=known_of_run)
+    follows = following(run, data, known, settings)
     clock.lap("co-occurrence")
-    path, users = folder / "histories.trec", 0
-    with writing_trec({path: "histories"}) as write:
-        for some in splits.example_blocks(data, "test", USERS_AT_ONCE):
-            found = evidence.of(dict(zip(some["user"], some["history"], strict=True)))
-            write(path, found.rankings({}, {"": settings.weights})[""])
-            users += len(some)
+    nobody, index = pd.DataFrame(columns=query_files.COLUMNS), {"bm25": BM25Index.load(folder / "bm25")}
+    world = Ranker(nobody, data.titles(), index, known, settings, exact_titles=True, following=follows)
+    clock.lap("titles")
+    took = {method: [0.0, 0] for method in (*METHODS, SAMPLED)}  # seconds of the processor, users
+
+    def rank(world: Ranker, block: tuple[int, pd.DataFrame], part: Path):
+        number, some = block
+        found = world.of(some)
+        for method in took if number % SAMPLE == 0 else METHODS:
+            begun = time.process_time()
+            if method == "paper":
+                ranking = found.paper("bm25")
+            else:
+                votes = {name: found.candidates(name) for name in ("texts_bm25", "last_bm25") if method == SAMPLED}
+                ranking = found.evidence.rankings(votes, {"": settings.weights})[""]
+            write_trec(part / f"{method}.trec", ranking, method)
+            took[method] = [took[method][0] + time.process_time() - begun, took[method][1] + len(some)]
+
+    with ExitStack() as stack:
+        add = {method: stack.enter_context(joined(folder / f"{method}.trec")) for method in METHODS}
+        for _, part in filled(folder / "ranked", enumerate(blocks()), lambda: world, rank):
+            for method in METHODS:
+                add[method](part / f"{method}.trec")
     clock.lap("rankings")
-    return {"users": users, "neighbours": evidence.following.nnz} | clock.laps
+    remove(folder / "ranked")
+    each = {method: {"users": n, "ms_a_user": round(1000 * s / max(n, 1), 3)} for method, (s, n) in took.items()}
+    return each | {"neighbours": follows.nnz} | clock.laps
 
 
-STAGES = {"1": stage_one, "4": stage_four}
+def stage_five(folder: Path) -> dict:
+    """What notebook 5 makes of rankings, from stage 4's TREC files: metrics of each user, with coverage, novelty and
+    diversity, means by segment with intervals, and paired tests. Vectors are made up: each of 65,536 stands for many
+    items."""
+    from gloss_utils import evaluate
+    from gloss_utils.rank.trec import read_trec_blocks
+    from gloss_utils.report import metrics, significance
+    from gloss_utils.report.beyond import BEYOND, Catalogue
+    from gloss_utils.report.in_blocks import Values, measured
+
+    clock, data = Clock(), Dataset.load(folder / DATA)
+    blocks = partial(query_files.blocks, folder / QUERIES, TEXTS, 0, users_at_once=USERS_AT_ONCE)
+    known = splits.training_sequences(data, blocks())
+    catalogue = Catalogue(data.items["item"], known, _Vectors(len(data.items)))
+    del known
+    clock.lap("catalogue")
+    about, _ = evaluate.about_users(data, blocks(), catalogue, "test", 5)
+    clock.lap("about users")
+
+    def measure(catalogue: Catalogue, block: tuple, part: Path):
+        some, *runs = block
+        targets = metrics.targets_of(some)
+        np.save(part / "measured.npy", np.stack([measured(run, targets, catalogue) for run in runs]))
+
+    users = [about["user"].iloc[start : start + USERS_AT_ONCE] for start in range(0, len(about), USERS_AT_ONCE)]
+    read = [read_trec_blocks(folder / f"{method}.trec", users) for method in METHODS]
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        values, every = Values(Path(made)), zip(blocks(), *read, strict=True)
+        for _, part in filled(folder / "measured", every, lambda: catalogue, measure):
+            for method, found in zip(METHODS, np.load(part / "measured.npy"), strict=True):
+                values.add((method, metrics.LEFT_OUT), found)
+        clock.lap("metrics")
+        compared = [(method, metrics.LEFT_OUT) for method in METHODS]
+        evaluate.write_per_user(folder / "per_user.parquet", about, compared, len(data.items), values)
+        clock.lap("per_user.parquet, coverage")
+        columns = [*metrics.METRICS, *BEYOND]
+        rows = metrics.summarise_all(partial(values.read, columns=columns), compared, columns, about, "test", SEED)
+        clock.lap("means, intervals")
+        significance.compare_all(
+            lambda method, metric: values.read((method, metrics.LEFT_OUT), [metric])[:, 0],
+            about["user"], list(METHODS), METHODS[0], metrics.COMPARED, SEED,
+        )  # fmt: skip
+        clock.lap("paired tests")
+    remove(folder / "measured")
+    return {
+        "users": len(about),
+        "recall@5": {row["method"]: row["recall@5"] for row in rows[:: len(rows) // 2]},
+    } | clock.laps
+
+
+class _Vectors:
+    """Vectors of so many items."""
+
+    def __init__(self, items: int):
+        self.drawn = np.random.default_rng(SEED).standard_normal((min(items, 2**16), 384), dtype=np.float32)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        return self.drawn[places % len(self.drawn)]
+
+
+def bm25(items: int) -> dict:
+    """The index by words, built, saved, memory-mapped and asked for 20 items, in milliseconds of the processor. Asked
+    are titles of the catalogue, one text in ten with words that it has not, and texts of the commonest words only."""
+    from benchmarks.retrieval import made_up_queries
+    from gloss_utils.search.bm25 import BM25Index
+
+    named, clock = made_up.titles(np.random.default_rng(SEED), items).to_pylist(), Clock()
+    built = BM25Index.build([item_text(title) for title in named])
+    clock.lap("build")
+    drawn = np.random.default_rng(SEED).choice(items, min(items, 100), replace=False)
+    asked = made_up_queries([named[place] for place in drawn], 40)["texts"].explode().unique().tolist()
+    common = ["Title: w1", "Title: w2 w1", "Title: w3 w1 w1", "Title: w1 w2 w3 w4", "Title: w2 w5"]
+    with tempfile.TemporaryDirectory() as folder:
+        built.save(Path(folder) / "bm25")
+        del built, named
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*.npy"))
+        index = BM25Index.load(Path(folder) / "bm25")
+        index.search([*asked, *common], 20)  # the files are in memory from here on
+        times, longer = _milliseconds(index, asked), _milliseconds(index.extended(["Title: one more"]), asked)
+        return clock.laps | {
+            "bytes_per_item": round(size / items, 1),
+            "texts": len(asked),
+            "ms_per_text": round(statistics.median(times), 2),
+            "ms_worst": round(max(times), 2),
+            "ms_with_an_item_added": round(statistics.median(longer), 2),
+            "ms_common_words": [round(value, 1) for value in _milliseconds(index, common)],
+        }
+
+
+def _milliseconds(index, texts: list[str]) -> list[float]:
+    times = []
+    for text in texts:
+        begun = time.process_time()
+        index.search([text], 20)
+        times.append(1000 * (time.process_time() - begun))
+    return times
+
+
+def trie(items: int) -> dict:
+    """The trie of titles, built from lists of made-up tokens."""
+    from gloss_utils.language.trie import Trie
+
+    codes = {}
+    named = made_up.titles(np.random.default_rng(SEED), items).to_pylist()
+    words = ([(word, part) for word in title.split() for part in range(TOKENS_A_WORD)] for title in named)
+    tokens = [[codes.setdefault(word, len(codes) + 1) for word in some] + [0] for some in words]
+    clock = Clock()
+    built = Trie(iter(tokens))
+    clock.lap("build")
+    held = sum(value.nbytes for value in vars(built).values() if isinstance(value, np.ndarray))
+    return clock.laps | {"bytes_per_item": round(held / items, 1), "tokens_per_item": round(len(built.flat) / items, 1)}
+
+
+def encoding(items: int) -> dict:
+    """Vectors of so many titles, 512 at most."""
+    from gloss_utils.search import DEFAULT_ENCODER, encode_texts, load_encoder
+
+    texts = [item_text(title) for title in made_up.titles(np.random.default_rng(SEED), min(items, 512)).to_pylist()]
+    encoder, clock = load_encoder(DEFAULT_ENCODER), Clock()
+    encode_texts(encoder, texts)
+    clock.lap("encoding")
+    return clock.laps | {"texts_per_second": round(len(texts) / max(clock.laps["encoding"]["seconds"], 0.1), 1)}
+
+
+STAGES = {"1": stage_one, "3": stage_three, "4": stage_four, "5": stage_five}
+PARTS = {"bm25": bm25, "trie": trie, "encoding": encoding}
 
 
 class Clock:
@@ -136,10 +271,11 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--interactions", type=int, default=600_000)
     parser.add_argument("--folder", type=Path, help="where the files are (default: a temporary folder); kept")
-    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=[*STAGES, *PARTS], help="one stage, of a folder, or one part, of --items")
     options = parser.parse_args(arguments)
-    if options.stage:
-        print(json.dumps(STAGES[options.stage](options.folder)))
+    if options.only:
+        one = options.only
+        print(json.dumps(PARTS[one](options.items) if one in PARTS else STAGES[one](options.folder)))
         return
     from benchmarks.timing import in_fresh_process  # loads PyTorch
 
@@ -147,9 +283,12 @@ def main(arguments: list[str] | None = None):
         folder = options.folder or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ITEMS).exists():
-            write_files(folder, options.users, options.items, options.interactions)
+            made_up.write_files(folder, options.users, options.items, options.interactions)
         for stage in STAGES:
-            print(stage, json.dumps(in_fresh_process("benchmarks.scale", "--stage", stage, "--folder", str(folder))))
+            done = folder / f"stage-{stage}.json"
+            if not done.exists():
+                write_json(done, in_fresh_process("benchmarks.scale", "--only", stage, "--folder", str(folder)))
+            print(stage, json.dumps(read_json(done)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Notebook 5: metrics of GLoSS and of its rivals, from the TREC files of the run, and how sure they are."""
 
+import json
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -13,21 +14,26 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from gloss_utils import retrieve
-from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import parquet_in_parts, write_json, write_whole
+from gloss_utils.base.files import joined, parquet_in_parts, write_json, write_whole
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import baselines, cooccurrence
-from gloss_utils.rank.asked import PARTS as ASKED
+from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.baselines import Rival
-from gloss_utils.rank.cooccurrence import lists_of
-from gloss_utils.rank.evidence import without_part
-from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
-from gloss_utils.rank.trec import as_run, writing_trec
-from gloss_utils.rank.weights import PARTS
+from gloss_utils.rank.ranker import HYBRID, LEARNED, Ranker
 from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
-from gloss_utils.report.beyond import BEYOND, COVERAGE, TAKEN, Catalogue
-from gloss_utils.report.in_blocks import Values, measured
+from gloss_utils.report.beyond import BEYOND, COVERAGE, TAKEN, Catalogue, coverage
+from gloss_utils.report.in_blocks import (
+    MEASURED,
+    PLACES,
+    SHUFFLED,
+    TEXTS,
+    TIES,
+    WITHOUT,
+    Measure,
+    Values,
+    methods,
+    trec_of,
+)
 from gloss_utils.report.metrics import (
     COMPARED,
     GLOSS,
@@ -39,26 +45,14 @@ from gloss_utils.report.metrics import (
     targets_of,
 )
 from gloss_utils.runs import results
+from gloss_utils.runs.blocks import in_blocks
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
+from gloss_utils.runs.rivals import SASREC, rivals_of
 from gloss_utils.runs.run import Run, open_run
 
-SASREC = "sasrec"
 COLUMNS = ["user", "method", "seen", "segment", "new_item", "interactions", *METRICS, *BEYOND, TAKEN]
-FOUND = (  # what is in metrics.json
-    "rows",
-    "comparisons",
-    "ablation",
-    "parts",
-    "importances",
-    "text_weights",
-    "ties",
-    "sasrec",
-    "trials",
-    "seeds",
-    "shuffled",
-    "by_model",
-)
-TEXTS, WITHOUT, SHUFFLED = "texts", "without", "shuffled"  # what is measured beside the methods
+FOUND = ("rows", "comparisons", "ablation", "parts", "importances", "text_weights", "ties", "sasrec", "trials", "seeds")
+FOUND += ("shuffled", "by_model")  # what is in metrics.json
 FIGURES = {
     "05_methods": partial(result_plots.methods, metrics=COMPARED),
     "05_parts": result_plots.parts,
@@ -104,25 +98,34 @@ def prepare(run: Run) -> dict:
 
 def _evaluated(run: Run, data: Dataset) -> dict:
     """Rank in blocks of users, then measure method by method: all that goes into `metrics.json`."""
-    blocks = retrieve.in_blocks(run, run.folder.queries)
-    world, rankers = retrieve.world_of(run, data, blocks)
+    blocks = retrieve.blocks_of(run, run.folder.queries)
+    world = retrieve.world_of(run, data, blocks)
     catalogue = Catalogue(world.items, world.training_sequences, world.indexes["dense"].vectors())
-    about, texts = _about(run, data, blocks(), catalogue)
-    rivals, by_seed, sasrec = _rivals(run, data, world, about)
+    bounds = run["cold_start_max"], run["power_min"]
+    about, texts = about_users(data, blocks(), catalogue, run["split"], *bounds)
+    rivals, by_seed, sasrec = rivals_of(run, data, world, about)
     of_seeds = {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()}
+    measure = Measure(world, catalogue, rivals, of_seeds, texts, run["seed"] if run["shuffle_test"] else None)
     run.folder.unfinished.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=run.folder.unfinished) as folder:
         values = Values(Path(folder))
-        ties = _rank(run, rankers, rivals, of_seeds, texts, values)
-        methods = list(product([*rivals, *retrieve.methods(run, world)], SEEN))
-        of_groups = _per_user(run, about, methods, catalogue, values)
-        found = _found(run, world, about, methods, of_groups, values, sasrec)
+        ties = _rank(run, measure, blocks(), values)
+        compared = list(product([*rivals, *methods(world)], SEEN))
+        of_groups = write_per_user(run.folder.per_user, about, compared, len(world.items), values)
+        found = _found(run, world, about, compared, of_groups, values, sasrec)
         found["ties"] = significance.tie_orders_of(*ties, len(about), run["seed"]).round(6).tolist()
-        found["seeds"] = _seeds(run, found["rows"], by_seed, about, catalogue, values)
+        found["seeds"] = _seeds(run, found["rows"], by_seed, values)
     return found | {"by_model": _by_model(run, world), "shuffled": found.pop("shuffled")}
 
 
-def _about(run: Run, data: Dataset, blocks: Iterable[pd.DataFrame], catalogue: Catalogue) -> tuple[pd.DataFrame, int]:
+def about_users(
+    data: Dataset,
+    blocks: Iterable[pd.DataFrame],
+    catalogue: Catalogue,
+    split: str,
+    cold_start_max: int,
+    power_min: int | None = None,
+) -> tuple[pd.DataFrame, int]:
     """What is known of each user before any ranking: user, target, segment, interactions, new_item, and the popularity
     of what was taken; and how many texts a user has at most."""
     frames, texts, new = [], 0, data.new_items()
@@ -133,120 +136,58 @@ def _about(run: Run, data: Dataset, blocks: Iterable[pd.DataFrame], catalogue: C
         frames.append(some.assign(**{TAKEN: catalogue.taken(histories)}))
         texts = max(texts, int(queries["texts"].map(len).max()))
     about = pd.concat(frames, ignore_index=True)
-    interactions = interactions_of(data, about.pop("length").set_axis(about["user"]), run["split"])
-    bounds = run["cold_start_max"], run["power_min"], data.users["interactions"]
-    segment = segments.assign(interactions, *bounds)
+    interactions = interactions_of(data, about.pop("length").set_axis(about["user"]), split)
+    segment = segments.assign(interactions, cold_start_max, power_min, data.users["interactions"])
     return about.assign(segment=segment.to_numpy(), interactions=interactions.to_numpy()), texts
 
 
-def _rivals(
-    run: Run, data: Dataset, ranker: Ranker, evaluated: pd.DataFrame
-) -> tuple[dict[str, Rival], dict[int, Rival], dict]:
-    """What ranks by each rival's method, trained where it has to be; by SASRec's further seeds; and what was tried for
-    SASRec (see `sasrec_search.train`)."""
-    rivals = baselines.rivals(ranker)
-    if not run["sasrec_epochs"]:
-        return rivals, {}, {}
-    from gloss_utils.rank import sasrec, sasrec_search  # load torch and transformers, which others do not need
-
-    sequences = lists_of(ranker.training_sequences)
-    validation = sasrec.validation_users(data, evaluated, run["split"])
-    if run["sasrec_search"] and validation.empty:
-        raise GlossError(
-            f"parameter sasrec_search is {run['sasrec_search']}, but split {run['split']} leaves no validation user to "
-            "search on; set it to 0, or split to test"
-        )
-    if not run.keeps("sasrec"):
-        world = sasrec_search.World(sequences, validation, ranker.items)
-        given = sasrec.Settings(run["sasrec_epochs"], run["sasrec_width"], run["seed"], run["sasrec_loss"])
-        budget = run["sasrec_search"], run["sasrec_seeds"]
-        trained = sasrec_search.train(world, given, *budget, run.unfinished("sasrec"))
-        with run.writing("sasrec") as part:
-            sasrec_search.save(*trained, part)
-    models, about = sasrec_search.load(run.open("sasrec"))
-    by_seed = {seed: sasrec.rival(model, sequences, ranker.items, ranker.depth) for seed, model in models.items()}
-    return rivals | {SASREC: by_seed.pop(about["seeds"][0])}, by_seed, about
-
-
-def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Rival], about: pd.DataFrame, catalogue, values) -> list[dict]:
+def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Rival], values: Values) -> list[dict]:
     """Rows of all users by the seed of what was trained with several; none where one was."""
     if not by_seed:
         return []
     found = [row | {"seed": run["seed"]} for row in rows if row["method"] == SASREC and row["segment"] == "all"]
     for seed, seen in product(by_seed, SEEN):
-        method = f"{SASREC}-seed-{seed}"
-        for some in measured(run.folder.ranking(method, seen), about, catalogue, retrieve.USERS_AT_ONCE, {}, {}):
-            values.add((method, seen), some[METRICS])
-        means = pd.DataFrame(values.read((method, seen)), columns=METRICS).mean().round(6).to_dict()
+        means = pd.DataFrame(values.read((f"{SASREC}-seed-{seed}", seen)), columns=METRICS).mean().round(6).to_dict()
         found.append({"method": SASREC, "seen": seen, "seed": seed} | means)
     return found
 
 
-def _rank(
-    run: Run, rankers: Iterable[Ranker], rivals: dict[str, Rival], of_seeds: dict[str, Rival], most: int, values: Values
-) -> tuple[np.ndarray, np.ndarray]:
-    """Write the rankings of all methods, with seen items left out and kept in, block by block; measure those that are
-    not kept: from fewer texts, without parts, from shuffled histories. Returns `significance.beside_target`.
-
-    What was learnt stays where histories are shuffled, and so do the generated texts: `gloss-paper`, which ranks by
-    them alone, is not shuffled.
-    """
-    ties, chance, files = [], np.random.default_rng(run["seed"]), {}
-    with ExitStack() as stack:
-        for ranker in rankers:
-            targets = targets_of(ranker.queries)
-
-            def measure(name: tuple, ranking: pd.DataFrame, targets=targets):
-                values.add(name, metrics.per_user_metrics(as_run(ranking), targets))
-
-            ours = retrieve.methods(run, ranker)
-            if not files:
-                files = {run.folder.ranking(*one): one[0] for one in product([*rivals, *of_seeds, *ours], SEEN)}
-                write = stack.enter_context(writing_trec(files))
-            for seen in SEEN:
-                out = seen == LEFT_OUT
-                for method, rank in (rivals | of_seeds).items():
-                    write(run.folder.ranking(method, seen), rank(ranker.histories, out))
-                for method, rank in ours.items():
-                    write(run.folder.ranking(method, seen), rank(exclude_seen=out))
-            for (rule, retriever), rank in _rules(run, ranker).items():
-                for number in range(1, most + 1):
-                    measure((TEXTS, rule, retriever, number), rank(number))
-            for part, ranking in _without_parts(ranker).items():
-                measure((WITHOUT, part), ranking)
-            ties.append(significance.beside_target(ranker.paper_candidates(run["retriever"]), targets))
-            if run["shuffle_test"]:
-                other = ranker.shuffled(chance)
-                for method, rank in rivals.items():
-                    measure((SHUFFLED, method), rank(other.histories, True))
-                measure((SHUFFLED, GLOSS), other.rank(exclude_seen=True))
-    run.outputs += files
+def _rank(run: Run, measure: Measure, blocks: Iterable[pd.DataFrame], values: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Write the rankings of all methods, with seen items left out and kept in, and what is measured of them and of what
+    is not kept, block by block. Returns `significance.beside_target`."""
+    ties, ranked = [], list(product([*measure.rivals, *measure.of_seeds, *methods(measure.world)], SEEN))
+    with in_blocks(run, "evaluated", blocks, lambda: measure, Measure.write) as done, ExitStack() as stack:
+        add = {one: stack.enter_context(joined(run.folder.ranking(*one))) for one in ranked}
+        for _, part in done:
+            for one in ranked:
+                add[one](trec_of(part, *one))
+            with np.load(part / MEASURED) as found:
+                ties.append([found[name] for name in TIES])
+                for name in found.files[len(TIES) :]:
+                    values.add(tuple(json.loads(name)), found[name])
+    run.outputs += [run.folder.ranking(*one) for one in ranked]
     return tuple(map(np.concatenate, zip(*ties, strict=True)))
 
 
-def _per_user(
-    run: Run, about: pd.DataFrame, methods: list[tuple], catalogue: Catalogue, values: Values
+def write_per_user(
+    path: Path, about: pd.DataFrame, methods: list[tuple], items: int, values: Values
 ) -> dict[tuple, tuple]:
-    """Write the metrics of each user and method, from the TREC files in the run folder, columns `COLUMNS`. Returns of
-    each method, with seen items left out or kept in, and segment, the coverage and the popularity of what was taken
-    before."""
+    """Write the metrics of each user and method, columns `COLUMNS`. Returns of each method, with seen items left out or
+    kept in, and segment, the coverage and the popularity of what was taken before."""
     inside, of_groups = segments.members(about), {}
     taken = {segment: about.loc[members, TAKEN].mean() for segment, members in inside.items()}
-    with parquet_in_parts(run.folder.per_user) as add:
+    with parquet_in_parts(path) as add:
         for method, seen in methods:
-            reached = {segment: np.zeros(len(catalogue.items), dtype=bool) for segment in inside}
-            start = 0
-            for some in measured(
-                run.folder.ranking(method, seen), about, catalogue, retrieve.USERS_AT_ONCE, reached, inside
-            ):
-                values.add((method, seen), some)
-                known = about.iloc[start : start + len(some)].set_axis(some.index).drop(columns="user")
-                start += len(some)
-                frame = some.join(known).assign(method=method, seen=seen).rename_axis("user").reset_index()
-                add(frame[COLUMNS])
-            for segment, items in reached.items():
-                share = items.sum() / max(len(items), 1)
-                of_groups[method, seen, segment] = (share, taken[segment]) if inside[segment].any() else (None, None)
+            numbers = values.read((method, seen), [*METRICS, *BEYOND])
+            for start in range(0, len(about), retrieve.USERS_AT_ONCE):
+                some = about.iloc[start : start + retrieve.USERS_AT_ONCE].assign(method=method, seen=seen)
+                some[[*METRICS, *BEYOND]] = numbers[start : start + len(some)]
+                add(some[COLUMNS])
+            places = values.read((method, seen), PLACES)
+            for segment, members in inside.items():
+                of_groups[method, seen, segment] = (
+                    (coverage(places[members], items), taken[segment]) if members.any() else (None, None)
+                )
     return of_groups
 
 
@@ -275,15 +216,16 @@ def _found(
     by_hybrid = GLOSS if ranker.rule == HYBRID else GLOSS_HYBRID
     fitted = {by_hybrid: retrieve.in_sample(run.folder, inputs, ranker) is not None}
     users, columns = about["user"], [*METRICS, *BEYOND]
-    without = [name for name in values.columns if name[0] == WITHOUT]
-    shuffled = [name for name in values.columns if name[0] == SHUFFLED]
+    read = partial(values.read, columns=columns)
+    without = [name for name in values.width if name[0] == WITHOUT]
+    shuffled = [name for name in values.width if name[0] == SHUFFLED]
     return {
         "rows": [
             row
             | _of_group(row, *of_groups[row["method"], row["seen"], row["segment"]])
             | {"in_sample": fitted.get(row["method"], False)}
             | ({"loss": sasrec["chosen"]["loss"]} if row["method"] == SASREC else {})
-            for row in metrics.summarise_all(values.read, methods, columns, about, split, seed)
+            for row in metrics.summarise_all(read, methods, columns, about, split, seed)
         ],
         "comparisons": [
             {"seen": seen} | row
@@ -300,7 +242,7 @@ def _found(
         "ablation": [
             {"ranking": name[1], "retriever": name[2]}
             | metrics.of_texts(name[3], values.read(name), users, split, seed)
-            for name in values.columns
+            for name in values.width
             if name[0] == TEXTS
         ],
         "parts": [
@@ -308,8 +250,7 @@ def _found(
             for name in without
         ],
         "shuffled": [
-            {"method": name[1]}
-            | metrics.lost(values.read((name[1], LEFT_OUT), METRICS), values.read(name), users, seed)
+            {"method": name[1]} | metrics.lost(values.read((name[1], LEFT_OUT)), values.read(name), users, seed)
             for name in shuffled
         ],
         "importances": ranker.learned.importances().to_dict("records") if ranker.rule == LEARNED else [],
@@ -332,30 +273,6 @@ def _by_model(run: Run, ranker: Ranker) -> list[dict]:
 def _of_group(row: dict, coverage: float | None, taken: float | None) -> dict:
     """Coverage and popularity bias, which are of a group and not of each user."""
     return {COVERAGE: None if coverage is None else round(coverage, 6)} | beyond.bias(row, taken)
-
-
-def _rules(run: Run, ranker: Ranker) -> dict:
-    """What ranks from a number of texts, by rule and retriever: the paper's rule by both, and the run's own rule where
-    texts count."""
-    rules = {(PAPER, retriever): partial(ranker.paper, retriever) for retriever in ("dense", "bm25")}
-    if ranker.rule != PAPER and (ranker.rule != LEARNED or ranker.text_targets or ranker.asked):
-        rules[ranker.rule, run["retriever"] if ranker.rule == FUSED else "both"] = ranker.rank
-    return rules
-
-
-def _without_parts(ranker: Ranker) -> dict[str, pd.DataFrame]:
-    """The rankings whole ("none") and without each part: of `hybrid`, whose other weights stay, or of `learned`, which
-    is fitted again; none of other rules."""
-    if ranker.asked:
-        less = {"none": ASKED} | {out: [part for part in ASKED if part != out] for out in ASKED[1:]}
-        found = {name: ranker.by_all(parts) for name, parts in less.items()}
-        return found | {" and ".join(ASKED[1:]): ranker.by_learned(0)}
-    if ranker.rule == LEARNED:
-        return ranker.learned.without_parts(ranker.depth, ranker.exclude_seen is not False, ranker.weighed())
-    if ranker.rule != HYBRID:
-        return {}
-    weights = ranker.settings.weights
-    return ranker.weighted({"none": weights} | {part: without_part(part, weights) for part in PARTS})
 
 
 def _text_weights(ranker: Ranker) -> list[dict]:

@@ -8,36 +8,35 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
-from scipy.sparse import csr_matrix, save_npz
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import digest, fingerprint, parquet_in_parts, write_whole
+from gloss_utils.base.files import digest, fingerprint, joined, parquet_in_parts, write_whole
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.data.sequences import Sequences
-from gloss_utils.rank import cooccurrence
 from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
-from gloss_utils.rank.cooccurrence import Pairs
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.learned import check_fits
 from gloss_utils.rank.ranker import HYBRID, LEARNED, Ranker
-from gloss_utils.rank.trec import writing_qrels, writing_trec
+from gloss_utils.rank.trec import write_qrels, write_trec
 from gloss_utils.rank.weights import HybridSettings
 from gloss_utils.report import stories
-from gloss_utils.report.metrics import GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, targets_of
+from gloss_utils.report.in_blocks import methods
+from gloss_utils.report.metrics import GLOSS, GLOSS_PAPER, targets_of
 from gloss_utils.runs import asking
+from gloss_utils.runs.blocks import in_blocks
+from gloss_utils.runs.counting import following
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import RETRIEVE
-from gloss_utils.runs.resumed import in_parts
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
 from gloss_utils.search.on_disk import memory
 
 SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
+QRELS, RANKING, WITHOUT_TEXTS = "qrels.trec", "ranking.parquet", "without_texts.parquet"  # of a block
 ALONE = ""  # the user of an empty history
 NOBODY = pd.DataFrame(columns=query_files.COLUMNS, dtype=object)
 USERS_AT_ONCE, SHOWN = 4096, 32768  # ranked for together: a multiple of what `hybrid` and `learned` take together
@@ -69,13 +68,13 @@ def prepare(run: Run) -> Retrieved:
     if run["ranking"] == LEARNED:
         check_fits(len(data.items), memory())
     path = _read(run) if run["queries_file"] else _generated(run, data)
-    blocks = in_blocks(run, path)
+    blocks = blocks_of(run, path)
     _look_through(run, data, blocks())
     run.known["histories"] = query_files.digest_of_histories(blocks)
-    world, rankers = world_of(run, data, blocks)
+    world = world_of(run, data, blocks)
     if run["ask"]:
         world.asked = _asked(run, data, world.queries, world, _held(run, data))
-    results = _ranked(run, data, rankers, list(methods(run, world)))
+    results = _ranked(run, data, world, blocks())
     if run["ranking"] == LEARNED:
         with write_whole(folder.trees) as part:
             part.write_text(world.learned.trees_text)
@@ -88,20 +87,18 @@ def prepare(run: Run) -> Retrieved:
     return results
 
 
-def in_blocks(run: Run, path: Path) -> Callable[[], Iterator[pd.DataFrame]]:
+def blocks_of(run: Run, path: Path) -> Callable[[], Iterator[pd.DataFrame]]:
     """What reads the queries in a file from the first on, in blocks of users who are ranked for together: all of them
     where weights are fitted on users whose targets are known."""
     size = None if run["ask"] or run["split"] == "validation" else USERS_AT_ONCE
     return partial(query_files.blocks, path, run["num_beams"], 0, run["split"] != "next", users_at_once=size)
 
 
-def world_of(run: Run, data: Dataset, blocks: Callable[[], Iterator[pd.DataFrame]]) -> tuple[Ranker, Iterator[Ranker]]:
-    """What counts and learns, once for all users, and the rankers of all blocks, which take that from it."""
+def world_of(run: Run, data: Dataset, blocks: Callable[[], Iterator[pd.DataFrame]]) -> Ranker:
+    """What counts and learns, once for all users; where all are one block, their ranker."""
     if blocks.keywords["users_at_once"] is None:
-        world = ranker(run, next(blocks()), data)
-        return world, iter([world])
-    world = ranker(run, NOBODY, data, evaluated=blocks())
-    return world, map(world.of, blocks())
+        return ranker(run, next(blocks()), data)
+    return ranker(run, NOBODY, data, evaluated=blocks())
 
 
 def _look_through(run: Run, data: Dataset, blocks: Iterator[pd.DataFrame]):
@@ -117,50 +114,55 @@ def _look_through(run: Run, data: Dataset, blocks: Iterator[pd.DataFrame]):
         print(f"{unknown} targets are not in the catalogue; each counts as a miss")
 
 
-def _ranked(run: Run, data: Dataset, rankers: Iterable[Ranker], names: list[str]) -> Retrieved:
-    """Rank for the users of each ranker and write what they get, block by block. names: of the methods."""
+def _ranked(run: Run, data: Dataset, world: Ranker, blocks: Iterable[pd.DataFrame]) -> Retrieved:
+    """Rank for the users of all blocks and write what they get, block by block."""
     folder, upcoming, titles = run.folder, run["split"] == "next", data.titles()
-    numbers, shown = stories.TextsSummary(titles.values()), []
+    numbers, shown, names = stories.TextsSummary(titles.values()), [], list(methods(world))
     offers = folder.recommendations if upcoming else folder.qrels
-    with writing_trec({folder.ranking(name): name for name in names}) as write, ExitStack() as stack:
-        offer = stack.enter_context(parquet_in_parts(offers) if upcoming else writing_qrels(offers))
-        for found in rankers:
-            rankings, without_texts = _rankings(run, found)
-            for method, ranking in rankings.items():
-                write(folder.ranking(method), ranking)
+    with in_blocks(run, "rankings", blocks, lambda: world, _rank) as done, ExitStack() as stack:
+        files = {f"{name}.trec": stack.enter_context(joined(folder.ranking(name))) for name in names}
+        if not upcoming:
+            files[QRELS] = stack.enter_context(joined(offers))
+        offer = stack.enter_context(parquet_in_parts(offers)) if upcoming else None
+        for queries, part in done:
+            for name, add in files.items():
+                add(part / name)
+            ranking, without = (
+                pd.read_parquet(file) if file.exists() else None for file in (part / RANKING, part / WITHOUT_TEXTS)
+            )
             if upcoming:
-                titled = rankings[GLOSS].assign(title=rankings[GLOSS]["item"].map(titles))
+                titled = ranking.assign(title=ranking["item"].map(titles))
                 offer(titled[["user", "rank", "item", "title", "score"]])
-            else:
-                offer(targets_of(found.queries))
-            kept = found.queries if numbers.users < SHOWN else found.queries[found.queries["user"] == run["show_user"]]
-            numbers.add(found.queries, rankings[GLOSS])
-            each = kept, rankings[GLOSS], without_texts
+            kept = queries if numbers.users < SHOWN else queries[queries["user"] == run["show_user"]]
+            numbers.add(queries, ranking)
+            each = kept, ranking, without
             shown.append([None if frame is None else frame[frame["user"].isin(kept["user"])] for frame in each])
     run.outputs += [*map(folder.ranking, names), offers]
     frames = [None if of[0] is None else pd.concat(of, ignore_index=True) for of in zip(*shown, strict=True)]
     return Retrieved(data, *frames, numbers)
 
 
-def methods(run: Run, found: Ranker) -> dict[str, Callable[..., pd.DataFrame]]:
-    """What ranks from the generated texts, the run's own ranking last; each takes `exclude_seen`."""
-    ranks = {GLOSS_PAPER: partial(found.paper, run["retriever"])}
-    if found.asked:
-        ranks[GLOSS_HISTORIES] = partial(found.by_learned, 0)
-    if found.rule == LEARNED:
-        ranks[GLOSS_HYBRID] = found.hybrid
-    return ranks | {GLOSS: found.rank}
+def _rank(world: Ranker, queries: pd.DataFrame, folder: Path):
+    """Write what the users of a block get: a TREC file of each method, the run's own ranking as it is, and this without
+    generated texts, where they count."""
+    rankings, without_texts = _rankings(world.of_block(queries))
+    for method, ranking in rankings.items():
+        write_trec(folder / f"{method}.trec", ranking, method)
+    write_qrels(folder / QRELS, targets_of(queries))
+    rankings[GLOSS].to_parquet(folder / RANKING)
+    if without_texts is not None:
+        without_texts.to_parquet(folder / WITHOUT_TEXTS)
 
 
-def _rankings(run: Run, found: Ranker) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
+def _rankings(found: Ranker) -> tuple[dict[str, pd.DataFrame], pd.DataFrame | None]:
     """The rankings by method, that of the run last, and this without generated texts, where they count."""
     if found.rule != HYBRID:
         hears_texts = found.rule == LEARNED and (found.text_targets or found.asked)
         without_texts = found.by_learned(0) if hears_texts else None
-        return {method: rank() for method, rank in methods(run, found).items()}, without_texts
+        return {method: rank() for method, rank in methods(found).items()}, without_texts
     weights = found.settings.weights
     both = found.weighted({GLOSS: weights, "without": without_part("generated texts", weights)})
-    return {GLOSS_PAPER: found.paper(run["retriever"]), GLOSS: both[GLOSS]}, both["without"]
+    return {GLOSS_PAPER: found.paper(found.retriever), GLOSS: both[GLOSS]}, both["without"]
 
 
 def ranker(
@@ -194,22 +196,6 @@ def ranker(
         asked=_asked_before(run) if run["ask"] and rule == LEARNED and run.stage != RETRIEVE else None,
         following=follows,
     )
-
-
-def following(run: Run, data: Dataset, sequences: Sequences, settings: HybridSettings) -> csr_matrix | None:
-    """The artefact `cooccurrence`, memory-mapped, whatever the rule: item-knn and the added item need it, too. Stage 4
-    makes it, block by block. Null where later stages ask for other sequences or counts than it has."""
-    lists, name = sequences.values(), "cooccurrence"
-    run.known["learnable"] = lists.sha256()
-    if run.stage == RETRIEVE and not run.keeps(name):
-        load = partial(Pairs, lists, lists.items, **settings.counting())
-        blocks, save = cooccurrence.blocks(lists, lists.items, settings.window), partial(save_npz, compressed=False)
-        parts = in_parts(run, name, blocks, load, Pairs.following, save, "counting", "item")
-        with run.writing(name) as part:
-            cooccurrence.save(part, parts)
-    found = run.artefacts.get(name) or run.folder.record(name)
-    is_same = found and found["made_from"] == run.made_from(name)
-    return cooccurrence.load(run.open(name), len(data.items)) if is_same else None
 
 
 def _held(run: Run, data: Dataset) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, small_llama
 
-from benchmarks import catalogue_decoding, data, decoding, generation, peers, retrieval, scale, scaling, threads, timing
+from benchmarks import catalogue_decoding, data, decoding, generation, made_up, peers, retrieval, scale, threads, timing
 from benchmarks import index as index_benchmark
 from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
@@ -272,22 +272,29 @@ def test_kinds_of_index(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
 
 
-def test_what_each_step_costs():
-    found = scaling.main(["--items", "100", "--users", "200"])
-    assert all(found[name] > 0 for name in ("bm25_ms_per_text", "trie_bytes_per_item", "ranked_users_per_second"))
+def test_what_parts_of_stages_cost():
+    found = {name: part(100) for name, part in scale.PARTS.items() if name != "encoding"}
+    assert found["bm25"]["ms_per_text"] > 0 and found["bm25"]["texts"] > 50 and found["trie"]["bytes_per_item"] > 50
 
 
 def test_made_up_files_go_through_stage_one(tmp_path):
-    scale.write_files(tmp_path, 50, 80, 600)
-    before = (tmp_path / scale.INTERACTIONS).read_bytes()
+    made_up.write_files(tmp_path, 50, 80, 600)
+    before = (tmp_path / made_up.INTERACTIONS).read_bytes()
     found = scale.stage_one(tmp_path)
     assert 40 < found["users"] <= 50 and 60 < found["items"] < 80 and 500 < found["interactions"] <= 600
     assert found["rules"]["peak_mib"] > 0 and len(Dataset.load(tmp_path / scale.DATA).places) <= found["interactions"]
-    ranked = scale.stage_four(tmp_path)
-    users = {line.split()[0] for line in (tmp_path / "histories.trec").read_text().splitlines()}
-    assert len(users) == ranked["users"] > 20 and ranked["neighbours"] > 0
-    scale.write_files(tmp_path, 50, 80, 600)
-    assert (tmp_path / scale.INTERACTIONS).read_bytes() == before
+    assert scale.stage_three(tmp_path)["items"] == found["items"]
+    ranked, users = scale.stage_four(tmp_path), {}
+    for method in scale.METHODS:
+        users[method] = {line.split()[0] for line in (tmp_path / f"{method}.trec").read_text().splitlines()}
+        assert len(users[method]) == ranked[method]["users"] > 20
+    assert ranked["neighbours"] > 0 and ranked["hybrid"]["users"] == len(users["paper"])  # one block is the sample
+    assert scale.stage_five(tmp_path)["users"] == len(users["paper"])
+    per_user = pd.read_parquet(tmp_path / "per_user.parquet")
+    assert per_user.groupby("method")["user"].nunique().to_dict() == {name: len(who) for name, who in users.items()}
+    assert not {"ranked", "measured"} & {path.name for path in tmp_path.iterdir()}
+    made_up.write_files(tmp_path, 50, 80, 600)
+    assert (tmp_path / made_up.INTERACTIONS).read_bytes() == before
 
 
 def test_new_items_are_measured_apart():

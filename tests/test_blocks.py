@@ -1,7 +1,10 @@
 """Stages 4 and 5 in blocks of users: the same bytes as all at once, and no more held than a block."""
 
+import pickle
 import re
+from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import one_line_error, run_of
@@ -14,7 +17,9 @@ from gloss_utils.rank import Ranker
 from gloss_utils.rank.cooccurrence import Pairs
 from gloss_utils.rank.ranker import RULES
 from gloss_utils.rank.trec import read_trec_blocks
-from gloss_utils.report.in_blocks import Values
+from gloss_utils.report.in_blocks import COLUMNS, Values
+from gloss_utils.runs import blocks as run_blocks
+from gloss_utils.runs import workers
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
 
 
@@ -119,6 +124,68 @@ def test_stage_five_in_blocks_finds_the_same(copied_run, blocks):
     assert not list(folder.unfinished.iterdir())
 
 
+BLOCKS = 10  # of six users
+
+
+def everything(folder) -> dict[str, bytes]:
+    """All that stages 4 and 5 leave."""
+    views = [*folder.rankings.iterdir(), folder.metrics, folder.per_user, folder.qrels, folder.trees]
+    return {path.name: path.read_bytes() for path in views}
+
+
+@pytest.mark.parametrize("stages, rule", [("45", "hybrid"), ("4", "learned"), ("4", "paper")])
+def test_two_workers_leave_the_bytes_of_one_process(copied_run, blocks, monkeypatch, stages, rule):
+    left = []
+    monkeypatch.setattr(retrieve, "USERS_AT_ONCE", 16)
+    for engine in ("local", "ray"):
+        for stage, prepare in ((RETRIEVE, retrieve.prepare), (EVALUATE, evaluate.prepare))[: len(stages)]:
+            prepare(of_stage(copied_run, stage, ranking=rule, engine=engine, workers=2, shuffle_test=True))
+        left.append(everything(copied_run[0]))
+        ranked, blocks[:] = list(blocks), []
+    assert left[0] == left[1] and len(left[0]) > 20
+    assert 16 not in ranked  # by this process
+
+
+@pytest.mark.parametrize("stage, prepare", [(RETRIEVE, retrieve.prepare), (EVALUATE, evaluate.prepare)])
+def test_a_stage_that_was_killed_goes_on_after_its_last_block(copied_run, blocks, monkeypatch, capsys, stage, prepare):
+    folder, _ = copied_run
+    monkeypatch.setattr(retrieve, "USERS_AT_ONCE", 6)
+    run = partial(of_stage, copied_run, stage, ranking="hybrid")
+    prepare(run())
+    before, all_of_them, real, lives = everything(folder), blocks.count(6), run_blocks.write_whole, [4]
+
+    def dying(path):
+        lives[0] -= 1
+        if lives[0] < 0:
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(run_blocks, "write_whole", dying)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(run())
+    assert everything(folder) == before  # nothing is written by halves
+    lives[0], blocks[:] = 1000, []
+    prepare(run())
+    assert everything(folder) == before and blocks.count(6) == all_of_them * (BLOCKS - 4) / BLOCKS > 0
+    assert "4 blocks of users are those of a run that was cut off" in capsys.readouterr().out
+    lives[0], blocks[:] = 1, []
+    with pytest.raises(KeyboardInterrupt):
+        prepare(run())
+    lives[0], blocks[:] = 1000, []
+    prepare(run(seed=1))  # blocks of another seed are not taken
+    assert blocks.count(6) == all_of_them and not list(folder.unfinished.iterdir())
+
+
+def test_a_memory_mapped_array_goes_to_workers_as_its_files_name(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(3 * 10**5).reshape(-1, 3))
+    array = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for some in (array, array[7:], array[5:9, 1:]):
+        sent = pickle.dumps(some, 5)
+        np.testing.assert_array_equal(pickle.loads(sent), some)
+        assert len(sent) < 1000
+    assert workers.map_parts  # whose module says how
+
+
 def _evaluated(folder) -> dict[str, str]:
     """All files of stage 5 as texts; without SASRec's scores, whose last digits hang on who is in its batch."""
     found = {path.name: path.read_text() for path in [*folder.rankings.iterdir(), folder.metrics]}
@@ -129,10 +196,11 @@ def _evaluated(folder) -> dict[str, str]:
 
 
 def test_values_are_appended_by_name(tmp_path):
-    values, rows = Values(tmp_path), pd.DataFrame({"a": [1, 2], "b": [0.5, float("nan")]})
+    values, rows = Values(tmp_path), np.array([[1, 0.5], [2, np.nan]])
     for name in ("x", "y", "x"):
         values.add(name, rows)
-    assert values.read("x", ["a"]).tolist() == [[1], [2], [1], [2]] and values.read("y").shape == (2, 2)
+    assert values.read("x", COLUMNS[:1]).tolist() == [[1], [2], [1], [2]]
+    assert values.read("y", COLUMNS[1::-1]).tolist()[0] == [0.5, 1]
 
 
 def test_trec_files_are_read_in_blocks(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import real
 
-from benchmarks.scaling import titles
+from benchmarks import made_up
 from gloss_utils.data.prompts import item_text
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.search import BM25Index, bm25, maxscore, postings
@@ -36,6 +36,11 @@ class Plainly:
             scores = rounded(self.bm25.get_scores(known)) if known else np.zeros(self.items)
             rows.append(top_k(np.arange(self.items)[None], scores[None], k))
         return np.vstack([ids for ids, _ in rows]), np.vstack([scores for _, scores in rows])
+
+
+def titles(count: int) -> list[str]:
+    """Made-up ones."""
+    return made_up.titles(np.random.default_rng(0), count).to_pylist()
 
 
 def assert_same(index: BM25Index, reference: Plainly, queries: list[str], k: int):

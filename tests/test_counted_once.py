@@ -14,6 +14,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import HybridSettings, baselines, cooccurrence
 from gloss_utils.rank.cooccurrence import Pairs
+from gloss_utils.runs import counting
 from gloss_utils.runs.artefacts import path_of
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE, SEGMENTS
 
@@ -31,7 +32,7 @@ def asked_for(copied_run, stage: str = RETRIEVE, **values):
     run, data = of_stage(copied_run, stage, **values), Dataset.load(copied_run[0].data)
     sequences = retrieve._learnable(run, data, query_files.read(copied_run[0].queries, 3, 0))
     settings = HybridSettings.read(run["ranking_weights"])
-    return retrieve.following(run, data, sequences, settings), sequences, settings
+    return counting.following(run, data, sequences, settings), sequences, settings
 
 
 def same(one, other):
@@ -114,7 +115,7 @@ def test_later_stages_count_by_themselves_what_stage_four_did_not(copied_run):
     """Else other users' targets would be learned from."""
     run, data = of_stage(copied_run, EVALUATE), Dataset.load(copied_run[0].data)
     settings = HybridSettings.read(run["ranking_weights"])
-    assert retrieve.following(run, data, data.sequences(), settings) is None
+    assert counting.following(run, data, data.sequences(), settings) is None
 
 
 @pytest.mark.parametrize("changed", ["counting", "weights", "split", "data"])
@@ -142,7 +143,7 @@ def test_what_changes_the_counts_makes_them_anew(copied_run, tmp_path, several_p
 
 def test_rows_of_more_entries_than_int32_counts(tmp_path, monkeypatch):
     matrix, part = cooccurrence.following(["abc", "ab"], list("abc"), 2, 0.5, 0.1, 0.4), tmp_path / "part.npz"
-    retrieve.save_npz(part, matrix, compressed=False)
+    counting.save_npz(part, matrix, compressed=False)
     cooccurrence.save(tmp_path / "few", [part])
     with monkeypatch.context() as small:
         small.setattr(np, "iinfo", lambda _: SimpleNamespace(max=2))

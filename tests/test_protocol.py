@@ -9,7 +9,7 @@ from gloss_utils import evaluate
 from gloss_utils.base.files import read_json
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
-from gloss_utils.rank import as_run, read_trec
+from gloss_utils.rank import as_run, baselines, read_trec
 from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.metrics import KEPT_IN, LEFT_OUT, METRICS, SEEN
 from gloss_utils.runs.parameters import EVALUATE
@@ -103,9 +103,9 @@ def test_a_shuffle_takes_nothing_from_what_knows_no_order(small_run, copied_run,
     run, data = run_of(copied_run, shuffle_test=True), Dataset.load(folder.data)
     run.stage = EVALUATE
     ranker, per_user = evaluate.retrieve.ranker(run, queries, data), pd.read_parquet(folder.per_user)
-    monkeypatch.setattr(evaluate.retrieve, "USERS_AT_ONCE", 20)  # the order of chance goes on from block to block
+    monkeypatch.setattr(evaluate.retrieve, "USERS_AT_ONCE", 20)  # no order hangs on the block
     found = evaluate.prepare(run)["shuffled"]
-    rows, rivals = {row["method"]: row for row in found}, evaluate.baselines.rivals(ranker)
+    rows, rivals = {row["method"]: row for row in found}, baselines.rivals(ranker)
     assert set(rows) == MEASURED - {"gloss-paper", "gloss-hybrid"}
     for method in ("popularity", "ease"):
         assert all(rows[method][f"{metric}_lost{end}"] == 0 for metric in METRICS for end in ("", "_low", "_high"))

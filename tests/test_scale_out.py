@@ -17,7 +17,7 @@ from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import HybridSettings, cooccurrence
-from gloss_utils.runs import asking, parameters, resumed, workers
+from gloss_utils.runs import asking, counting, parameters, resumed, workers
 from gloss_utils.runs.parameters import RETRIEVE
 from gloss_utils.runs.run import Run
 from gloss_utils.search import encode_texts, load_encoder
@@ -95,14 +95,14 @@ def test_workers_count_what_this_process_does_though_one_is_killed(copied_run, s
     for engine in ("local", "ray"):
         run = run_of(copied_run, remake=["cooccurrence"], engine=engine, workers=2)
         run.stage = RETRIEVE
-        retrieve.following(run, data, data.sequences(), HybridSettings.read(run["ranking_weights"]))
+        counting.following(run, data, data.sequences(), HybridSettings.read(run["ranking_weights"]))
         made.append(fingerprint(run.open("cooccurrence")))
         assert died.exists() == (engine == "ray")
     assert made[0] == made[1]
 
 
 def mapped(work, parts: dict, load=lambda: "tool", count: int = 2) -> dict:
-    return dict(workers.map_parts(work, load, parts, count))
+    return dict(workers.map_parts(work, load, parts.items(), count))
 
 
 @pytest.mark.slow

@@ -105,3 +105,13 @@ def test_tie_orders_are_what_other_seeds_give():
     orders = significance.tie_orders(rows, targets, 1)
     assert orders.mean() == pytest.approx(np.mean(by_seed), abs=3 * orders.std() / 6)
     assert orders.std() == pytest.approx(np.std(by_seed), rel=0.5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, -0.03])
+def test_many_users_are_tested_as_few_are(monkeypatch, shift):
+    rng = np.random.default_rng(4)
+    differences = rng.choice([0, 1, -1, 0.5, -0.5, 0.6309, -0.4307], size=2000)
+    differences[rng.random(2000) < abs(shift)] = np.sign(shift)
+    exact = significance.paired_p(differences, 1)
+    monkeypatch.setattr(significance, "MANY", 10)
+    assert significance.paired_p(differences, 1) == pytest.approx(exact, abs=0.04) and exact > 0

@@ -54,6 +54,18 @@ def parquet_in_parts(path: str | Path):
         yield add
 
 
+@contextmanager
+def joined(path: str | Path):
+    """Yield a function that appends what a file holds to `path`, which is written whole or not at all."""
+    with write_whole(path) as part, open(part, "wb") as whole:
+
+        def add(file: Path):
+            with open(file, "rb") as piece:
+                shutil.copyfileobj(piece, whole)
+
+        yield add
+
+
 def remove(path: Path):
     """Delete a file, a link, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():

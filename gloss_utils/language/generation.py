@@ -216,7 +216,7 @@ def write_batches(
     `map_parts(work, load, parts)` yields `(number, work(load(), part))` of each part in any order; None does so here.
     """
     parts = {number: ([inputs[place] for place in places], places) for number, places in batches.items()}
-    for number, (rows, notice) in (map_parts or _map_here)(_write, load, parts):
+    for number, (rows, notice) in (map_parts or _map_here)(_write, load, parts.items()):
         yield number, rows, notice
 
 
@@ -224,6 +224,6 @@ def _write(writer: Writer, part: tuple[list[list[int]], list[int]]) -> tuple[lis
     return writer.write(*part), writer.notice
 
 
-def _map_here(work: Callable, load: Callable, parts: dict) -> Iterator[tuple[int, object]]:
+def _map_here(work: Callable, load: Callable, parts: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
     tool = cache(load)
-    return ((number, work(tool(), part)) for number, part in parts.items())
+    return ((number, work(tool(), part)) for number, part in parts)

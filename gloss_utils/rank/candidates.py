@@ -1,7 +1,7 @@
 """Candidates: the items that texts lead to. A frame with columns user, query (the text's number, from 1), item, score,
 strength (the score as a share of a perfect match's: 1 for a perfect match, 0 or less for none)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -42,16 +42,39 @@ def nearest_items(queries: pd.DataFrame, index: Index, items: Sequence[str], k: 
     return found.assign(item=item, score=scores.ravel(), strength=strength)
 
 
-def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str], k: int = 1) -> pd.DataFrame:
-    """Candidates without a search, for texts that are items' exact texts: the first k items of each text, at
-    similarity 1.
+class ExactTitles:
+    """Candidates without a search, for texts that are items' exact texts. Of each item 16 bytes are held: its text's
+    hash, and its place among these."""
 
-    queries: columns user, texts. titles: each item's title, in the catalogue's order, in which items of one title are
-    equally near to it (METHOD, 5).
-    """
-    known = pd.DataFrame({"item": list(titles), "texts": [item_text(title) for title in titles.values()]})
-    known = known[known.groupby("texts", sort=False).cumcount() < k]
-    return _numbered(queries).merge(known, on="texts").assign(score=1.0, strength=1.0)[COLUMNS]
+    def __init__(self, titles: Mapping[str, str]):
+        """titles: each item's title, in the catalogue's order, in which items of one title are equally near to it
+        (METHOD, 5)."""
+        self.titles, self.items = titles, pd.Index(list(titles))
+        hashes = _hashes(item_text(title) for title in titles.values())
+        self.order = np.argsort(hashes, kind="stable")
+        self.hashes = hashes[self.order]
+
+    def find(self, queries: pd.DataFrame, k: int = 1) -> pd.DataFrame:
+        """The first k items of each text, at similarity 1. queries: columns user, texts."""
+        texts = _numbered(queries)
+        wanted = _hashes(texts["texts"])
+        first, end = (np.searchsorted(self.hashes, wanted, side) for side in ("left", "right"))
+        rows = np.repeat(np.arange(len(texts)), end - first)
+        nth = np.arange(len(rows)) - np.repeat(np.cumsum(end - first) - (end - first), end - first)
+        found = texts.iloc[rows].assign(item=self.items[self.order[first[rows] + nth]])
+        same = [item_text(self.titles[item]) == text for item, text in zip(found["item"], found["texts"], strict=True)]
+        found = found[np.array(same, dtype=bool)]
+        found = found[found.groupby(["user", "query"], sort=False).cumcount() < k]
+        return found.assign(score=1.0, strength=1.0)[COLUMNS].reset_index(drop=True)
+
+
+def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str], k: int = 1) -> pd.DataFrame:
+    """`ExactTitles.find` for queries that are all."""
+    return ExactTitles(titles).find(queries, k)
+
+
+def _hashes(texts: Iterable[str]) -> np.ndarray:
+    return pd.util.hash_array(np.array(list(texts), dtype=object))
 
 
 def _numbered(queries: pd.DataFrame) -> pd.DataFrame:

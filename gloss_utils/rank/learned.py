@@ -179,6 +179,11 @@ class Learned:
     held: Histories | None = None
     world: "Learned | None" = None
 
+    def __getstate__(self) -> dict:
+        """What other processes rank by: counts and trees, without the examples that these were learnt from."""
+        known = {name: getattr(self, name) for name in ("signals", "model")}
+        return {name: value for name, value in vars(self).items() if name != "examples"} | known
+
     def of(self, histories: Histories) -> "Learned":
         """The same for other users; what was counted and fitted is not made again."""
         return replace(self, histories=histories, world=self.world or self)

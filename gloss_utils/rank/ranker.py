@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from gloss_utils.rank.asked import PARTS, Asked, named_items
-from gloss_utils.rank.candidates import Histories, Index, items_of_exact_titles, last_item_texts, nearest_items
+from gloss_utils.rank.candidates import ExactTitles, Histories, Index, last_item_texts, nearest_items
 from gloss_utils.rank.evidence import Evidence
 from gloss_utils.rank.learned import FAVOUR, Learned, Texts
 from gloss_utils.rank.paper import TOP_K, paper_rule
@@ -64,6 +64,11 @@ class Ranker:
         self._found: dict[str, pd.DataFrame] = {}
         self._proposed: dict[tuple[int, bool], pd.DataFrame] = {}
 
+    def __getstate__(self) -> dict:
+        """For other processes, what is counted and learned is so once, here."""
+        needed = {PAPER: (), LEARNED: ("evidence", "learned")}.get(self.rule, ("evidence",))
+        return vars(self) | {name: getattr(self, name) for name in needed}
+
     def rank(self, texts: float = math.inf, exclude_seen: bool | None = None) -> pd.DataFrame:
         """By the rule, from each user's first so many `texts`. exclude_seen: instead of the ranker's own."""
         exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
@@ -75,15 +80,22 @@ class Ranker:
             return self.hybrid(texts, exclude_seen)
         return self.weighted({"": dict.fromkeys(self.votes, 1.0)}, texts, exclude_seen)[""]
 
-    def shuffled(self, seed: int | np.random.Generator) -> "Ranker":
-        """The same with each history in a random order; what is learnt, and the generated texts, stay as they are."""
-        rng = np.random.default_rng(seed)  # which takes a generator as it is
-        histories = [[history[place] for place in rng.permutation(len(history))] for history in self.queries["history"]]
+    def shuffled(self, seed: int) -> "Ranker":
+        """The same with each history in a random order, drawn for each user apart; what is learnt, and the generated
+        texts, stay as they are."""
+        histories = [
+            [history[place] for place in np.random.default_rng([seed, *user.encode()]).permutation(len(history))]
+            for user, history in self.histories.items()
+        ]
         return self.of(self.queries.assign(history=pd.Series(histories, self.queries.index, object)))
 
     def of(self, queries: pd.DataFrame) -> "Ranker":
         """The same for the users of other queries; what was counted, and learned, is not made again."""
         return replace(self, queries=queries, world=self.world or self)
+
+    def of_block(self, queries: pd.DataFrame) -> "Ranker":
+        """`of`, but of a ranker that has its users the same: they are the only block."""
+        return self.of(queries) if self.queries.empty else self
 
     def paper(
         self, retriever: str, texts: float = math.inf, top_k: int = TOP_K, exclude_seen: bool = False
@@ -95,7 +107,7 @@ class Ranker:
     def paper_candidates(self, retriever: str, top_k: int = TOP_K) -> pd.DataFrame:
         """The candidates of the paper's rule: the `top_k` items of every text."""
         if self.exact_titles:
-            return items_of_exact_titles(self.queries, self.titles, top_k)
+            return self.exact.find(self.queries, top_k)
         found = self.candidates(f"texts_{retriever}")
         return found[found.groupby(["user", "query"], sort=False).cumcount() < top_k]
 
@@ -152,6 +164,11 @@ class Ranker:
         found = {feature: self.candidates(feature) for feature in TEXTS}
         found = {feature: rows[rows["query"] <= texts] for feature, rows in found.items()}
         return Texts(found, self.text_targets)
+
+    @cached_property
+    def exact(self) -> ExactTitles:
+        """The catalogue's texts, which others need not search for."""
+        return self.world.exact if self.world else ExactTitles(self.titles)
 
     @cached_property
     def learned(self) -> Learned:

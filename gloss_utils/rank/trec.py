@@ -1,9 +1,7 @@
 """Rankings as TREC files, which all evaluation tools read and metrics are computed from."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
 
 import ir_measures
 import numpy as np
@@ -33,43 +31,16 @@ def as_run(ranking: pd.DataFrame) -> pd.DataFrame:
 
 def write_trec(path: Path, ranking: pd.DataFrame, method: str):
     """Write a ranking as a TREC run, whole or not at all."""
-    with writing_trec({path: method}) as write:
-        write(path, ranking)
-
-
-@contextmanager
-def writing_trec(methods: Mapping[Path, str]) -> Iterator[Callable[[Path, pd.DataFrame], None]]:
-    """Yield a function that appends the rankings of more users to a TREC run, by its path; all of these files are
-    written whole or not at all. methods: what each file's rankings are of."""
-    with ExitStack() as stack:
-        files = {path: stack.enter_context(_appending(path)) for path in methods}
-
-        def write(path: Path, ranking: pd.DataFrame):
-            rows = falling(ranking)[["user", "item", "rank", "score"]].itertuples(index=False)
-            name = methods[path]
-            files[path].writelines(f"{user} Q0 {item} {rank} {score:.9g} {name}\n" for user, item, rank, score in rows)
-
-        yield write
-
-
-@contextmanager
-def writing_qrels(path: Path) -> Iterator[Callable[[Mapping[str, str]], None]]:
-    """Yield a function that appends each user's target as a TREC relevance judgement to a file that is written whole or
-    not at all."""
-    with _appending(path) as file:
-        yield lambda targets: file.writelines(f"{user} 0 {item} 1\n" for user, item in targets.items())
+    rows = falling(ranking)[["user", "item", "rank", "score"]].itertuples(index=False)
+    lines = (f"{user} Q0 {item} {rank} {score:.9g} {method}\n" for user, item, rank, score in rows)
+    with write_whole(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.writelines(lines)
 
 
 def write_qrels(path: Path, targets: Mapping[str, str]):
     """Write each user's target as TREC relevance judgements."""
-    with writing_qrels(path) as write:
-        write(targets)
-
-
-@contextmanager
-def _appending(path: Path) -> Iterator[TextIO]:
     with write_whole(path) as part, open(part, "w", encoding="utf-8") as file:
-        yield file
+        file.writelines(f"{user} 0 {item} 1\n" for user, item in targets.items())
 
 
 def read_trec_blocks(path: Path, blocks: Iterable[Collection[str]]) -> Iterator[pd.DataFrame]:

@@ -93,9 +93,10 @@ class Catalogue:
             found |= zip(names, 1 - ((sums**2).sum(axis=1) - sizes) / pairs, strict=True)
         return pd.Series(found, dtype=float)
 
-    def coverage(self, first: pd.DataFrame, users: Sequence[str]) -> float:
-        """The share of the catalogue that these users are recommended, all together. first: as `first` returns it."""
-        return first.loc[first["user"].isin(set(users)), "place"].nunique() / max(len(self.items), 1)
+
+def coverage(places: np.ndarray, items: int) -> float:
+    """The share of so many items that users are recommended, all together. places: of items, [users, `K`], or NaN."""
+    return np.count_nonzero(np.bincount(places[~np.isnan(places)].astype(int))) / max(items, 1)
 
 
 def bias(row: Mapping, taken: float | None) -> dict:

@@ -63,7 +63,7 @@ def in_parts(
     left = {number: part for number, part in enumerate(parts) if not _is_sound(files[number])}
     _say_what_is_done(len(parts) - len(left), len(parts), "parts")
     if run["engine"] == "ray" and len(left) > 1:
-        done = workers.map_parts(work, load, left, run["workers"])
+        done = workers.map_parts(work, load, left.items(), run["workers"])
     else:
         done = _here(work, load, left)
     total, before = sum(map(len, parts)), sum(len(part) for number, part in enumerate(parts) if number not in left)

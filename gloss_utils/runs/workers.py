@@ -3,11 +3,16 @@
 A part whose worker dies is done again by another. On a cluster, all nodes need this package and see the run folder.
 """
 
+import copyreg
 import logging
+import mmap
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+
+import numpy as np
 
 from gloss_utils.base.errors import GlossError
 
@@ -35,32 +40,58 @@ class _Worker:
             return number, error
 
 
-def map_parts(work: Callable, load: Callable, parts: dict, workers: int) -> Iterator[tuple[int, object]]:
-    """Yields `(number, work(load(), part))` for each `number: part`, as soon as it is done, in any order.
+def map_parts(
+    work: Callable, load: Callable, parts: Iterable[tuple[int, object]], workers: int
+) -> Iterator[tuple[int, object]]:
+    """Yields `(number, work(load(), part))` for each `(number, part)`, as soon as it is done, in any order.
 
-    work, load: functions that can be pickled; `load` is called once per worker. Raises the `GlossError` of a part, and
-    one where workers cannot start or keep dying.
+    work, load: functions that can be pickled; `load` is called once per worker. A part is taken when a worker is free
+    for it, and one more. Raises the `GlossError` of a part, and one where workers cannot start or keep dying.
     """
-    if not parts:
+    parts = iter(parts)
+    if (first := next(parts, None)) is None:
         return
     with session() as ray:
         cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-        workers = min(workers, len(parts), gpus or workers)  # one per GPU
+        workers = min(workers, gpus or workers)  # one per GPU
         actors = ray.remote(_Worker).options(
             num_cpus=int(workers <= cpus), num_gpus=int(gpus > 0), max_restarts=-1, max_task_retries=TRIES - 1
         )
-        given = [ray.put(value) for value in (load, work)]
-        pool = ray.util.ActorPool([actors.remote(max(1, cpus // workers), *given) for _ in range(workers)])
+        given, pool, started = [ray.put(value) for value in (load, work)], ray.util.ActorPool([]), 0
+
+        def finished() -> tuple[int, object]:
+            number, result = pool.get_next_unordered()
+            if isinstance(result, GlossError):
+                raise result
+            return number, result
+
         try:
-            for number, result in pool.map_unordered(lambda actor, part: actor.do.remote(*part), parts.items()):
-                if isinstance(result, GlossError):
-                    raise result
-                yield number, result
+            for part in chain([first], parts):
+                if started < workers:
+                    pool.push(actors.remote(max(1, cpus // workers), *given))
+                    started += 1
+                elif not pool.has_free():
+                    yield finished()
+                pool.submit(lambda actor, part: actor.do.remote(*part), part)
+            while pool.has_next():
+                yield finished()
         except ray.exceptions.RayActorError as error:
             if error.actor_init_failed:
                 reason = str(error).strip().splitlines()[-1]
                 raise GlossError(f"no worker can start ({reason}); install this package on every node") from error
             raise GlossError(DYING) from error
+
+
+def _mapped(array: np.memmap):
+    """How a memory-mapped array is pickled: as its file's name, so that each process of a machine maps it itself."""
+    if not array.flags.c_contiguous or not isinstance(array._mmap, mmap.mmap) or array.mode != "r":
+        return np.asarray(array).__reduce_ex__(5)
+    begin = np.frombuffer(array._mmap, np.uint8).__array_interface__["data"][0]
+    at = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY + array.__array_interface__["data"][0] - begin
+    return np.memmap, (array.filename, array.dtype, "r", at, array.shape)
+
+
+copyreg.pickle(np.memmap, _mapped)
 
 
 @contextmanager

@@ -34,6 +34,9 @@ class Encoder:
         """The loaded model. Raises `GlossError` where it cannot be loaded."""
         return load_encoder(self.name, self.revision)
 
+    def __reduce__(self):
+        return Encoder, (self.name, self.revision)  # other processes load the model
+
     def __call__(self, texts: list[str]) -> np.ndarray:
         return encode_texts(self.model, texts)
 

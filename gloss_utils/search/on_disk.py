@@ -55,7 +55,8 @@ class Places:
     """Each text's first place in the catalogue, in an SQLite file."""
 
     def __init__(self, folder: Path):
-        address = f"{(folder / 'texts.sqlite').absolute().as_uri()}?mode=ro"
+        self.folder = folder.absolute()
+        address = f"{(self.folder / 'texts.sqlite').as_uri()}?mode=ro"
         self.database = sqlite3.connect(address, uri=True, check_same_thread=False)
 
     @classmethod
@@ -68,6 +69,9 @@ class Places:
             rows = ((text, place) for place, text in enumerate(texts))
             database.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", rows)  # the first place stays
         return cls(folder)
+
+    def __reduce__(self):
+        return Places, (self.folder,)  # other processes open the file
 
     def get(self, text: str, default: int) -> int:
         """The first place of just this text, or the default."""
@@ -134,7 +138,7 @@ class OnDisk:
     """
 
     def __init__(self, folder: Path, rerank: bool):
-        self.rerank, file = rerank, str(folder / "index.faiss")
+        self.folder, self.rerank, file = folder.absolute(), rerank, str(folder / "index.faiss")
         self.approximate = faiss.read_index(file, faiss.IO_FLAG_MMAP)
         if isinstance(self.approximate, faiss.IndexIVF):
             self.approximate.nprobe = min(NPROBE, self.approximate.nlist)
@@ -145,6 +149,9 @@ class OnDisk:
         if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
             self.file._mmap.madvise(mmap.MADV_RANDOM)  # a page is read for one vector
         self.ntotal, self.d = self.file.shape
+
+    def __reduce__(self):
+        return OnDisk, (self.folder, self.rerank)
 
     def reconstruct_n(self, start: int, count: int) -> np.ndarray:
         """So many vectors from a place on, memory-mapped."""
