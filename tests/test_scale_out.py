@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers import one_line_error, run_of
 
-from gloss_utils import retrieve
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import fingerprint
 from gloss_utils.data import splits

@@ -19,7 +19,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data.sequences import Sequences
 from gloss_utils.rank import cooccurrence, text_weights
 from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories, as_ranking
-from gloss_utils.rank.choices import FEATURES, NEW, candidates, features_of, signal_of
+from gloss_utils.rank.choices import FEATURES, MANY_NEW, NEW, candidates, features_of, signal_of
 from gloss_utils.rank.cooccurrence import as_arrays, lists_of
 from gloss_utils.rank.evidence import DECIMALS, votes
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
@@ -42,8 +42,10 @@ SETTINGS = {
     "verbosity": -1,
 }
 TREES = 200
-FAVOUR = -0.5  # of new items; over all users as good as 0, and costs the others less (`benchmarks.new_items`)
+WORLDS = 4  # where many items are new: in each others are hidden, for in one alone few labels are new
+FAVOUR = 0.5  # of new items: over all users as good as less, and the new ones get more (`benchmarks.new_items`)
 BYTES_AN_ITEM = 17_000  # of all signals, as held for Beauty's 12,101 items
+TAKEN = ("is_label", "weight")  # of rows: what `Labelled` has apart
 HEAT = (0.12, 0.3)  # of the votes of texts, by meaning and by words, as weights.yaml
 
 
@@ -59,11 +61,12 @@ def check_fits(items: int, memory: int):
 
 @dataclass
 class Labelled:
-    """Candidates of training users (see `choices.candidates`) who have the label among them, and which one it is.
-    world: the signals that they have, which have not seen the labels."""
+    """Candidates of training users (see `choices.candidates`) who have the label among them, which one it is, and how
+    much each row counts. world: the signals of the first of `WORLDS`, which have not seen the labels."""
 
     candidates: pd.DataFrame
     is_label: np.ndarray
+    weight: np.ndarray
     world: Signals
 
 
@@ -83,14 +86,15 @@ def hold_back(
     return Sequences(known.users, left), Sequences(names, left.take(drawn)), dict(zip(names, last, strict=True))
 
 
-def hide(sequences: Histories, items: Sequence[str], seed: int) -> Sequences:
+def hide(sequences: Histories, items: Sequence[str], seed: int, draw: int = 1) -> Sequences:
     """The sequences without a draw of their items, as large a share of these as of the catalogue is new.
 
-    So trees are fitted in a world in which some labels are new items; where no item is new, none is hidden.
+    So trees are fitted in a world in which some labels are new items; where no item is new, none is hidden. draw: its
+    number.
     """
     items, found = cooccurrence.index_of(items), as_arrays(sequences)
     known = np.flatnonzero(cooccurrence.counts(found.values(), items))
-    drawn = np.random.default_rng([seed, 1]).permutation(len(known))
+    drawn = np.random.default_rng([seed, draw]).permutation(len(known))
     hidden = items[known[drawn[: len(known) * (len(items) - len(known)) // len(items)]]]
     if not len(hidden):
         return found
@@ -107,6 +111,9 @@ def labelled(
 ) -> Labelled:
     """The labelled candidates of up to so many training users, in a world that has not seen their labels.
 
+    Where many items are new, users whose label is hidden in one of `WORLDS` are taken from each of them, with as much
+    less weight, so that new labels weigh together what they do in one world.
+
     held: histories of users who give no label, and of whom the world has seen no more than that. Items that no sequence
     holds are left out. They can be no label, so trees would think too little of new items.
     """
@@ -114,17 +121,20 @@ def labelled(
     if held:
         sequences = {user: list(known) for user, known in sequences.items() if user not in held} | dict(held)
     known, histories, labels = hold_back(sequences, users, seed, len(held or ()))
-    world = Signals(hide(known, items, seed).values(), items, near)
-    target = items.get_indexer(list(labels.values()))
-    occurs = cooccurrence.counts(sequences.values(), items) > 0
-    kept = [_with_label(some[occurs[some["item"]]], target) for some in candidates(world, histories.values())]
-    found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES])
-    return Labelled(found, found["item"].to_numpy() == target[found["user"].to_numpy(dtype=int)], world)
-
-
-def _with_label(some: pd.DataFrame, target: np.ndarray) -> pd.DataFrame:
-    user = some["user"].to_numpy()
-    return some[np.isin(user, user[some["item"].to_numpy() == target[user]])]
+    target, lists = items.get_indexer(list(labels.values())), histories.values()
+    occurs, first, kept = cooccurrence.counts(sequences.values(), items) > 0, None, []
+    worlds = WORLDS if (cooccurrence.counts(known.values(), items) == 0).mean() > MANY_NEW else 1
+    for draw in range(1, worlds + 1):
+        world = Signals(hide(known, items, seed, draw).values(), items, near)
+        taken = np.arange(len(lists)) if first is None else np.flatnonzero(world.new[target])
+        for some in candidates(world, lists.take(taken)):
+            user, item = taken[some["user"]], some["item"].to_numpy()
+            rows = some.assign(user=user + draw * len(lists), is_label=item == target[user])
+            rows["weight"] = np.where(world.new[target[user]], 1 / worlds, 1.0)
+            kept.append(rows[occurs[item] & np.isin(user, user[rows["is_label"] & occurs[item]])])
+        first = first or world
+    found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES, *TAKEN])
+    return Labelled(found, *(found.pop(name).to_numpy() for name in TAKEN), first)
 
 
 def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> "lightgbm.Booster | None":
@@ -137,8 +147,9 @@ def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> 
     rows = examples.candidates
     sizes = rows.groupby("user", sort=False).size().to_numpy()
     fewest = max(1, min(FEWEST_ROWS, len(rows) // 100))
+    label = examples.is_label.astype(np.int8)
     data = lightgbm.Dataset(
-        rows[features].to_numpy(), examples.is_label.astype(np.int8), group=sizes, feature_name=features
+        rows[features].to_numpy(), label, group=sizes, feature_name=features, weight=examples.weight
     )
     return lightgbm.train(SETTINGS | {"seed": seed, "min_data_in_leaf": fewest}, data, TREES)
 

@@ -197,7 +197,7 @@ class Retrieve(Workers, Queries, Files):
         0, "learned: so many items per user, which histories propose, whose probability the model is asked for", ge=0
     )
     new_item_favour: Number = default(
-        -0.5, "learned: how much new items are favoured; 0: as trees say, -100: never offered", ge=-100, le=100
+        0.5, "learned: how much new items are favoured; 0: as trees say, -100: never offered", ge=-100, le=100
     )
     ranking_weights: FilePath = default("params/ranking/weights.yaml", "how much each kind of evidence counts")
     top_k: Whole | None = default(None, "items found per text; None: 1 for paper, else 20", ge=1)
