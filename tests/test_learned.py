@@ -191,6 +191,27 @@ def test_trees_are_fitted_in_a_world_with_as_many_new_items():
     assert marked.candidates["item"].min() >= 12  # what no sequence holds can be no label
 
 
+def test_new_labels_come_from_several_worlds_and_weigh_as_in_one(monkeypatch):
+    sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
+    several = labelled(sequences, ITEMS, near(), 1, 150)
+    monkeypatch.setattr(learned, "WORLDS", 1)
+    one = labelled(sequences, ITEMS, near(), 1, 150)
+
+    def labels(some) -> pd.DataFrame:
+        return some.candidates.assign(weight=some.weight)[some.is_label]
+
+    new, others = (labels(several)[labels(several)["new"] == kind] for kind in (1, 0))
+    assert set(new["weight"]) == {1 / 4} and set(others["weight"]) == {1}
+    assert len(others) == (labels(one)["new"] == 0).sum() and set(labels(one)["weight"]) == {1}
+    assert len(new) > 2 * (labels(one)["new"] == 1).sum() and new["user"].is_unique
+    assert new["item"].nunique() > labels(one).query("new == 1")["item"].nunique()
+    sizes = several.candidates.groupby("user", sort=False).size()
+    assert sizes.index.is_monotonic_increasing and len(sizes) == len(new) + len(others)  # each user's rows are together
+    assert several.world.new.tolist() == one.world.new.tolist()
+    whole = labelled(chains(), ITEMS, near(), 1, 150)
+    assert set(whole.weight) == {1}  # where no item is new
+
+
 def test_new_items_are_favoured_as_much_as_asked():
     sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
     counts, ranked = [], Learned(sequences, sequences, ITEMS, near(), users=150)
