@@ -202,6 +202,8 @@ def test_a_prompt_that_does_not_fit_in_memory(run, monkeypatch):
     monkeypatch.setattr(beam_search, "beam_search", none)
     with one_line_error("does not fit in memory", "lower num_beams, max_new_tokens or max_length"):
         generated(run())
+    with one_line_error("with 9 beams", "lower beam_width, max_new_tokens or max_length"):
+        generated(run(beam_width=9))
     monkeypatch.setattr(beam_search, "beam_search", lambda *arguments: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         generated(run())

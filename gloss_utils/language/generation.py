@@ -54,9 +54,14 @@ class Decoding:
             )
 
     @property
+    def beams_are(self) -> str:
+        """The parameter that says how many texts are written at the same time for a prompt."""
+        return "beam_width" if self.beam_width else "num_beams"
+
+    @property
     def beams(self) -> int:
-        """Texts that are written at the same time for a prompt."""
-        return self.beam_width or self.num_beams
+        """How many these are."""
+        return getattr(self, self.beams_are)
 
 
 class TitleTrie:
@@ -156,7 +161,7 @@ class Writer:
             if len(inputs) == 1:
                 raise GlossError(
                     f"one prompt of {len(inputs[0])} tokens with {self.settings.beams} beams does not fit in "
-                    "memory; lower num_beams (or beam_width), max_new_tokens or max_length"
+                    f"memory; lower {self.settings.beams_are}, max_new_tokens or max_length"
                 ) from error
         gc.collect()
         if torch.cuda.is_available():

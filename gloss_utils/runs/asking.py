@@ -34,10 +34,10 @@ def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | No
         for note in may_write.notes:
             print(note)
         if settings.beams > may_write.trie.texts:
-            name = "beam_width" if run["beam_width"] else "num_beams"
             raise GlossError(
-                f"parameter {name} is {run[name]}; decoding: catalogue writes each of the catalogue's "
-                f"{may_write.trie.texts} different titles once at most; allowed is a whole number from 1 to as many"
+                f"parameter {settings.beams_are} is {settings.beams}; decoding: catalogue writes each of the "
+                f"catalogue's {may_write.trie.texts} different titles once at most; allowed is a whole number from 1 to "
+                "as many"
             )
     if run["guide"]:
         texts = may_write.of_items(titles.values())

@@ -43,14 +43,14 @@ def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to
 
     parameters: those of all stages. `to` becomes a file for `queries_file`; `to` with `.settings.json` at its end says
     how it was made. What is written is kept at once, and the same command goes on from there. Raises `GlossError`
-    where stages 1 and 2 are not finished, for `decoding: catalogue`, and as `server.complete` does.
+    where stages 1 and 2 are not finished, for `decoding: catalogue` and a `beam_width`, and as `server.complete` does.
     """
     if parameters["decoding"] == "catalogue":
         raise GlossError("a server cannot be bound to the catalogue; give -p decoding free (beams) or sample")
-    if parameters["beam_width"]:
-        raise GlossError("a server is asked for as many beams as texts; give -p beam_width null")
     if not folder.adapter.exists():
         raise GlossError(f"{folder.root} holds no finished {FINE_TUNE}; run it first")
+    if parameters["beam_width"]:
+        raise GlossError("a server is asked for as many beams as texts; give -p beam_width null")
     from gloss_utils.language import load_tokenizer  # loads torch and transformers
 
     data = Dataset.load(folder.data)

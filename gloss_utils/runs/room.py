@@ -13,6 +13,7 @@ from gloss_utils.runs import estimates
 from gloss_utils.runs.artefacts import TO_MAKE
 from gloss_utils.runs.contents import known_revision
 from gloss_utils.runs.folder import RunFolder
+from gloss_utils.runs.parameters import settings_of
 from gloss_utils.search import on_disk
 from gloss_utils.search.encoder import DEFAULT_ENCODER
 
@@ -88,7 +89,7 @@ def _memory(model, trained: int, parameters: dict) -> list[str]:
     a GPU is too small for any. trained: the parameters that are."""
     import torch
 
-    from gloss_utils.language import memory
+    from gloss_utils.language import Decoding, memory
 
     on_gpu, in_4bit, longest = torch.cuda.is_available(), parameters["load_in_4bit"], parameters["max_length"]
     free, total = torch.cuda.mem_get_info() if on_gpu else (psutil.virtual_memory().available, None)
@@ -98,9 +99,8 @@ def _memory(model, trained: int, parameters: dict) -> list[str]:
     training = memory.Training(model, trained, way, in_4bit, moment)
     needs = training.needs(parameters["batch_size"] * longest, checkpointing)
     weight = memory.HALF if on_gpu else memory.FLOAT
-    writing = memory.base(model, in_4bit, weight) + memory.generation(
-        model, BATCH_OF_USERS * (parameters["beam_width"] or parameters["num_beams"]), longest, weight
-    )
+    beams = BATCH_OF_USERS * settings_of(Decoding, parameters).beams
+    writing = memory.base(model, in_4bit, weight) + memory.generation(model, beams, longest, weight)
     lines = [
         f"Training will hold at most about {needs / 2**30:.1f} GiB in {'GPU ' * on_gpu}memory, and "
         f"generation about {writing / 2**30:.1f}; {free / 2**30:.1f} GiB are free now."
