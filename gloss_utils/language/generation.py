@@ -4,7 +4,6 @@ import gc
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from scipy import sparse
 from transformers import PreTrainedTokenizerBase
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.parts import map_here
 from gloss_utils.data import prompts
 from gloss_utils.language import beam_search, cache_tree, hf_generate
 from gloss_utils.language.guide import Guide
@@ -221,14 +221,9 @@ def write_batches(
     `map_parts(work, load, parts)` yields `(number, work(load(), part))` of each part in any order; None does so here.
     """
     parts = {number: ([inputs[place] for place in places], places) for number, places in batches.items()}
-    for number, (rows, notice) in (map_parts or _map_here)(_write, load, parts.items()):
+    for number, (rows, notice) in (map_parts or map_here)(_write, load, parts.items()):
         yield number, rows, notice
 
 
 def _write(writer: Writer, part: tuple[list[list[int]], list[int]]) -> tuple[list[Row], str | None]:
     return writer.write(*part), writer.notice
-
-
-def _map_here(work: Callable, load: Callable, parts: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
-    tool = cache(load)
-    return ((number, work(tool(), part)) for number, part in parts)

@@ -35,9 +35,9 @@ def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | No
             print(note)
         if settings.beams > may_write.trie.texts:
             raise GlossError(
-                f"parameter {settings.beams_are} is {settings.beams}; decoding: catalogue writes each of the "
-                f"catalogue's {may_write.trie.texts} different titles once at most; allowed is a whole number from 1 to "
-                "as many"
+                f"parameter {settings.beams_are} is {settings.beams}; "
+                f"decoding: catalogue writes each of the catalogue's {may_write.trie.texts} different titles once at "
+                "most; allowed is a whole number from 1 to as many"
             )
     if run["guide"]:
         texts = may_write.of_items(titles.values())

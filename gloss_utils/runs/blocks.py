@@ -6,6 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from gloss_utils.base.files import digest, remove, write_whole
+from gloss_utils.base.parts import map_here
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import code_of, identity
 from gloss_utils.runs.parameters import that_matter
@@ -43,9 +44,8 @@ def filled(root: Path, blocks: Iterable, load: Callable, work: Callable, count: 
 
     if before := len(list(root.glob("[0-9]*"))):
         print(f"{before} blocks of users are those of a run that was cut off")
-    fill, tool = partial(_fill, work), cache(load)
-    here = ((number, fill(tool, part)) for number, part in parts())
-    for number, _ in here if count is None else workers.map_parts(fill, partial(cache, load), parts(), count):
+    map_parts = map_here if count is None else partial(workers.map_parts, workers=count)
+    for number, _ in map_parts(partial(_fill, work), partial(cache, load), parts()):
         done.add(number)
         while turn in done:
             yield waiting.pop(turn), root / str(turn)

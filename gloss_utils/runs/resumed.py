@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gloss_utils.base.files import digest, write_whole
+from gloss_utils.base.parts import map_here
 from gloss_utils.runs import workers
 from gloss_utils.runs.journal import Journal
 from gloss_utils.runs.run import Run
@@ -65,7 +66,7 @@ def in_parts(
     if run["engine"] == "ray" and len(left) > 1:
         done = workers.map_parts(work, load, left.items(), run["workers"])
     else:
-        done = _here(work, load, left)
+        done = map_here(work, load, left.items())
     total, before = sum(map(len, parts)), sum(len(part) for number, part in enumerate(parts) if number not in left)
     with tqdm(total=total, initial=before, desc=verb, unit=unit, mininterval=2, disable=len(parts) <= 1) as bar:
         for number, found in done:
@@ -73,12 +74,6 @@ def in_parts(
                 save(file, found)
             bar.update(len(parts[number]))
     return files
-
-
-def _here(work: Callable, load: Callable, parts: dict) -> Iterator:
-    """What `workers.map_parts` does, in this process."""
-    tool = load() if parts else None
-    yield from ((number, work(tool, part)) for number, part in parts.items())
 
 
 def _is_sound(file: Path) -> bool:
