@@ -19,7 +19,7 @@ from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.rank import Learned, as_run, last_item_search, text_neighbours
-from gloss_utils.rank.learned import hold_back
+from gloss_utils.rank.examples import hold_back
 from gloss_utils.report.metrics import COMPARED, means, per_user_metrics
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex

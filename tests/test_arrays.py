@@ -7,8 +7,8 @@ from helpers import dense
 from scipy import sparse
 
 from gloss_utils.data.sequences import Lists, Sequences
-from gloss_utils.rank import Ease, Evidence, HybridSettings, Ranker, Star, baselines, cooccurrence, learned
-from gloss_utils.rank.learned import labelled
+from gloss_utils.rank import Ease, Evidence, HybridSettings, Ranker, Star, baselines, cooccurrence, examples
+from gloss_utils.rank.examples import labelled
 from gloss_utils.rank.signals import CLOSELY, COUNTING, Signals
 from gloss_utils.report.beyond import Catalogue
 from gloss_utils.runs.parameters import ROOT
@@ -82,7 +82,7 @@ def test_signals_and_the_examples_that_trees_learn_from():
         same(one.by_item[signal], matrix)
     for signal, matrix in other.of(list(plain().values())).items():
         same(one.of(arrays().values())[signal], matrix)
-    assert learned.hide(arrays(), ITEMS, 1) == Sequences.of(learned.hide(plain(), ITEMS, 1), ITEMS)
+    assert examples.hide(arrays(), ITEMS, 1) == Sequences.of(examples.hide(plain(), ITEMS, 1), ITEMS)
     one, other = (labelled(some, ITEMS, near(), 1, 50) for some in (arrays(), plain()))
     assert other.is_label.any()
     pd.testing.assert_frame_equal(one.candidates, other.candidates, check_exact=True)

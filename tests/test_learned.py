@@ -11,9 +11,10 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import HybridSettings, Ranker, learned, read_trec, text_weights
+from gloss_utils.rank import HybridSettings, Ranker, examples, learned, read_trec, text_weights
 from gloss_utils.rank.choices import FEATURES, candidates
-from gloss_utils.rank.learned import Learned, hold_back, labelled
+from gloss_utils.rank.examples import hold_back, labelled
+from gloss_utils.rank.learned import Learned
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
 from gloss_utils.runs.parameters import EVALUATE, ROOT, SEGMENTS
 from gloss_utils.search.bm25 import BM25Index
@@ -96,7 +97,7 @@ def test_no_label_is_in_the_counts_that_predict_it(monkeypatch):
     assert len(labels) == 150 and all(sequences[user][:-1] == history for user, history in histories.items())
     assert all(known[user] == sequences[user] for user in sequences if user not in labels)
     seen = []
-    monkeypatch.setattr(learned, "Signals", lambda *given: seen.append(list(given[0])) or Signals(*given))
+    monkeypatch.setattr(examples, "Signals", lambda *given: seen.append(list(given[0])) or Signals(*given))
     labelled(sequences, ITEMS, near(), 1, 150)
     assert seen == [list(known.values())]
     # What a label is changes no candidate and no feature: only which candidate is marked.
@@ -181,11 +182,11 @@ def test_a_new_item_has_what_its_neighbours_have():
 
 def test_trees_are_fitted_in_a_world_with_as_many_new_items():
     sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
-    hidden = learned.hide(sequences, ITEMS, 1)
+    hidden = examples.hide(sequences, ITEMS, 1)
     left = {item for items in hidden.values() for item in items}
-    assert len(left) == 48 - 48 * 12 // 60 and hidden == learned.hide(sequences, ITEMS, 1)
+    assert len(left) == 48 - 48 * 12 // 60 and hidden == examples.hide(sequences, ITEMS, 1)
     assert all(hidden[user] == [item for item in items if item in left] for user, items in sequences.items())
-    assert learned.hide(chains(), ITEMS, 1) == chains()  # where no item is new, none is hidden
+    assert examples.hide(chains(), ITEMS, 1) == chains()  # where no item is new, none is hidden
     marked = labelled(sequences, ITEMS, near(), 1, 150)
     assert set(marked.candidates.loc[marked.is_label, "new"]) == {0, 1}
     assert marked.candidates["item"].min() >= 12  # what no sequence holds can be no label
@@ -194,7 +195,7 @@ def test_trees_are_fitted_in_a_world_with_as_many_new_items():
 def test_new_labels_come_from_several_worlds_and_weigh_as_in_one(monkeypatch):
     sequences = {user: [item for item in items if item not in ITEMS[:12]] for user, items in chains().items()}
     several = labelled(sequences, ITEMS, near(), 1, 150)
-    monkeypatch.setattr(learned, "WORLDS", 1)
+    monkeypatch.setattr(examples, "WORLDS", 1)
     one = labelled(sequences, ITEMS, near(), 1, 150)
 
     def labels(some) -> pd.DataFrame:
