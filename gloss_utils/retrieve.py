@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +10,11 @@ import pandas as pd
 from IPython.display import HTML
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import digest, fingerprint, joined, parquet_in_parts, write_whole
+from gloss_utils.base.files import fingerprint, joined, parquet_in_parts, write_whole
 from gloss_utils.data import queries as query_files
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.rejects import Rejects
-from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.learned import check_fits
@@ -35,9 +34,7 @@ from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
 from gloss_utils.search.on_disk import memory
 
-SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
 QRELS, RANKING, WITHOUT_TEXTS = "qrels.trec", "ranking.parquet", "without_texts.parquet"  # of a block
-ALONE = ""  # the user of an empty history
 NOBODY = pd.DataFrame(columns=query_files.COLUMNS, dtype=object)
 USERS_AT_ONCE, SHOWN = 4096, 32768  # ranked for together: a multiple of what `hybrid` and `learned` take together
 
@@ -67,13 +64,19 @@ def prepare(run: Run) -> Retrieved:
     HybridSettings.read(run["ranking_weights"])  # a wrong file is better known before the hours of generation
     if run["ranking"] == LEARNED:
         check_fits(len(data.items), memory())
+    held = _held(run, data)
+    if run["ask"] and held.empty and run["split"] != "validation":
+        raise GlossError(
+            f"parameter ask is {run['ask']}, but ranking_share {run['ranking_share']} leaves no user to learn from how "
+            "far to trust the model; raise it (with holdout: time nobody can be left, so set ask to 0)"
+        )
     path = _read(run) if run["queries_file"] else _generated(run, data)
     blocks = blocks_of(run, path)
     _look_through(run, data, blocks())
     run.known["histories"] = query_files.digest_of_histories(blocks)
     world = world_of(run, data, blocks)
     if run["ask"]:
-        world.asked = _asked(run, data, world.queries, world, _held(run, data))
+        world.asked = asking.asked(run, data, world, held)
     results = _ranked(run, data, world, blocks())
     if run["ranking"] == LEARNED:
         with write_whole(folder.trees) as part:
@@ -193,7 +196,7 @@ def ranker(
         # Fitted once, in stage 4; what later stages add to the catalogue changes no tree.
         trees=run.folder.trees.read_text() if rule == LEARNED and run.stage != RETRIEVE else None,
         held=dict(zip(held["user"], held["history"], strict=True)),
-        asked=_asked_before(run) if run["ask"] and rule == LEARNED and run.stage != RETRIEVE else None,
+        asked=asking.asked_before(run, held) if run["ask"] and rule == LEARNED and run.stage != RETRIEVE else None,
         following=follows,
     )
 
@@ -249,58 +252,8 @@ def _generated(run: Run, data: Dataset) -> Path:
         known = _learnable(run, data, examples) if run["guide"] else {}
         rows = asking.written(run, data, examples["history"], known)
         with run.writing("texts") as part:
-            query_files.write(part, _with_texts(examples, rows))
+            query_files.write(part, asking.with_texts(examples, rows))
     return run.open("texts")
-
-
-def _with_texts(examples: pd.DataFrame, rows: list) -> pd.DataFrame:
-    """Examples with what was written for them, as files of queries hold them."""
-    texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
-    return pd.concat([examples.reset_index(drop=True), texts], axis=1)
-
-
-# ---- what the model is asked for
-
-
-def _asked(run: Run, data: Dataset, queries: pd.DataFrame, found: Ranker, held: pd.DataFrame) -> Asked:
-    """What the model thinks of the items that histories propose to the users of the queries, and to the held ones, from
-    whom the ranking learns how far to trust it. Makes the artefact `asked` where it is not there."""
-    both = [found.proposed(run["ask"], exclude_seen) for exclude_seen in (True, False)]
-    proposed = pd.concat(both)[["user", "item"]].drop_duplicates(ignore_index=True)
-    for_held = found.learned.rank_for_held(run["ask"])
-    pairs = pd.concat([proposed, for_held[["user", "item"]]], ignore_index=True)
-    run.known["proposed"] = digest(pairs.to_numpy().tolist())
-    if not run.keeps("asked"):
-        known = _learnable(run, data, queries) | found.learned.held if run["guide"] else {}
-        rows = asking.written(run, data, held["history"], known, "asked")
-        alone = pd.DataFrame({"user": ALONE, "item": found.items})
-        histories = found.histories | found.learned.held | {ALONE: []}
-        scored = asking.scored(run, data, pd.concat([pairs, alone]), histories)
-        with run.writing("asked") as part:
-            part.mkdir()
-            scored.to_parquet(part / SCORES, index=False)
-            query_files.write(part / TEXTS, _with_texts(held, rows))
-    if held.empty:
-        proposed, named, targets = found.proposed(run["ask"]), found.named(), targets_of(queries)
-    else:
-        texts = query_files.read(run.open("asked") / TEXTS, run["num_beams"], 0)
-        proposed, named, targets = for_held, replace(found, queries=texts).named(), targets_of(held)
-    with write_whole(run.folder.asked_examples) as part:
-        with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)
-    run.outputs.append(run.folder.asked_examples)
-    return _asked_before(run)
-
-
-def _asked_before(run: Run) -> Asked:
-    """What stage 4 found out about the model."""
-    examples = pd.read_parquet(run.folder.asked_examples)
-    return Asked(*_said(run), examples, run["ask"], of_others=run["ranking_share"] > 0)
-
-
-def _said(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What the model said of items after users' histories, and of all items after an empty one."""
-    scored = pd.read_parquet(run.open("asked") / SCORES)
-    return scored[scored["user"] != ALONE], scored[scored["user"] == ALONE]
 
 
 def _row_of(queries: pd.DataFrame, user: str) -> pd.Series:

@@ -15,8 +15,9 @@ from gloss_utils.language import TitleTrie, load_finetuned, scoring
 from gloss_utils.rank import asked
 from gloss_utils.rank.asked import FEATURES, HISTORIES, PARTS, PROBABILITIES, Asked
 from gloss_utils.rank.text_weights import fold_of
+from gloss_utils.rank.trec import read_trec
 from gloss_utils.report import metrics
-from gloss_utils.runs import notebooks, parameters, resumed
+from gloss_utils.runs import asking, notebooks, parameters, resumed
 from gloss_utils.runs.folder import RunFolder
 
 USERS, ITEMS = 400, 8
@@ -47,6 +48,7 @@ def test_features_by_hand():
     )
     said = pd.DataFrame([("ann", "cup", -2.0), ("ann", "tea", -6.0)], columns=["user", "item", "logprob"])
     alone = pd.DataFrame([("tea", -5.0, 2), ("cup", -4.0, 4), ("pot", -3.0, 1)], columns=["item", "logprob", "tokens"])
+    more = proposed.replace("pot", "new")
     nearest = pd.DataFrame(
         [("ann", 1, "cup"), ("ann", 2, "tea"), ("ann", 3, "cup"), ("bob", 1, "pot")], columns=["user", "query", "item"]
     )
@@ -60,6 +62,8 @@ def test_features_by_hand():
     assert rows.loc[("ann", "tea")].tolist() == pytest.approx([3.0, 1.0, -6.0, -5.0, -3.0, 1 / 2, np.exp(-1), 1 / 2])
     assert rows.loc[("ann", "pot")].tolist() == pytest.approx([0.5, 1 / 3, -6.0, -3.0, -6.0, 1 / 3, 0.0, 0.0])
     assert rows.loc[("bob", "cup"), ["logprob", "written"]].tolist() == [0.0, 0.0]  # nobody was asked, nothing named
+    rows = asked.features(more, said, alone, asked.named_items(nearest, queries)).set_index(["user", "item"])
+    assert rows.loc[("ann", "new"), ["logprob", "alone", "per_token"]].tolist() == [-6.0, -4.0, -3.0]  # an added item
 
 
 def ranked(examples: pd.DataFrame, of_others: bool, parts=PARTS) -> pd.DataFrame:
@@ -118,6 +122,7 @@ def asked_run(small_run, tmp_path_factory) -> RunFolder:
         "decoding": "catalogue",
         "length_penalty": 0,
         "recall_users": 5,
+        "guide": 0.2,
         "load_in_4bit": False,
         "ranking_share": 0.3,
         "ask": 12,
@@ -131,12 +136,15 @@ def asked_run(small_run, tmp_path_factory) -> RunFolder:
 
 def test_what_the_model_says_is_its_log_probability(asked_run):
     run = run_of((asked_run, None))
-    scored, data = pd.read_parquet(asked_run.asked / retrieve.SCORES), Dataset.load(asked_run.data)
+    scored, data = pd.read_parquet(asked_run.asked / asking.SCORES), Dataset.load(asked_run.data)
     model, tokenizer = load_finetuned(asked_run.base, asked_run.adapter, False)
     trie = TitleTrie(tokenizer, data.titles().values()).trie
     titles, held = data.titles(), splits.ranking_examples(data, 0.3, run["seed"])
-    histories = dict(zip(held["user"], held["history"], strict=True)) | {retrieve.ALONE: []}
-    for user in [held["user"].iloc[0], retrieve.ALONE]:
+    queries = retrieve.query_files.read(asked_run.queries, run["num_beams"], 0).set_index("user")
+    user, before = next((row.user, row.history) for row in held.itertuples() if row.user in queries.index)
+    histories = {user + asking.HELD: before, user: queries.loc[user, "history"], asking.ALONE: []}
+    assert set(before) < set(histories[user])  # the held user is ranked for, too, after more
+    for user in histories:
         rows = scored[scored["user"] == user].iloc[:5]
         room = run["max_length"] - run["max_new_tokens"]
         [prompt] = prompts.encode_prompts(tokenizer, [[titles[item] for item in histories[user]]], room)
@@ -145,9 +153,26 @@ def test_what_the_model_says_is_its_log_probability(asked_run):
         [expected] = scoring.plain(model, [prompt], [texts], trie)
         assert rows["logprob"].tolist() == pytest.approx(expected, abs=1e-3)
         assert rows["tokens"].tolist() == [len(line) + 1 for line in lines]
-    alone = scored[scored["user"] == retrieve.ALONE].assign(title=lambda rows: rows["item"].map(titles))
+    alone = scored[scored["user"] == asking.ALONE].assign(title=lambda rows: rows["item"].map(titles))
     assert len(alone) == len(data.items)
     assert np.exp(alone.drop_duplicates("title")["logprob"]).sum() == pytest.approx(1, abs=1e-3)  # the titles are all
+
+
+def test_who_teaches_the_ranking_is_ranked_for_as_everybody_is(asked_run):
+    held = splits.ranking_examples(Dataset.load(asked_run.data), 0.3, run_of((asked_run, None))["seed"])
+    examples = pd.read_parquet(asked_run.asked_examples)
+    assert set(examples["user"]) == set(held["user"].astype(object) + asking.HELD)
+    assert not examples.duplicated(["user", "item"]).any()
+    ranking = read_trec(asked_run.ranking("gloss"))
+    assert set(held["user"]) & set(ranking["query_id"]) and set(ranking.groupby("query_id").size()) == {10}
+    assert not ranking.duplicated(["query_id", "doc_id"]).any()
+
+
+def test_ask_needs_users_to_learn_from(copied_run, capsys):
+    folder, file = copied_run
+    values = [("holdout", "time"), ("ask", "6"), ("ranking_share", "0.2"), ("run_dir", str(folder.root) + "-time")]
+    with one_line_error("leaves no user to learn from", "ranking_share 0.2"):
+        notebooks.run([str(file)], values, last="04")
 
 
 def test_training_notes_what_the_model_would_recommend(asked_run):
@@ -219,7 +244,7 @@ def test_validation_users_teach_where_nobody_was_kept_apart(copied_run):
     queries = retrieve.query_files.read(folder.queries, 3, 0)
     assert set(pd.read_parquet(folder.asked_examples)["user"]) == set(queries["user"])
     assert {"gloss", "gloss-histories"} <= {row["method"] for row in read_json(folder.metrics)["rows"]}
-    found = retrieve._asked_before(run_of((folder, None)))
+    found = asking.asked_before(run_of((folder, None)), held=pd.DataFrame())
     assert not found.of_others and len(found.weights()) == 5
 
 

@@ -9,6 +9,7 @@ import bm25s
 import numpy as np
 import pytest
 from helpers import real
+from numba.core import dispatcher
 
 from benchmarks import made_up
 from gloss_utils.data.prompts import item_text
@@ -140,6 +141,15 @@ def test_numba_is_loaded_by_the_first_search():
     code += "print('numba' in sys.modules)\nindex.search(['soap'], 1)\nprint('numba' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.split() == ["False", "True"], found.stderr
+
+
+def test_a_search_where_no_compiled_code_can_be_kept(monkeypatch):
+    def nowhere(*given):
+        raise RuntimeError("no locator available")
+
+    monkeypatch.setattr(dispatcher, "FunctionCache", nowhere)
+    compiled = maxscore._compiled(maxscore._seek.py_func)
+    assert compiled(np.arange(9), 0, 9, 4) == 4
 
 
 def test_a_part_that_is_added_answers_as_if_all_were_built_at_once(tmp_path):

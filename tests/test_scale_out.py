@@ -54,12 +54,12 @@ def fragile(work, died):
     return once
 
 
-def test_workers_write_what_this_process_does_though_one_is_killed(small_run, session, tmp_path, monkeypatch):
-    local = generated(run_of(small_run, **SEVERAL | {"engine": "local"}))
+def test_workers_write_what_this_process_does_though_one_is_killed(copied_run, session, tmp_path, monkeypatch):
+    local = generated(run_of(copied_run, **SEVERAL | {"engine": "local"}))
     died, numbers, add, map_parts = tmp_path / "died", [], resumed.Journal.add, workers.map_parts
     monkeypatch.setattr(workers, "map_parts", lambda work, *rest, **more: map_parts(fragile(work, died), *rest, **more))
     monkeypatch.setattr(resumed.Journal, "add", lambda self, n, rows: (numbers.append(n), add(self, n, rows)))
-    found = generated(run_of(small_run, **SEVERAL))
+    found = generated(run_of(copied_run, **SEVERAL))
     assert died.exists() and len(numbers) > 2 and sorted(numbers) == list(range(len(numbers)))
     # A worker's own number of threads may move the last digits of log-probabilities.
     gap = max(np.abs(np.subtract(a[1], b[1])).max() for a, b in zip(found, local, strict=True))
@@ -67,9 +67,9 @@ def test_workers_write_what_this_process_does_though_one_is_killed(small_run, se
     assert [row[2] for row in found] == [row[2] for row in local] and gap < 1e-4
 
 
-def test_workers_score_what_this_process_does(small_run, session):
+def test_workers_score_what_this_process_does(copied_run, session):
     def scored(**values) -> list[float]:
-        run = run_of(small_run, **values)
+        run = run_of(copied_run, **values)
         run.known["proposed"] = "some"
         data = Dataset.load(run.folder.data)
         examples = splits.evaluation_examples(data, "test").head(12)

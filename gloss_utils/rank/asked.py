@@ -50,15 +50,18 @@ def features(proposed: pd.DataFrame, said: pd.DataFrame, alone: pd.DataFrame, na
     """What is known of each proposed item: user, item and `FEATURES`.
 
     proposed: a ranking by histories (user, rank, item, score). said: user, item, logprob. alone: item, logprob, tokens.
-    named: see `named_items`. An item that the model was not asked for counts as the user's least likely one.
+    named: see `named_items`. An item that the model was not asked for counts as the user's least likely one; after an
+    empty history, as the median one.
     """
-    own = alone.set_index("item")
-    rows = proposed.rename(columns={"score": "history"}).merge(said, on=["user", "item"], how="left")
+    rows = proposed.rename(columns={"score": "history"})
+    rows = rows.merge(said, on=["user", "item"], how="left", validate="one_to_one")
     rows = rows.merge(named, on=["user", "item"], how="left").fillna({"written": 0.0, "written_place": 0.0})
     rows["logprob"] = rows["logprob"].fillna(rows.groupby("user")["logprob"].transform("min")).fillna(0.0)
-    rows["alone"], tokens = rows["item"].map(own["logprob"]), rows["item"].map(own["tokens"])
+    own = alone.set_index("item")[["logprob", "tokens"]]
+    own = own.reindex(rows["item"]).fillna(own.median()).set_axis(rows.index)
     place = rows.groupby("user")["logprob"].rank(ascending=False, method="first")
-    rows = rows.assign(history_place=1 / rows["rank"], per_token=rows["logprob"] / tokens, model_place=1 / place)
+    rows = rows.assign(history_place=1 / rows["rank"], alone=own["logprob"], model_place=1 / place)
+    rows["per_token"] = rows["logprob"] / own["tokens"]
     return rows[["user", "item", *FEATURES]].astype(dict.fromkeys(FEATURES, float))
 
 

@@ -10,7 +10,7 @@ from gloss_utils.data import splits
 
 RESAMPLES = 1000
 PERMUTATIONS, SIGNS_AT_A_TIME = 9999, 2**26
-MANY = 2**16  # differences, of which few are not the same: metrics of one target have a dozen values
+MANY = 2**13  # differences, of which few are not the same: metrics of one target have a dozen values
 TIE_ORDERS = 100
 
 

@@ -1,21 +1,29 @@
 """What a run's model writes for histories, and how likely it finds given items: in batches that a run which was cut off
 does not do again."""
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import digest
+from gloss_utils.base.files import digest, write_whole
+from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_prompts, encode_texts, item_text
+from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
+from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.signals import likely_next
+from gloss_utils.report.metrics import targets_of
 from gloss_utils.runs.resumed import in_batches
 from gloss_utils.runs.run import Run
 
 AT_ONCE = 256  # texts of a user that are scored together at most
+SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
+ALONE = ""  # the user of an empty history
+HELD = " (held back)"  # after the name of a held user, who may be ranked for, too, then after a longer history
 
 
 def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | None = None, name: str = "texts") -> list:
@@ -103,3 +111,57 @@ def scored(run: Run, data: Dataset, pairs: pd.DataFrame, histories: Histories) -
     tokens = [len(text) for _, texts in inputs for text in texts]
     found = asked_for.explode().reset_index()
     return found.assign(logprob=[score for row in rows for score in row], tokens=tokens)
+
+
+def with_texts(examples: pd.DataFrame, rows: list) -> pd.DataFrame:
+    """Examples with what was written for them, as files of queries hold them."""
+    texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
+    return pd.concat([examples.reset_index(drop=True), texts], axis=1)
+
+
+def asked(run: Run, data: Dataset, found: Ranker, held: pd.DataFrame) -> Asked:
+    """What the model thinks of the items that histories propose to the users of `found`, and to the held ones, from
+    whom the ranking learns how far to trust it. Makes the artefact `asked` where it is not there.
+
+    held: user, history, target; where there are none, the evaluated users' own targets teach it.
+    """
+    both = [found.proposed(run["ask"], exclude_seen) for exclude_seen in (True, False)]
+    proposed = pd.concat(both)[["user", "item"]].drop_duplicates(ignore_index=True)
+    for_held, after = _apart(found.learned.rank_for_held(run["ask"])), _apart(held)
+    pairs = pd.concat([proposed, for_held[["user", "item"]]], ignore_index=True)
+    run.known["proposed"] = digest(pairs.to_numpy().tolist())
+    if not run.keeps("asked"):
+        known = dict(found.training_sequences) | dict(found.held) if run["guide"] else None
+        rows = written(run, data, held["history"], known, "asked")
+        alone = pd.DataFrame({"user": ALONE, "item": found.items})
+        histories = found.histories | dict(zip(after["user"], after["history"], strict=True)) | {ALONE: []}
+        scores = scored(run, data, pd.concat([pairs, alone]), histories)
+        with run.writing("asked") as part:
+            part.mkdir()
+            scores.to_parquet(part / SCORES, index=False)
+            query_files.write(part / TEXTS, with_texts(held, rows))
+    if held.empty:
+        proposed, named, targets = found.proposed(run["ask"]), found.named(), targets_of(found.queries)
+    else:
+        texts = _apart(query_files.read(run.open("asked") / TEXTS, run["num_beams"], 0))
+        proposed, named, targets = for_held, replace(found, queries=texts).named(), targets_of(after)
+    with write_whole(run.folder.asked_examples) as part:
+        with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)
+    run.outputs.append(run.folder.asked_examples)
+    return asked_before(run, held)
+
+
+def asked_before(run: Run, held: pd.DataFrame) -> Asked:
+    """What stage 4 found out about the model."""
+    examples = pd.read_parquet(run.folder.asked_examples)
+    return Asked(*_said(run), examples, run["ask"], of_others=not held.empty)
+
+
+def _said(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the model said of items after users' histories, and of all items after an empty one."""
+    scores = pd.read_parquet(run.open("asked") / SCORES)
+    return scores[scores["user"] != ALONE], scores[scores["user"] == ALONE]
+
+
+def _apart(held: pd.DataFrame) -> pd.DataFrame:
+    return held.assign(user=held["user"].astype(object) + HELD)

@@ -5,11 +5,13 @@ words can be among the best only if these words may give it as much as the k-th 
 1995). So few of the common words' postings bring in an item; they only add to those that rarer words have brought in.
 This goes through the catalogue in windows, whose sums fit into the processor's cache.
 
-Compiled code is kept in `__pycache__` beside this file (elsewhere: NUMBA_CACHE_DIR). It is made again when this file
-changes, but not when another one does: what others decide is an argument.
+Compiled code is kept in `__pycache__` beside this file, or in the user's own cache (elsewhere: NUMBA_CACHE_DIR); where
+neither can be written, each process compiles for itself. It is made again when this file changes, but not when another
+one does: what others decide is an argument.
 """
 
 import heapq
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -17,7 +19,14 @@ from numba import njit
 FIRST = 2**6  # items: the first window. As all of it is looked at, it is small, and each is twice the one before
 
 
-@njit(cache=True, nogil=True)
+def _compiled(function: Callable) -> Callable:
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba finds no folder that it can write
+        return njit(nogil=True)(function)
+
+
+@_compiled
 def best(places, codes, spans, gain, gains, alone, rest, words, least, slack, k, unit, window, fewer):
     """Places, int64 [k], and scores, float64 [k], of the k best items, in no order; where a score is 0, there is none.
 
