@@ -1,4 +1,4 @@
-"""Every rival on all test users of Beauty and Toys, by the code that notebook 5 runs; or `ranking: learned` on them.
+"""Every baseline on all test users of Beauty and Toys, by the code that notebook 5 runs; or `ranking: learned` on them.
 
     python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 24] [--work DIR] [--results DIR]
     python -m benchmarks.baselines DATA_DIR --learned [--datasets beauty toys] [--results DIR]
@@ -57,7 +57,7 @@ def measure(data: Dataset, epochs: int, folder: Path, learned: bool = False) -> 
         return _rows(rankings, examples), {"learned": round(time.time() - begun, 1)}
     rankings = {
         (method, seen): rank(ranker.histories, seen == LEFT_OUT)
-        for method, rank in baselines.rivals(ranker).items()
+        for method, rank in baselines.by_name(ranker).items()
         for seen in SEEN
     }
     seconds = {"all but SASRec": time.time() - begun}

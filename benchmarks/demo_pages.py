@@ -58,7 +58,7 @@ def _plain(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """An output whose HTML, if it has any, is one Markdown block: no styles and their names (some of which are drawn
     anew each time), no empty lines."""
     if html := output.get("data", {}).get("text/html"):
-        html = re.sub(r'<style.*?</style>|(?: (?:id|class)="[^"]*")+ ?(?=[^<>]*>)', "", html, flags=re.DOTALL)
+        html = re.sub(r'<style.*?</style>|(?: (?:id|class)="[^"]*")+(?: (?=>))?(?=[^<>]*>)', "", html, flags=re.DOTALL)
         output.data["text/html"] = "\n".join(line.strip() for line in html.splitlines() if line.strip())
     return output
 

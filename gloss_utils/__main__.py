@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--to", required=True, type=Path, metavar="FILE", help="queries file to write")
     ask.add_argument("--at-once", type=int, default=16, metavar="N", help="users that are asked for side by side")
     ask.set_defaults(verb=_ask)
-    gpu = commands.add_parser("check-gpu", help="in minutes: does fine-tuning and generation work on this GPU")
+    gpu = commands.add_parser("check-gpu", help="in minutes: do fine-tuning and generation work on this GPU")
     gpu.add_argument("--shape", default="llama-1b", choices=("llama-1b", "llama-3b", "llama-8b", "15m", "tiny"))
     gpu.add_argument("--tokens", type=int, default=512, metavar="N", help="of each text and prompt")
     gpu.add_argument("--scratch", type=Path, metavar="DIR", help="where the random model is written for a while")

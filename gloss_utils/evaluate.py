@@ -1,4 +1,4 @@
-"""Notebook 5: metrics of GLoSS and of its rivals, from the TREC files of the run, and how sure they are."""
+"""Notebook 5: metrics of GLoSS and of the baselines, and how sure they are."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from gloss_utils.base.files import joined, parquet_in_parts, write_json, write_w
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import cooccurrence
-from gloss_utils.rank.baselines import Rival
+from gloss_utils.rank.baselines import Baseline
 from gloss_utils.rank.ranker import HYBRID, LEARNED, Ranker
 from gloss_utils.report import beyond, metrics, published, result_plots, segments, significance, tables
 from gloss_utils.report.beyond import BEYOND, COVERAGE, TAKEN, Catalogue, coverage
@@ -45,9 +45,9 @@ from gloss_utils.report.metrics import (
     targets_of,
 )
 from gloss_utils.runs import results
+from gloss_utils.runs.baselines import SASREC, baselines_of
 from gloss_utils.runs.blocks import in_blocks
 from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
-from gloss_utils.runs.rivals import SASREC, rivals_of
 from gloss_utils.runs.run import Run, open_run
 
 COLUMNS = ["user", "method", "seen", "segment", "new_item", "interactions", *METRICS, *BEYOND, TAKEN]
@@ -80,7 +80,7 @@ def start(notebook: dict) -> Run:
 
 
 def prepare(run: Run) -> dict:
-    """Rank with the rivals, compute all metrics, write `per_user.parquet` and `metrics.json`.
+    """Rank with the baselines, compute all metrics, write `per_user.parquet` and `metrics.json`.
 
     Returns the run's result table (see `report.tables`); its lists are empty under split next, which has no targets.
     """
@@ -103,14 +103,14 @@ def _evaluated(run: Run, data: Dataset) -> dict:
     catalogue = Catalogue(world.items, world.training_sequences, world.indexes["dense"].vectors())
     bounds = run["cold_start_max"], run["power_min"]
     about, texts = about_users(data, blocks(), catalogue, run["split"], *bounds)
-    rivals, by_seed, sasrec = rivals_of(run, data, world, about)
+    baselines, by_seed, sasrec = baselines_of(run, data, world, about)
     of_seeds = {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()}
-    measure = Measure(world, catalogue, rivals, of_seeds, texts, run["seed"] if run["shuffle_test"] else None)
+    measure = Measure(world, catalogue, baselines, of_seeds, texts, run["seed"] if run["shuffle_test"] else None)
     run.folder.unfinished.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=run.folder.unfinished) as folder:
         values = Values(Path(folder))
         ties = _rank(run, measure, blocks(), values)
-        compared = list(product([*rivals, *methods(world)], SEEN))
+        compared = list(product([*baselines, *methods(world)], SEEN))
         of_groups = write_per_user(run.folder.per_user, about, compared, len(world.items), values)
         found = _found(run, world, about, compared, of_groups, values, sasrec)
         found["ties"] = significance.tie_orders_of(*ties, len(about), run["seed"]).round(6).tolist()
@@ -141,7 +141,7 @@ def about_users(
     return about.assign(segment=segment.to_numpy(), interactions=interactions.to_numpy()), texts
 
 
-def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Rival], values: Values) -> list[dict]:
+def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Baseline], values: Values) -> list[dict]:
     """Rows of all users by the seed of what was trained with several; none where one was."""
     if not by_seed:
         return []
@@ -155,7 +155,7 @@ def _seeds(run: Run, rows: list[dict], by_seed: dict[int, Rival], values: Values
 def _rank(run: Run, measure: Measure, blocks: Iterable[pd.DataFrame], values: Values) -> tuple[np.ndarray, np.ndarray]:
     """Write the rankings of all methods, with seen items left out and kept in, and what is measured of them and of what
     is not kept, block by block. Returns `significance.beside_target`."""
-    ties, ranked = [], list(product([*measure.rivals, *measure.of_seeds, *methods(measure.world)], SEEN))
+    ties, ranked = [], list(product([*measure.baselines, *measure.of_seeds, *methods(measure.world)], SEEN))
     with in_blocks(run, "evaluated", blocks, lambda: measure, Measure.write) as done, ExitStack() as stack:
         add = {one: stack.enter_context(joined(run.folder.ranking(*one))) for one in ranked}
         for _, part in done:

@@ -129,8 +129,9 @@ class Shop:
         known = items["item"].isin(self.data.items["item"]) | items["item"].duplicated()
         blank = items["title"].fillna("").str.strip() == ""
         if known.any() or blank.any():
-            wrong = items.loc[known | blank, "item"].iloc[0]
-            raise GlossError(f"item {wrong!r} {'has no title' if blank.any() else 'is in the catalogue already'}")
+            first = (known | blank).to_numpy().argmax()
+            reason = "has no title" if blank.iloc[first] else "is in the catalogue already"
+            raise GlossError(f"item {items['item'].iloc[first]!r} {reason}")
         added = items[["item", "title"]].assign(title=items["title"].map(cut_title), new=True)
         catalogue = pd.concat([self.data.items, added], ignore_index=True)
         texts = [item_text(title) for title in added["title"]]

@@ -92,3 +92,10 @@ def test_the_lines_of_the_document_run(room, tmp_path, monkeypatch):
     lines = EXAMPLES[room]
     assert len([line for line in lines.splitlines() if line.strip() and not line.startswith(("from ", "import "))]) <= 6
     exec(compile(lines, f"docs/architecture.md, {room}", "exec"), {})
+
+
+def test_the_lines_of_the_guide_run(small_run, capsys):
+    guide = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    [lines] = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    exec(compile(lines.replace("runs/demo", str(small_run[0].root)), "docs/guide.md", "exec"), {})
+    assert "recall@5" in capsys.readouterr().out

@@ -89,7 +89,7 @@ def test_signals_and_the_examples_that_trees_learn_from():
     np.testing.assert_array_equal(one.is_label, other.is_label)
 
 
-def test_rivals_and_what_is_beyond_accuracy():
+def test_baselines_and_what_is_beyond_accuracy():
     histories = {user: items for user, items in plain().items() if len(items) > 3}
     for kind in (Ease, lambda known, items: Star(known, items, VECTORS)):
         pd.testing.assert_frame_equal(kind(arrays(), ITEMS).rank(histories), kind(plain(), ITEMS).rank(histories))
@@ -99,15 +99,15 @@ def test_rivals_and_what_is_beyond_accuracy():
 
 
 @pytest.mark.parametrize("rule", ["hybrid", "learned"])
-def test_rankers_and_their_rivals(rule):
+def test_rankers_and_their_baselines(rule):
     titles = {item: f"{item} soap" for item in ITEMS}
     texts = [f"Title: {title}" for title in titles.values()]
     indexes = {"dense": dense(texts, VECTORS), "bm25": BM25Index.build(texts)}
     queries = pd.DataFrame({"user": list(plain()), "history": list(plain().values())}).assign(texts=[texts[3:5]] * 200)
     one, other = (Ranker(queries, titles, indexes, some, SETTINGS, rule) for some in (arrays(), plain()))
     pd.testing.assert_frame_equal(one.rank(), other.rank(), check_exact=True)
-    for name, rank in baselines.rivals(other).items():
-        found = baselines.rivals(one)[name](other.histories, True)
+    for name, rank in baselines.by_name(other).items():
+        found = baselines.by_name(one)[name](other.histories, True)
         pd.testing.assert_frame_equal(found, rank(other.histories, True), check_exact=True)
 
 

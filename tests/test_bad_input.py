@@ -69,7 +69,7 @@ def test_parameters_are_checked_before_any_work(tmp_path, capfd, name, value, sa
 
 
 def test_the_paper_ranking_needs_its_weights_file_too(tmp_path, capfd):
-    """The rival item-knn counts as the weights file says."""
+    """The baseline item-knn counts as the weights file says."""
     file = write_parameters(tmp_path / "p.yaml", run_dir=str(tmp_path / "run"), ranking="paper")
     assert "there is no such file" in error_of(capfd, file, "-p", "ranking_weights", "/nowhere/w.yaml")
 

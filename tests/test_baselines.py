@@ -1,4 +1,4 @@
-"""Rivals on a catalogue small enough to reason about: item-kNN and SASRec. Popularity and last-item search are in
+"""Baselines on a catalogue small enough to reason about: item-kNN and SASRec. Popularity and last-item search are in
 test_ranking."""
 
 from pathlib import Path

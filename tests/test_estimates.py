@@ -57,9 +57,9 @@ def test_models_on_disk(small_run, sizes):
     assert_on_the_safe_side(estimates.weights(lora, sizes.vocabulary), written(run.folder.adapter))
     assert_on_the_safe_side(estimates.weights(sizes.parameters, sizes.vocabulary), written(run.folder.base))
     items = len(Dataset.load(run.folder.data).items)
-    rival = estimates.sasrec_parameters(items, run["sasrec_width"])
-    assert rival == sasrec.new_model(items, sasrec.Settings(1, run["sasrec_width"])).num_parameters()
-    assert_on_the_safe_side(estimates.weights(rival), written(run.folder.sasrec))
+    baseline = estimates.sasrec_parameters(items, run["sasrec_width"])
+    assert baseline == sasrec.new_model(items, sasrec.Settings(1, run["sasrec_width"])).num_parameters()
+    assert_on_the_safe_side(estimates.weights(baseline), written(run.folder.sasrec))
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

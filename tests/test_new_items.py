@@ -161,6 +161,14 @@ def test_one_call_adds_an_item_to_all_that_knows_the_catalogue(shop):
     assert before.indexes["dense"].search(["Title: Rose Toner"], 9)[0].shape == (1, 3)
 
 
+def test_the_first_item_that_cannot_be_added_is_named_with_its_own_reason(shop):
+    added = pd.DataFrame({"item": ["a", "n"], "title": ["Soap", " "]})
+    with one_line_error("item 'a' is in the catalogue already"):
+        shop[0].add(added)
+    with one_line_error("item 'n' has no title"):
+        shop[0].add(added[::-1])
+
+
 @pytest.mark.parametrize(
     ("item", "title", "words"), [("a", "Soap", "already"), ("n", " ", "title"), ("n", None, "title")]
 )

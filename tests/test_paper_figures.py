@@ -57,7 +57,7 @@ def measured() -> dict:
 
 
 @pytest.fixture
-def rivals() -> dict:
+def baselines() -> dict:
     rows = [row(method, 0.03, segment="all") for method in ("popularity", "item-knn", "sasrec")]
     about = {"name": "beauty, baselines", "command": "c", "commit": "d", "inputs": {}, "parameters": {"seed": 1}}
     return about | {"dataset": "beauty", "rows": rows, "seconds": {"all but SASRec": 30, "SASRec": 600}}
@@ -232,9 +232,9 @@ def test_points_of_the_retrievers(measured):
     plt.close(figure)
 
 
-def test_points_of_the_segments(measured, rivals):
-    figure = result_plots.segments([rivals, measured])
-    [axis] = figure.axes  # the rivals were measured on all users alone
+def test_points_of_the_segments(measured, baselines):
+    figure = result_plots.segments([baselines, measured])
+    [axis] = figure.axes  # the baselines were measured on all users alone
     assert points(axis) == {tables.METHODS["gloss"][0]: [0.05] * 4}
     labels = [tick.get_text() for tick in axis.get_xticklabels()]
     assert labels == [f"{group}\n1,234 users" for group in ("all", "cold-start", "power", "new-items")]
@@ -242,8 +242,8 @@ def test_points_of_the_segments(measured, rivals):
     plt.close(figure)
 
 
-def test_points_of_the_cost(measured, rivals):
-    figure = result_plots.cost([rivals, measured, {"name": "without seconds"}])
+def test_points_of_the_cost(measured, baselines):
+    figure = result_plots.cost([baselines, measured, {"name": "without seconds"}])
     [axis] = figure.axes
     expected = {"SASRec": [10.0], "item-kNN": [0.5], "GLoSS tiny, free, hybrid": [2.0]}  # evaluating costs nothing
     assert points(axis, 0) == expected
@@ -290,9 +290,9 @@ def test_a_figure_has_the_same_bytes_each_time(replay, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_the_notebook_draws_what_it_is_given(replay, measured, rivals, tmp_path):
+def test_the_notebook_draws_what_it_is_given(replay, measured, baselines, tmp_path):
     (tmp_path / "results").mkdir()
-    for table in (replay, measured, rivals):
+    for table in (replay, measured, baselines):
         (tmp_path / f"results/{table['name']}.json").write_text(json.dumps(table))
     parameters = {"figures_dir": str(tmp_path)}
     notebook = ROOT / "notebooks/07_paper_figures.ipynb"
@@ -308,9 +308,9 @@ def test_the_notebook_draws_what_it_is_given(replay, measured, rivals, tmp_path)
 
 
 @pytest.fixture
-def odd(replay, measured, rivals) -> list[dict]:
+def odd(replay, measured, baselines) -> list[dict]:
     """Tables of validation, with names that nobody foresaw, and one of split next."""
-    for table in (replay, measured, rivals):
+    for table in (replay, measured, baselines):
         for found in (*table["rows"], *table.get("ablation", [])):
             found["split"] = "validation"
     for found in replay["rows"]:
@@ -318,11 +318,11 @@ def odd(replay, measured, rivals) -> list[dict]:
     measured["rows"].append(row("my method", 0.07, segment="all", split="validation"))
     about = {"parameters": {"seed": 3}, "name": "run 7 of mine", "dataset": "my_own data"}
     upcoming = measured | {"name": "next", "rows": [], "ablation": [], "parts": []}
-    return [replay, measured | about, rivals | {"seconds": {"all of them": 3}}, upcoming]
+    return [replay, measured | about, baselines | {"seconds": {"all of them": 3}}, upcoming]
 
 
 def test_names_that_nobody_foresaw_are_shown_as_they_are(odd):
-    replay, measured, rivals, _ = odd
+    replay, measured, baselines, _ = odd
     labels = [tick.get_text() for tick in result_plots.rankings([replay]).axes[0].get_xticklabels()]
     assert labels == [f"my texts, beauty-llama-{size}.validation.json.gz\n1,234 users" for size in ("1b", "3b")]
     [axis] = result_plots.methods([measured]).axes
@@ -330,14 +330,19 @@ def test_names_that_nobody_foresaw_are_shown_as_they_are(odd):
     assert names == ["ID-based", "popularity", "LLM-based", "GLoSS run 7 of mine, own ranking", "other", "my method"]
     [axis] = result_plots.number_of_queries([measured]).axes
     assert axis.get_title().replace("\n", " ") == "my_own data, run 7 of mine, validation"
-    assert list(points(result_plots.cost([measured, rivals]).axes[0])) == ["GLoSS run 7 of mine, own ranking"]
+    assert list(points(result_plots.cost([measured, baselines]).axes[0])) == ["GLoSS run 7 of mine, own ranking"]
     plt.close("all")
 
 
-def test_what_has_nothing_to_draw_is_left_out_with_a_line(odd, rivals, tmp_path, capsys):
+def test_what_has_nothing_to_draw_is_left_out_with_a_line(odd, baselines, tmp_path, capsys):
     _, measured, _, _ = odd
     few = measured | {"rows": [found for found in measured["rows"] if found["method"] == "popularity"]}
-    for name, tables_ in {"rankings": [measured], "segments": [few], "retrievers": [rivals], "cost": odd[:3]}.items():
+    for name, tables_ in {
+        "rankings": [measured],
+        "segments": [few],
+        "retrievers": [baselines],
+        "cost": odd[:3],
+    }.items():
         assert paper_figures.draw(tables_, name, str(tmp_path)) is None
         assert capsys.readouterr().out.startswith(f"The figure {name} is left out: no table has results")
     assert not list(tmp_path.iterdir())

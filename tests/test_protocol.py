@@ -105,14 +105,14 @@ def test_a_shuffle_takes_nothing_from_what_knows_no_order(small_run, copied_run,
     ranker, per_user = evaluate.retrieve.ranker(run, queries, data), pd.read_parquet(folder.per_user)
     monkeypatch.setattr(evaluate.retrieve, "USERS_AT_ONCE", 20)  # no order hangs on the block
     found = evaluate.prepare(run)["shuffled"]
-    rows, rivals = {row["method"]: row for row in found}, baselines.rivals(ranker)
+    rows, others = {row["method"]: row for row in found}, baselines.by_name(ranker)
     assert set(rows) == MEASURED - {"gloss-paper", "gloss-hybrid"}
     for method in ("popularity", "ease"):
         assert all(rows[method][f"{metric}_lost{end}"] == 0 for metric in METRICS for end in ("", "_low", "_high"))
     before = per_user[per_user["seen"] == LEFT_OUT].groupby("method")[METRICS].mean()
     other, targets = ranker.shuffled(run["seed"]), metrics.targets_of(queries)
     for method in ("lis-dense", "item-knn"):
-        values = metrics.per_user_metrics(as_run(rivals[method](other.histories, True)), targets).mean()
+        values = metrics.per_user_metrics(as_run(others[method](other.histories, True)), targets).mean()
         for metric in METRICS:
             assert rows[method][f"{metric}_lost"] == pytest.approx(
                 before.loc[method, metric] - values[metric], abs=2e-6
@@ -187,6 +187,16 @@ def test_users_with_several_targets_are_drawn_whole():
     assert sums == pytest.approx(5 * of_user)
     assert metrics.means(values, 3, users)[1] == pytest.approx(low)
     assert metrics.users_of(users) == 40
+
+
+def test_targets_of_one_user_count_as_one_user_by_new_target():
+    targets = {"u": "a", "u@target2": "b", "v": "c"}
+    ranking = pd.DataFrame(
+        [(user, 1, item, 1.0) for user, item in targets.items()], columns=["user", "rank", "item", "score"]
+    )
+    found = {row["group"]: row for row in metrics.by_new_target(ranking, targets, {"a", "b"}, "recall@5", 1)}
+    assert found["new targets"] == {"group": "new targets", "users": 1, "mean": 1.0, "low": 1.0, "high": 1.0}
+    assert found["other targets"]["users"] == 1
 
 
 def test_a_paired_test_swaps_all_targets_of_a_user_together():

@@ -15,7 +15,7 @@ from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import sasrec, sasrec_search
 from gloss_utils.rank.sasrec import SAMPLED_SOFTMAX, Settings
-from gloss_utils.runs.rivals import rivals_of
+from gloss_utils.runs.baselines import baselines_of
 
 RING = "abcdefgh" * 3
 ITEMS = list("abcdefghz")
@@ -163,7 +163,7 @@ def test_a_search_without_validation_users_is_an_error(small_run, monkeypatch):
     queries = splits.evaluation_examples(data, "validation").assign(texts=[["x"]] * 1)
     ranker = retrieve.ranker(run, queries, data)
     with one_line_error("sasrec_search is 2", "split validation", "0"):
-        rivals_of(run, data, ranker, queries)
+        baselines_of(run, data, ranker, queries)
 
 
 def test_the_small_run_says_how_sasrec_was_trained(small_run):

@@ -6,8 +6,8 @@ Out: a ranking, columns user, rank (from 1), item, score; `write_trec` writes it
 
 `paper_rule`, `fused` and `hybrid` rank by generated texts; `Learned` by what trees learn from training users, with or
 without texts (`text_neighbours` says which items have texts alike); `Asked` ranks again what `Learned` proposes, by
-what a language model thinks of it. `popularity`, `last_item_search`, `item_knn`, `Ease` and `Star` are rivals.
-`gloss_utils.rank.sasrec`, a rival that is trained, has to be imported by itself: it needs torch.
+what a language model thinks of it. `popularity`, `last_item_search`, `item_knn`, `Ease` and `Star` are baselines.
+`gloss_utils.rank.sasrec`, a baseline that is trained, has to be imported by itself: it needs torch.
 """
 
 from gloss_utils.rank.asked import Asked

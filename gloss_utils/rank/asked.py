@@ -114,10 +114,12 @@ class Asked:
         """The weights of the features of some parts, one row per fold (one in all where examples are of others)."""
         names = tuple(name for name, part in FEATURES.items() if part in set(parts))
         if names not in self._fitted:
-            fold = np.zeros(len(self.examples)) if self.of_others else self.examples["user"].map(fold_of).to_numpy()
-            whole = range(1 if self.of_others else FOLDS)
-            kept = [self.examples if self.of_others else self.examples[fold != left_out] for left_out in whole]
-            self._fitted[names] = pd.DataFrame([fit(rows, names) for rows in kept], index=whole)
+            if self.of_others:
+                found = [fit(self.examples, names)]
+            else:
+                fold = self.examples["user"].map(fold_of)
+                found = [fit(self.examples[fold != left_out], names) for left_out in range(FOLDS)]
+            self._fitted[names] = pd.DataFrame(found).reset_index(drop=True)
         return self._fitted[names]
 
     def rank(

@@ -1,4 +1,4 @@
-"""Rivals that are measured on the same users: popularity, last-item search, item-kNN, EASE, STAR.
+"""Baselines that are measured on the same users: popularity, last-item search, item-kNN, EASE, STAR.
 
 TGH (arXiv:2605.07125), another training-free ranker, is not here: its definition was not at hand.
 """
@@ -17,11 +17,11 @@ from gloss_utils.rank.star import Star
 from gloss_utils.rank.weights import HybridSettings
 
 NAMES = ("popularity", "lis-bm25", "lis-dense", "item-knn", "ease", "star")
-Rival = Callable[[Histories, bool], pd.DataFrame]  # histories, whether seen items are left out -> a ranking
+Baseline = Callable[[Histories, bool], pd.DataFrame]  # histories, whether seen items are left out -> a ranking
 
 
-def rivals(ranker: Ranker) -> dict[str, Rival]:
-    """What ranks by each of these rivals' methods, counted on what the ranker may learn from.
+def by_name(ranker: Ranker) -> dict[str, Baseline]:
+    """What ranks by each of these baselines' methods, counted on what the ranker may learn from.
 
     EASE and STAR are left out of a catalogue that is too large for them, with a line that says so.
     """

@@ -1,4 +1,4 @@
-"""The rival EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019, arXiv:1905.03375).
+"""The baseline EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019, arXiv:1905.03375).
 
 A linear model that predicts what a user has from everything else that the user has. It is solved in closed form: with X
 [users, items] 0 or 1, P = (X'X + penalty · I)^-1 and B = -P / diag(P) with a diagonal of 0, the scores of a history x

@@ -1,4 +1,4 @@
-"""The rival SASRec (Kang and McAuley, 2018): a small decoder over item ids.
+"""The baseline SASRec (Kang and McAuley, 2018): a small decoder over item ids.
 
 A transformers GPT-2 whose tokens are items takes the place of the original's blocks: learned positions, causal
 attention, one table of embeddings for reading and for scoring. The loss at every position is cross-entropy over all
@@ -192,8 +192,8 @@ def rank(
     return as_ranking(found[found["score"] > -np.inf], histories, depth)
 
 
-def rival(
+def baseline(
     model: SASRec, sequences: Collection[Sequence[str]], items: Sequence[str], depth: int
 ) -> Callable[[Histories, bool], pd.DataFrame]:
-    """What ranks by a model, as `baselines.rivals` has it for the others."""
+    """What ranks by a model, as `baselines.by_name` has it for the others."""
     return lambda histories, exclude_seen: rank(model, histories, sequences, items, depth, exclude_seen)

@@ -1,4 +1,4 @@
-"""From scores of all items to rankings, for the rivals that score the whole catalogue."""
+"""From scores of all items to rankings, for the baselines that score the whole catalogue."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,5 +1,5 @@
-"""The rival STAR (Lee et al., "STAR: A Simple Training-free Approach for Recommendations using Large Language Models",
-2024, arXiv:2410.16458), its retrieval without the language model that ranks again.
+"""STAR, a baseline: its retrieval, without the language model that ranks again (Lee et al., "STAR: A Simple
+Training-free Approach for Recommendations using Large Language Models", 2024, arXiv:2410.16458).
 
 The score of an item c for a history whose last items are j = 1 … l, the newest first:
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils.rank.asked import PARTS as ASKED
-from gloss_utils.rank.baselines import Rival
+from gloss_utils.rank.baselines import Baseline
 from gloss_utils.rank.evidence import without_part
 from gloss_utils.rank.ranker import FUSED, HYBRID, LEARNED, PAPER, Ranker
 from gloss_utils.rank.trec import as_run, write_trec
@@ -85,14 +85,14 @@ def trec_of(folder: Path, method: str, seen: str) -> Path:
 
 @dataclass
 class Measure:
-    """What ranks for a block of users and measures that. world: a ranker that has counted and learnt. rivals: by
+    """What ranks for a block of users and measures that. world: a ranker that has counted and learnt. baselines: by
     method; of_seeds: those of further seeds. texts: of a user, at most. shuffled: the seed of shuffled histories; null:
     none are."""
 
     world: Ranker
     catalogue: Catalogue
-    rivals: dict[str, Rival]
-    of_seeds: dict[str, Rival]
+    baselines: dict[str, Baseline]
+    of_seeds: dict[str, Baseline]
     texts: int
     shuffled: int | None
 
@@ -110,10 +110,12 @@ class Measure:
         them alone, is not shuffled.
         """
         ranker, targets, found = self.world.of_block(queries), targets_of(queries), {}
-        rivals = {method: partial(rank, ranker.histories) for method, rank in (self.rivals | self.of_seeds).items()}
-        for seen, (method, rank) in product(SEEN, (rivals | methods(ranker)).items()):
+        baselines = {
+            method: partial(rank, ranker.histories) for method, rank in (self.baselines | self.of_seeds).items()
+        }
+        for seen, (method, rank) in product(SEEN, (baselines | methods(ranker)).items()):
             out = seen == LEFT_OUT
-            ranking = rank(out) if method in rivals else rank(exclude_seen=out)
+            ranking = rank(out) if method in baselines else rank(exclude_seen=out)
             write_trec(trec_of(folder, method, seen), ranking, method)
             found[method, seen] = measured(as_run(ranking), targets, self.catalogue)
         for name, ranking in self._not_kept(ranker):
@@ -128,7 +130,7 @@ class Measure:
         yield from (((WITHOUT, part), ranking) for part, ranking in _without_parts(ranker).items())
         if self.shuffled is not None:
             other = ranker.shuffled(self.shuffled)
-            yield from (((SHUFFLED, method), rank(other.histories, True)) for method, rank in self.rivals.items())
+            yield from (((SHUFFLED, method), rank(other.histories, True)) for method, rank in self.baselines.items())
             yield (SHUFFLED, GLOSS), other.rank(exclude_seen=True)
 
 

@@ -165,10 +165,14 @@ def gained_by_group(per_user: pd.DataFrame, method: str, other: str, popularity:
 
 
 def by_new_target(ranking: pd.DataFrame, targets: dict[str, str], new: set[str], metric: str, seed: int) -> list[dict]:
-    """A metric of the users whose target is among the `new` items, and of the others: group, users, mean, low, high."""
+    """A metric of the users whose target is among the `new` items, and of the others: group, users, mean, low, high.
+
+    Targets of one user are drawn together (see `splits.owner`).
+    """
     values = per_user_metrics(as_run(ranking), targets)[metric]
     is_new, rows = values.index.map(targets).isin(new), []
     for group, inside in (("new targets", is_new), ("other targets", ~is_new)):
-        mean, low, high = (float(each[0]) for each in means(values[inside].to_numpy()[:, None], seed))
-        rows.append({"group": group, "users": int(inside.sum()), "mean": mean, "low": low, "high": high})
+        some = values[inside]
+        mean, low, high = (float(each[0]) for each in means(some.to_numpy()[:, None], seed, some.index))
+        rows.append({"group": group, "users": users_of(some.index), "mean": mean, "low": low, "high": high})
     return rows

@@ -261,9 +261,9 @@ def cost(tables: list[dict]) -> plt.Figure | None:
     others may use weights that were fitted elsewhere.
     """
     timed = [table for table in tables if "seconds" in table]
-    rivals = [table for table in timed if {BASELINES, LEARNED} & set(table["seconds"])]
+    baselines = [table for table in timed if {BASELINES, LEARNED} & set(table["seconds"])]
     runs = _distinct([table for table in timed if set(RUN_STAGES) <= set(table["seconds"])])
-    rows = [row for table in (*rivals, *runs) for row in _costs(table)]
+    rows = [row for table in (*baselines, *runs) for row in _costs(table)]
     if not rows:
         return None
     frame = plots.by_metric(pd.DataFrame(rows), {METRIC: LABELS[METRIC]}).rename(columns={"name": "label"})

@@ -38,7 +38,7 @@ def tiny_base(vocabulary: int, layers: int, width: int, lora_rank: int) -> tuple
 
 
 def sasrec_parameters(items: int, width: int) -> int:
-    """Those of the rival SASRec."""
+    """Those of the baseline SASRec."""
     from gloss_utils.rank import sasrec  # takes seconds to import
 
     return (items + 1 + sasrec.LENGTH) * width + sasrec.LAYERS * (12 * width + 13) * width + 2 * width

@@ -89,7 +89,7 @@ class Parameters(BaseModel):
 class Files(Parameters):
     """Of the stages that read files from outside."""
 
-    max_rejected: Number = default(0.01, "more unusable records, as a share of all, stop the run", ge=0, le=1)
+    max_rejected: Number = default(0.01, "the run stops where a larger share of the records cannot be used", ge=0, le=1)
 
 
 class Queries(Parameters):
@@ -110,20 +110,22 @@ class ExploreData(Files):
 
     dataset: Dataset = default("demo", "demo, beauty, toys, sports, amazon2018-…, amazon2023-…, movielens-…, table")
     data_dir: FilePath = default("data", "where the raw files are, or are downloaded to")
-    data_address: Text | None = default(None, "from where; None: from where they are published")
+    data_address: Text | None = default(None, "address to download them from; None: the publisher's")
     interactions_file: FilePath | None = default(None, "dataset table: .csv, .jsonl or .parquet, who took what")
     items_file: FilePath | None = default(None, "dataset table: the items and their texts")
-    user_column: Text = default("user", "columns of interactions_file")
-    item_column: Text = "item"
-    time_column: Text = default("time", "numbers, or dates as 2024-05-31 12:00")
+    user_column: Text = default("user", "the column of interactions_file that holds the user")
+    item_column: Text = default("item", "its column that holds the item")
+    time_column: Text = default("time", "its column that holds the time: numbers, or dates as 2024-05-31 12:00")
     item_id_column: Text = default("item", "the column of items_file that holds the id")
     item_text: Text | None = default(None, 'an item\'s text, as "{title} by {brand}"; None: the title')
-    k_core: Whole = default(0, "users and items with fewer interactions are left out; 0: none is", ge=0)
+    k_core: Whole = default(0, "users and items with fewer interactions are left out; 0: all are kept", ge=0)
     min_history: Whole = default(3, "users with fewer interactions are left out", ge=3)
     max_history: Whole | None = default(None, "only so many latest interactions per user; None: all", ge=3)
-    holdout: Literal["leave_one_out", "time"] = default("leave_one_out", "each user's last item; time: what came last")
-    holdout_share: Number = default(0.1, "time: the share for test, and as much for validation", ge=0.001, le=0.4)
-    time_target: Literal["first", "last", "all"] = default("first", "time: the items of a user's period to predict")
+    holdout: Literal["leave_one_out", "time"] = default("leave_one_out", "each user's last item; time: after a date")
+    holdout_share: Number = default(
+        0.1, "time: share of interactions in the test period; validation has as many", ge=0.001, le=0.4
+    )
+    time_target: Literal["first", "last", "all"] = default("first", "time: which of a user's items in the period")
     max_users: Whole | None = default(None, "train and evaluate on so many users, drawn; None: on all", ge=1)
     new_item_fraction: Number = default(0.0, "share of items kept out of all training", ge=0, le=0.5)
     ranking_share: Number = default(
@@ -143,7 +145,7 @@ class FineTune(Queries):
     tiny_steps: Whole = default(300, ge=1)
     tiny_learning_rate: Number = default(0.002, ge=0)
     tuning: Literal["lora", "full"] = default("lora", "lora (adapters beside the weights) or full (all weights)")
-    loss: Literal["text", "catalogue"] = default("text", "text (the paper's), or catalogue: where its titles part")
+    loss: Literal["text", "catalogue"] = default("text", "text (the paper's), or catalogue: where titles differ")
     load_in_4bit: Flag = default(True, "QLoRA: the base model in 4 bits")
     lora_rank: Whole = default(16, ge=1)
     lora_alpha: Whole = default(16, ge=1)
@@ -157,11 +159,11 @@ class FineTune(Queries):
     optimizer: Literal["adamw_8bit", "adamw_torch"] = default("adamw_torch", "adamw_torch or adamw_8bit")
     batch_size: Whole = default(4, "one step takes batch_size × gradient_accumulation texts", ge=1)
     gradient_accumulation: Whole = default(4, ge=1)
-    gradient_checkpointing: Flag = default(False, "less memory, but slower")
+    gradient_checkpointing: Flag = default(False, "less memory; slower without unsloth")
     epochs: Whole = default(5, "at most", ge=1)
     patience: Whole = default(3, "epochs without a lower validation loss before training stops", ge=1)
     bf16_on_cpu: Flag = default(False, "multiply in bfloat16 where the processor can; GPUs always do")
-    recall_users: Whole = default(0, "validation users for whom it writes after each epoch, to see Recall@5", ge=0)
+    recall_users: Whole = default(0, "validation users it writes for after each epoch, to see Recall@5; 0: none", ge=0)
     report_to: Literal["none", "tensorboard", "wandb"] = default("none", "none, tensorboard or wandb")
 
 
@@ -184,26 +186,26 @@ class Retrieve(Workers, Queries, Files):
     decoding: Literal["free", "catalogue", "sample"] = default(
         "free", "free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
     )
-    guide: Number = default(0.0, "of catalogue: how much histories choose the beams, 0 to 1; 0: not", ge=0, le=1)
+    guide: Number = default(0.0, "catalogue: how much histories steer the beams, 0 (not) to 1", ge=0, le=1)
     length_penalty: Number = default(1.0, "texts' order: 1: by log-probability per token, 0: by its sum", ge=0, le=2)
-    temperature: Number = default(1.0, "of sample, as top_p", ge=0.01)
-    top_p: Number = default(1.0, ge=0.01, le=1)
+    temperature: Number = default(1.0, "sample: of the draw", ge=0.01)
+    top_p: Number = default(1.0, "sample: from the likeliest tokens with this total probability", ge=0.01, le=1)
     generation_batch_tokens: Whole = default(16384, "users at a time × tokens of each; fewer need less memory", ge=1)
     retriever: Literal["dense", "bm25"] = default("dense", "dense or bm25")
     ranking: Literal["paper", "fused", "hybrid", "learned"] = default(
         "learned", "learned (by training users), hybrid (fixed weights), fused (texts alone) or paper (its rule)"
     )
     ask: Whole = default(
-        0, "learned: so many items per user, which histories propose, whose probability the model is asked for", ge=0
+        0, "learned: items per user, proposed by histories, whose probability the model is asked for; 0: none", ge=0
     )
     new_item_favour: Number = default(
         0.5, "learned: how much new items are favoured; 0: as trees say, -100: never offered", ge=-100, le=100
     )
-    ranking_weights: FilePath = default("params/ranking/weights.yaml", "how much each kind of evidence counts")
+    ranking_weights: FilePath = default("params/ranking/weights.yaml", "hybrid: how much each kind of evidence counts")
     top_k: Whole | None = default(None, "items found per text; None: 1 for paper, else 20", ge=1)
     exclude_seen: Flag | None = default(None, "leave out what the user has; None: no for paper, else yes")
     ranking_depth: Whole = default(10, "items in a ranking, at most", ge=1)
-    sasrec_epochs: Whole = default(20, "training of the rival SASRec, at most; 0: without it", ge=0)
+    sasrec_epochs: Whole = default(20, "training of the baseline SASRec, at most; 0: without it", ge=0)
     sasrec_width: Whole = default(64, ge=2, multiple_of=2)
     sasrec_loss: Literal["cross-entropy", "sampled softmax"] = default(
         "cross-entropy", "cross-entropy (over all items) or sampled softmax"

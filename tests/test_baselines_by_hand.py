@@ -1,4 +1,4 @@
-"""The rivals EASE and STAR against their papers' formulas in plain loops, and seen items under every method."""
+"""The baselines EASE and STAR against their papers' formulas in plain loops, and seen items under every method."""
 
 import numpy as np
 import pandas as pd
@@ -53,11 +53,11 @@ def test_ease_knows_no_order():
 
 def test_ease_and_star_say_when_a_catalogue_is_too_large(monkeypatch, capsys):
     monkeypatch.setattr("gloss_utils.rank.ease.MOST_ITEMS", 3)
-    found = baselines.rivals(ranker())
+    found = baselines.by_name(ranker())
     assert "ease" not in found and "star" in found
     assert capsys.readouterr().out == "EASE inverts a matrix of 4 × 4 items: it is left out\n"
     monkeypatch.setattr("gloss_utils.rank.star.MOST_ITEMS", 5)
-    assert "star" not in baselines.rivals(ranker())
+    assert "star" not in baselines.by_name(ranker())
     assert capsys.readouterr().out.startswith("STAR scores each of 6 items for every user: it is left out\n")
 
 
@@ -101,8 +101,8 @@ def ranker(rule: str = "hybrid", **more) -> Ranker:
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_each_rival_leaves_seen_items_out_or_in(method):
-    rank = baselines.rivals(ranker())[method]
+def test_each_baseline_leaves_seen_items_out_or_in(method):
+    rank = baselines.by_name(ranker())[method]
     left_out, kept_in = shown(rank(HISTORIES, True)), shown(rank(HISTORIES, False))
     for user, history in HISTORIES.items():
         assert not set(left_out.get(user, "")) & set(history)

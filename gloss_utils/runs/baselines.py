@@ -1,11 +1,11 @@
-"""The rivals that a run is compared with, and SASRec, which is trained for the run once."""
+"""The baselines that a run is compared with, and SASRec, which is trained for the run once."""
 
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import baselines
-from gloss_utils.rank.baselines import Rival
+from gloss_utils.rank.baselines import Baseline
 from gloss_utils.rank.cooccurrence import lists_of
 from gloss_utils.rank.ranker import Ranker
 from gloss_utils.runs.run import Run
@@ -13,14 +13,14 @@ from gloss_utils.runs.run import Run
 SASREC = "sasrec"
 
 
-def rivals_of(
+def baselines_of(
     run: Run, data: Dataset, ranker: Ranker, evaluated: pd.DataFrame
-) -> tuple[dict[str, Rival], dict[int, Rival], dict]:
-    """What ranks by each rival's method, trained where it has to be; by SASRec's further seeds; and what was tried for
-    SASRec (see `sasrec_search.train`)."""
-    rivals = baselines.rivals(ranker)
+) -> tuple[dict[str, Baseline], dict[int, Baseline], dict]:
+    """What ranks by each baseline's method, trained where it has to be; by SASRec's further seeds; and what was tried
+    for SASRec (see `sasrec_search.train`)."""
+    counted = baselines.by_name(ranker)
     if not run["sasrec_epochs"]:
-        return rivals, {}, {}
+        return counted, {}, {}
     from gloss_utils.rank import sasrec, sasrec_search  # load torch and transformers, which others do not need
 
     sequences = lists_of(ranker.training_sequences)
@@ -38,5 +38,5 @@ def rivals_of(
         with run.writing("sasrec") as part:
             sasrec_search.save(*trained, part)
     models, about = sasrec_search.load(run.open("sasrec"))
-    by_seed = {seed: sasrec.rival(model, sequences, ranker.items, ranker.depth) for seed, model in models.items()}
-    return rivals | {SASREC: by_seed.pop(about["seeds"][0])}, by_seed, about
+    by_seed = {seed: sasrec.baseline(model, sequences, ranker.items, ranker.depth) for seed, model in models.items()}
+    return counted | {SASREC: by_seed.pop(about["seeds"][0])}, by_seed, about
