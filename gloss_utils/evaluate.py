@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +13,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from gloss_utils import retrieve
-from gloss_utils.base.files import joined, parquet_in_parts, write_json, write_whole
+from gloss_utils.base.files import joined, parquet_in_parts, remove, write_json, write_whole
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import cooccurrence
@@ -106,15 +105,17 @@ def _evaluated(run: Run, data: Dataset) -> dict:
     baselines, by_seed, sasrec = baselines_of(run, data, world, about)
     of_seeds = {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()}
     measure = Measure(world, catalogue, baselines, of_seeds, texts, run["seed"] if run["shuffle_test"] else None)
-    run.folder.unfinished.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=run.folder.unfinished) as folder:
-        values = Values(Path(folder))
-        ties = _rank(run, measure, blocks(), values)
-        compared = list(product([*baselines, *methods(world)], SEEN))
-        of_groups = write_per_user(run.folder.per_user, about, compared, len(world.items), values)
-        found = _found(run, world, about, compared, of_groups, values, sasrec)
-        found["ties"] = significance.tie_orders_of(*ties, len(about), run["seed"]).round(6).tolist()
-        found["seeds"] = _seeds(run, found["rows"], by_seed, values)
+    folder = run.folder.unfinished / "values"
+    remove(folder)  # of a run that was cut off
+    folder.mkdir(parents=True)
+    values = Values(folder)
+    ties = _rank(run, measure, blocks(), values)
+    compared = list(product([*baselines, *methods(world)], SEEN))
+    of_groups = write_per_user(run.folder.per_user, about, compared, len(world.items), values)
+    found = _found(run, world, about, compared, of_groups, values, sasrec)
+    found["ties"] = significance.tie_orders_of(*ties, len(about), run["seed"]).round(6).tolist()
+    found["seeds"] = _seeds(run, found["rows"], by_seed, values)
+    remove(folder)
     return found | {"by_model": _by_model(run, world), "shuffled": found.pop("shuffled")}
 
 
