@@ -208,9 +208,18 @@ def test_new_labels_come_from_several_worlds_and_weigh_as_in_one(monkeypatch):
     assert new["item"].nunique() > labels(one).query("new == 1")["item"].nunique()
     sizes = several.candidates.groupby("user", sort=False).size()
     assert sizes.index.is_monotonic_increasing and len(sizes) == len(new) + len(others)  # each user's rows are together
-    assert several.world.new.tolist() == one.world.new.tolist()
     whole = labelled(chains(), ITEMS, near(), 1, 150)
     assert set(whole.weight) == {1}  # where no item is new
+
+
+def test_a_world_for_held_users_lacks_their_next_items_alone(monkeypatch):
+    sequences, seen = chains(), []
+    held = {user: items[:-1] for user, items in list(sequences.items())[:20]}
+    monkeypatch.setattr(learned, "Signals", lambda *given: seen.append(list(map(list, given[0]))) or Signals(*given))
+    found = Learned(sequences, sequences, ITEMS, near(), users=150, held=held).rank_for_held(5)
+    assert list(found["user"].unique()) == list(held)
+    others = [items for user, items in sequences.items() if user not in held]
+    assert seen == [[*others, *held.values()]]  # what labels are for trees is counted here
 
 
 def test_new_items_are_favoured_as_much_as_asked():

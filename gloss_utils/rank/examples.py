@@ -25,12 +25,11 @@ TAKEN = ("is_label", "weight")  # of rows: what `Labelled` has apart
 @dataclass
 class Labelled:
     """Candidates of training users (see `choices.candidates`) who have the label among them, which one it is, and how
-    much each row counts. world: the signals of the first of `WORLDS`, which have not seen the labels."""
+    much each row counts."""
 
     candidates: pd.DataFrame
     is_label: np.ndarray
     weight: np.ndarray
-    world: Signals
 
 
 def hold_back(
@@ -64,6 +63,13 @@ def hide(sequences: Histories, items: Sequence[str], seed: int, draw: int = 1) -
     return Sequences(found.users, found.lists.where(~found.lists.items.isin(hidden)[found.lists.places]))
 
 
+def cut_back(sequences: Histories, held: Histories | None) -> Histories:
+    """The sequences, of which those of `held` users are no longer than their histories; these users come last."""
+    if not held:
+        return sequences
+    return {user: list(items) for user, items in sequences.items() if user not in held} | dict(held)
+
+
 def labelled(
     sequences: Histories,
     items: Sequence[str],
@@ -81,20 +87,18 @@ def labelled(
     holds are left out. They can be no label, so trees would think too little of new items.
     """
     items = cooccurrence.index_of(items)
-    if held:
-        sequences = {user: list(known) for user, known in sequences.items() if user not in held} | dict(held)
+    sequences = cut_back(sequences, held)
     known, histories, labels = hold_back(sequences, users, seed, len(held or ()))
     target, lists = items.get_indexer(list(labels.values())), histories.values()
-    occurs, first, kept = cooccurrence.counts(sequences.values(), items) > 0, None, []
+    occurs, kept = cooccurrence.counts(sequences.values(), items) > 0, []
     worlds = WORLDS if (cooccurrence.counts(known.values(), items) == 0).mean() > MANY_NEW else 1
     for draw in range(1, worlds + 1):
         world = Signals(hide(known, items, seed, draw).values(), items, near)
-        taken = np.arange(len(lists)) if first is None else np.flatnonzero(world.new[target])
+        taken = np.arange(len(lists)) if draw == 1 else np.flatnonzero(world.new[target])
         for some in candidates(world, lists.take(taken)):
             user, item = taken[some["user"]], some["item"].to_numpy()
             rows = some.assign(user=user + draw * len(lists), is_label=item == target[user])
             rows["weight"] = np.where(world.new[target[user]], 1 / worlds, 1.0)
             kept.append(rows[occurs[item] & np.isin(user, user[rows["is_label"] & occurs[item]])])
-        first = first or world
     found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES, *TAKEN])
-    return Labelled(found, *(found.pop(name).to_numpy() for name in TAKEN), first)
+    return Labelled(found, *(found.pop(name).to_numpy() for name in TAKEN))

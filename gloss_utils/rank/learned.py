@@ -21,7 +21,7 @@ from gloss_utils.rank.candidates import RANKING_COLUMNS, Histories, as_ranking
 from gloss_utils.rank.choices import NEW, candidates, features_of, signal_of
 from gloss_utils.rank.cooccurrence import lists_of
 from gloss_utils.rank.evidence import DECIMALS, votes
-from gloss_utils.rank.examples import USERS, Labelled, labelled
+from gloss_utils.rank.examples import USERS, Labelled, cut_back, labelled
 from gloss_utils.rank.signals import PARTS, SIGNALS, Signals
 from gloss_utils.rank.text_weights import TEXTS
 
@@ -165,14 +165,15 @@ class Learned:
         return self._rankings({"": self.model}, [self.favour], depth, exclude_seen, texts)["", self.favour]
 
     def rank_for_held(self, depth: int) -> pd.DataFrame:
-        """Rank the candidates of the `held` users in the world that has not seen their next items, as `rank` does."""
-        world, frames = self.examples.world, []
-        for some in candidates(world, lists_of(self.held or {}), depth):
+        """Rank for the `held` users as `rank` does, in a world that has seen all but their next items."""
+        if not self.held:
+            return pd.DataFrame(columns=RANKING_COLUMNS)
+        known, frames = cut_back(self.training_sequences, self.held), []
+        world = Signals(known.values(), self.items, self.near)
+        for some in candidates(world, lists_of(self.held), depth):
             rows = some[["user", "item", NEW]].assign(score=_score(self.model, some))
             rows["score"] = self._favoured(rows, "score", self.favour)
             frames.append(self._best(rows, depth, world, list(self.held)))
-        if not frames:
-            return pd.DataFrame(columns=RANKING_COLUMNS)
         return as_ranking(pd.concat(frames), self.held, depth)
 
     def favouring(self, favours: Sequence[float], depth: int = 10, exclude_seen: bool = True) -> dict:
