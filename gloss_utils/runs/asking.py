@@ -14,6 +14,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_prompts, encode_texts, item_text
 from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
+from gloss_utils.rank.examples import cut_back
 from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.signals import likely_next
 from gloss_utils.report.metrics import targets_of
@@ -131,7 +132,7 @@ def asked(run: Run, data: Dataset, found: Ranker, held: pd.DataFrame) -> Asked:
     pairs = pd.concat([proposed, for_held[["user", "item"]]], ignore_index=True)
     run.known["proposed"] = digest(pairs.to_numpy().tolist())
     if not run.keeps("asked"):
-        known = dict(found.training_sequences) | dict(found.held) if run["guide"] else None
+        known = cut_back(found.training_sequences, found.held) if run["guide"] else None
         rows = written(run, data, held["history"], known, "asked")
         alone = pd.DataFrame({"user": ALONE, "item": found.items})
         histories = found.histories | dict(zip(after["user"], after["history"], strict=True)) | {ALONE: []}
