@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import dataset
 
 from gloss_utils.data import splits
@@ -99,6 +100,18 @@ def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split, tmp_path):
     targets = ring.interactions.groupby("user")["item"].last()
     for user, ids in zip(["u05", "u06", "u07"], seen["validation"], strict=False):
         assert len(ids) == len(SEQUENCES[user]) - 1 and SEQUENCES[user][-1] == targets[user]
+
+
+def test_sasrec_stops_by_the_loss_on_targets_alone():
+    model = sasrec.new_model(5, sasrec.Settings(1, width=8, seed=1)).eval()
+    rows, mask = torch.tensor([[1, 2, 3, 4], [5, 4, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    labels = rows.masked_fill(mask == 0, -100)
+    with torch.inference_mode():
+        scores = model.lm_head(model.transformer(rows, attention_mask=mask).last_hidden_state)
+        # Here 8 is the count of all next items of a step, as the Trainer gives it while it learns.
+        found = model(rows, mask, labels, num_items_in_batch=8)["loss"]
+    last = torch.stack([scores[0, 2], scores[1, 0]])
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(last, torch.tensor([4, 4])))
 
 
 def test_sasrec_reads_the_newest_items():

@@ -51,16 +51,23 @@ class SASRec(GPT2LMHeadModel):
     """GPT-2 that scores all items only where a loss is asked for: most of a padded batch is padding."""
 
     def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None, **_):
-        """The loss: the sum over all next items, divided by `num_items_in_batch`, by default by how many they are."""
+        """The loss: the sum over next items, divided by `num_items_in_batch`, by default by how many they are.
+
+        Training learns every next item. Else each sequence's last one counts alone: it is the target of a validation
+        user, and those before it are trained on.
+        """
         hidden = self.transformer(input_ids, attention_mask=attention_mask).last_hidden_state
         known = labels[:, 1:] != -100
+        if not self.training:
+            known &= known.flip(1).cumsum(1).flip(1) == 1
         hidden, following = hidden[:, :-1][known], labels[:, 1:][known]
         if self.training and self.config.sasrec_loss == SAMPLED_SOFTMAX:
             scores, following = self.sampled(hidden, following)
         else:  # always over all items where nothing is learnt, so that losses can be compared
             scores = self.lm_head(hidden)
         loss = torch.nn.functional.cross_entropy(scores, following, reduction="sum")
-        return {"loss": loss / (len(following) if num_items_in_batch is None else num_items_in_batch)}
+        count = num_items_in_batch if self.training and num_items_in_batch is not None else len(following)
+        return {"loss": loss / count}
 
     def sampled(self, hidden: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores of the right item and of `NEGATIVES` others, [positions, 1 + NEGATIVES], and where the right one
@@ -120,7 +127,8 @@ def train(
 ) -> SASRec:
     """Train a model.
 
-    sequences, validation: items, oldest first; training stops early by the loss on `validation`, where there is any.
+    sequences, validation: items, oldest first; training stops early by the loss on the last items of `validation`,
+    where there is any.
     items: ids in the catalogue's order. Training that was cut off goes on from the last epoch in `checkpoints`.
     """
     texts = [ids for ids in encode(sequences, items) if len(ids) > 1]

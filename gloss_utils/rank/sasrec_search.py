@@ -36,7 +36,7 @@ class World:
     items: Sequence[str]
 
     def train(self, settings: Settings, checkpoints: Path) -> SASRec:
-        """A model with these settings; training stops early by the loss on the validation users' sequences."""
+        """A model with these settings; training stops early by the loss on the validation users' targets."""
         held_out = sasrec.with_targets(self.validation)
         return sasrec.train(self.sequences, held_out, self.items, settings, checkpoints)
 
