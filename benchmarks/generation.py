@@ -27,10 +27,10 @@ LENGTHS = (100, 400, 900)
 USERS, NUM_BEAMS, NEW_TOKENS = 8, 5, 30
 
 
-def new_prompts(model, length: int, seed: int) -> list[list[int]]:
+def new_prompts(model, length: int, seed: int, users: int = USERS) -> list[list[int]]:
     """Prompts of random tokens."""
     rng = random.Random(f"{length} {seed}")
-    return [[rng.randrange(3, model.config.vocab_size) for _ in range(length)] for _ in range(USERS)]
+    return [[rng.randrange(3, model.config.vocab_size) for _ in range(length)] for _ in range(users)]
 
 
 def ours(model, prompts: list[list[int]]) -> list[beam_search.Decoded]:

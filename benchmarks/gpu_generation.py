@@ -1,10 +1,10 @@
 """How fast are texts written in the ways in which a GPU can hold a fine-tuned model, and beside vLLM's beam search?
 
 `python -m benchmarks.gpu_generation --shape llama-1b` (3b, 8b): random weights with an adapter on all layers; in 16 and
-in 4 bits, the adapter merged or beside the weights, each by the tree search and by `generate`, 8 prompts, 5 beams, 30
-new tokens; and vLLM's beam search on the merged folder, where vLLM is installed. Each way has a process of its own, and
-a line of JSON as soon as it is done; the last line has all. No way has been measured on a GPU yet: on a CPU,
-`--shape tiny` tries it.
+in 4 bits, the adapter merged or beside the weights, each by the tree search and by `generate`, 8 prompts at a time
+(`--users`), 5 beams, 30 new tokens; and vLLM's beam search on the merged folder, where vLLM is installed. Each way has
+a process of its own, and a line of JSON as soon as it is done; the last line has all. docs/gpu.md says what was
+measured; on a CPU, `--shape tiny` tries it.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -51,18 +52,19 @@ def write(shape: str, folder: Path, merged: bool):
         export.save_merged(folder / "base", folder / "adapter", folder / "merged", load_in_4bit=False)
 
 
-def measure(way: str, folder: Path, lengths: list[int], runs: int) -> dict:
-    """Median seconds by length of prompt, and the peak memory in MiB, of one way."""
+def measure(way: str, folder: Path, lengths: list[int], users: int, runs: int) -> dict:
+    """Median seconds by length of prompt, for so many users at a time, and the peak memory in MiB, of one way."""
     if way == VLLM:
-        return {"seconds": _vllm(folder / "merged", lengths, runs)}
+        return {"seconds": _vllm(folder / "merged", lengths, users, runs)}
     in_4bit, merged = WAYS[way]
     with mock.patch.object(models, "merges", lambda *_: merged):
         model, _ = models.load_finetuned(folder / "base", folder / "adapter", in_4bit)
     seconds = {}
     for length in lengths:
+        prompts = partial(generation.new_prompts, model, length, users=users)
         rivals = {
-            "ours": lambda run, length=length: generation.ours(model, generation.new_prompts(model, length, run)),
-            "generate": lambda run, length=length: generation.theirs(model, generation.new_prompts(model, length, run)),
+            "ours": lambda run, prompts=prompts: generation.ours(model, prompts(run)),
+            "generate": lambda run, prompts=prompts: generation.theirs(model, prompts(run)),
         }
         found, answers = timing.alternate(rivals, runs)
         seconds[length] = {name: round(statistics.median(values), 4) for name, values in found.items()}
@@ -71,7 +73,7 @@ def measure(way: str, folder: Path, lengths: list[int], runs: int) -> dict:
     return {"seconds": seconds, "peak": round(models.peak_memory())}
 
 
-def _vllm(folder: Path, lengths: list[int], runs: int) -> dict:
+def _vllm(folder: Path, lengths: list[int], users: int, runs: int) -> dict:
     # By name, because it is not among the packages declared: it brings its own PyTorch and transformers.
     LLM = importlib.import_module(VLLM).LLM
     BeamSearchParams = importlib.import_module(f"{VLLM}.sampling_params").BeamSearchParams
@@ -84,7 +86,7 @@ def _vllm(folder: Path, lengths: list[int], runs: int) -> dict:
     for length in lengths:
 
         def search(run, length=length):
-            prompts = generation.new_prompts(shape, length, run)
+            prompts = generation.new_prompts(shape, length, run, users)
             return engine.beam_search([{"prompt_token_ids": prompt} for prompt in prompts], how)
 
         found, _ = timing.alternate({"vllm": search}, runs)
@@ -97,15 +99,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=shapes.SHAPES, default="llama-1b")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(generation.LENGTHS))
+    parser.add_argument("--users", type=int, default=generation.USERS)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--way", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        print(json.dumps(measure(options.way[0], Path(options.way[1]), options.lengths, options.runs)))
+        way, folder = options.way
+        print(json.dumps(measure(way, Path(folder), options.lengths, options.users, options.runs)))
         return
     ways = [*WAYS, *([VLLM] if importlib.util.find_spec(VLLM) else [])]
-    given = ["--lengths", *map(str, options.lengths), "--runs", str(options.runs)]
-    about = {"shape": options.shape, "device": timing.device(), "runs": options.runs}
+    given = ["--lengths", *map(str, options.lengths), "--users", str(options.users), "--runs", str(options.runs)]
+    about = {"shape": options.shape, "device": timing.device(), "users": options.users, "runs": options.runs}
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         write(options.shape, Path(scratch), merged=VLLM in ways)

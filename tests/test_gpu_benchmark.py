@@ -43,7 +43,7 @@ def test_all_ways_are_measured_and_vllm_where_it_is_installed(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
     monkeypatch.setattr(models, "load_finetuned", noting)
     monkeypatch.setattr(timing, "in_fresh_process", here)
-    monkeypatch.setattr(sys, "argv", ["…", "--shape", "tiny", "--lengths", "8", "--runs", "1"])
+    monkeypatch.setattr(sys, "argv", ["…", "--shape", "tiny", "--lengths", "8", "--users", "3", "--runs", "1"])
     gpu_generation.main()
     assert [each["way"] for each in told] == list(gpu_generation.WAYS)  # each before the next one began
     *_, vllms, last = printed()
@@ -54,7 +54,7 @@ def test_all_ways_are_measured_and_vllm_where_it_is_installed(tmp_path, monkeypa
     for way in gpu_generation.WAYS:
         assert set(found[way]["seconds"]["8"]) == {"ours", "generate", "overlap"} and found[way]["peak"] > 0
         assert found[way]["seconds"]["8"]["overlap"] > 0.5
-    assert searched == [(generation.USERS, 8, generation.NUM_BEAMS)] * 2 and "vllm" in found["vllm"]["seconds"]["8"]
+    assert searched == [(3, 8, generation.NUM_BEAMS)] * 2 and "vllm" in found["vllm"]["seconds"]["8"]
 
 
 @pytest.mark.parametrize("there", [True, False])
