@@ -35,10 +35,28 @@ def table(seed: int, truth: dict[str, float]) -> pd.DataFrame:
 
 
 def test_weights_are_those_by_which_targets_were_drawn():
-    weights = asked.fit(table(1, {"history": 1.5, "logprob": 0.8, "alone": -0.8}), FEATURES)
+    weights = asked.likeliest(table(1, {"history": 1.5, "logprob": 0.8, "alone": -0.8}), FEATURES)
     assert weights[["history", "logprob", "alone"]].to_numpy() == pytest.approx([1.5, 0.8, -0.8], abs=0.25)
     assert weights.drop(["history", "logprob", "alone"]).abs().max() < 0.2
-    assert asked.fit(table(1, {}).assign(is_target=False), ["history"]).tolist() == [0.0]
+    assert asked.likeliest(table(1, {}).assign(is_target=False), ["history"]).tolist() == [0.0]
+
+
+def test_the_model_is_heeded_as_far_as_first_places_gain():
+    helps = table(1, {"history": 1.0, "logprob": 1.0})
+    assert asked.fit(helps, FEATURES)["logprob"] > 0.7 * asked.likeliest(helps, FEATURES)["logprob"]
+    # The target is the first by history, of whom the model knows nothing, or the model lifts it from the last places.
+    rng, items = np.random.default_rng(1), 40
+    rows = table(1, {}).iloc[:0]
+    for user in range(USERS):
+        of_user = pd.DataFrame(rng.normal(size=(items, len(FEATURES))), columns=list(FEATURES))
+        of_user["history"] = np.linspace(3, -3, items)
+        target = 0 if rng.random() < 0.6 else int(rng.integers(30, items))
+        of_user.loc[target, "logprob"] += 1.5 * (target > 0)
+        rows = pd.concat([rows, of_user.assign(user=f"u{user}", item=range(items), is_target=of_user.index == target)])
+    of_all, heeded = asked.likeliest(rows, FEATURES), asked.fit(rows, FEATURES)
+    assert of_all["logprob"] > 0.2 and abs(heeded["logprob"]) < 0.5 * of_all["logprob"]
+    assert asked.fit(rows, ["history", "logprob"])["history"] > 0
+    assert asked.fit(rows, ["logprob"]).equals(asked.likeliest(rows, ["logprob"]))  # of nothing to hold on to
 
 
 def test_features_by_hand():
