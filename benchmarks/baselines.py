@@ -62,7 +62,7 @@ def measure(data: Dataset, epochs: int, folder: Path, learned: bool = False) -> 
     }
     seconds = {"all but SASRec": time.time() - begun}
     if epochs:
-        sequences, validation = list(known.values()), sasrec.validation_sequences(data, examples, "test")
+        sequences, validation = list(known.values()), sasrec.validation_users(data, examples, "test")
         how = sasrec.Settings(epochs, WIDTH, SEED)
         model = sasrec.train(sequences, validation, list(titles), how, folder / "checkpoints")
         for seen in SEEN:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from helpers import dataset
 
 from gloss_utils.data import splits
@@ -58,7 +57,7 @@ def histories_of(examples: pd.DataFrame) -> dict[str, list[str]]:
 def test_sasrec_learns_the_order(ring, quick, tmp_path):
     evaluated, items = splits.evaluation_examples(ring, "test"), ring.items["item"]
     sequences = list(splits.training_sequences(ring, evaluated).values())
-    validation = sasrec.validation_sequences(ring, evaluated, "test")
+    validation = sasrec.validation_users(ring, evaluated, "test")
     settings = sasrec.Settings(epochs=12, width=32, seed=1)
 
     def trained(settings: sasrec.Settings) -> sasrec.SASRec:
@@ -90,7 +89,7 @@ def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split, tmp_path):
     monkeypatch.setattr(training, "train", train)
     evaluated = splits.evaluation_examples(ring, split)
     sequences = list(splits.training_sequences(ring, evaluated).values())
-    validation = sasrec.validation_sequences(ring, evaluated, split)
+    validation = sasrec.validation_users(ring, evaluated, split)
     with pytest.raises(InterruptedError):
         sasrec.train(sequences, validation, ring.items["item"], sasrec.Settings(12), tmp_path)
     assert seen["texts"] == [[ord(item) - ord("a") + 1 for item in s] for s in sequences if len(s) > 1]
@@ -102,16 +101,21 @@ def test_sasrec_is_trained_on_no_target(ring, monkeypatch, split, tmp_path):
         assert len(ids) == len(SEQUENCES[user]) - 1 and SEQUENCES[user][-1] == targets[user]
 
 
-def test_sasrec_stops_by_the_loss_on_targets_alone():
-    model = sasrec.new_model(5, sasrec.Settings(1, width=8, seed=1)).eval()
-    rows, mask = torch.tensor([[1, 2, 3, 4], [5, 4, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    labels = rows.masked_fill(mask == 0, -100)
-    with torch.inference_mode():
-        scores = model.lm_head(model.transformer(rows, attention_mask=mask).last_hidden_state)
-        # Here 8 is the count of all next items of a step, as the Trainer gives it while it learns.
-        found = model(rows, mask, labels, num_items_in_batch=8)["loss"]
-    last = torch.stack([scores[0, 2], scores[1, 0]])
-    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(last, torch.tensor([4, 4])))
+def test_sasrec_keeps_the_epoch_that_ranks_best(ring, quick, monkeypatch, tmp_path):
+    evaluated, weights = splits.evaluation_examples(ring, "test"), []
+
+    def ndcg(model, validation, sequences, items):
+        assert len(validation) == 3 and list(items) == list(ring.items["item"])
+        weights.append(model.lm_head.weight.detach().clone())
+        return [0.1, 0.3, 0.2, 0.3, 0.1][len(weights) - 1]
+
+    monkeypatch.setattr(sasrec, "ndcg", ndcg)
+    monkeypatch.setattr(sasrec, "PATIENCE", 3)
+    sequences = list(splits.training_sequences(ring, evaluated).values())
+    validation = sasrec.validation_users(ring, evaluated, "test")
+    model = sasrec.train(sequences, validation, ring.items["item"], sasrec.Settings(9, 8, 1), tmp_path)
+    assert len(weights) == 5  # the third epoch in a row is no better than the second
+    assert [bool((model.lm_head.weight == found).all()) for found in weights] == [False, True, False, False, False]
 
 
 def test_sasrec_reads_the_newest_items():

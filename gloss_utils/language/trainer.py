@@ -123,9 +123,11 @@ class Progress(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
 
-    def on_evaluate(self, args, state, control, model=None, **kwargs):
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         if self.judge:
-            state.log_history[-1] |= self.judge(model.eval())  # each step of training sets it back
+            found = self.judge(model.eval())  # each step of training sets it back
+            state.log_history[-1] |= found
+            metrics |= {f"eval_{name}": value for name, value in found.items()}  # what the best epoch is chosen by
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         state.log_history[-1]["seconds"] = round(self.before + self.seconds, 1)

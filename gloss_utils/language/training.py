@@ -27,6 +27,7 @@ from gloss_utils.language.models import has_bf16, peak_memory
 from gloss_utils.language.trainer import Padding, Progress, ResumableTrainer
 from gloss_utils.language.trie import Trie
 
+LOSS = "loss"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 seed_everything = set_seed
@@ -37,7 +38,8 @@ class Settings:
     """How to train.
 
     An optimiser step takes batch_size x gradient_accumulation texts, of all processes together. patience: epochs
-    without a lower validation loss before training stops (null: it does not stop early). sampling: how steps are cut
+    without a better one before training stops (null: it does not stop early). criterion: what makes an epoch better, a
+    lower validation "loss" or a higher value of a metric of the judge (see `train`). sampling: how steps are cut
     into batches, "batch_rebalance" (by length) or "sequential" (as the texts come, the same number per batch).
     bf16_on_cpu: multiply in bfloat16 where the processor can; a GPU that can always does. logs: the tracker's folder.
     """
@@ -52,6 +54,7 @@ class Settings:
     epochs: int
     seed: int
     patience: int | None = None
+    criterion: str = LOSS
     gradient_checkpointing: bool = False
     report_to: str = "none"
     logs: str = ""
@@ -128,8 +131,8 @@ def _arguments(settings: Settings, folder: Path, validated: bool) -> TrainingArg
         eval_strategy="epoch" if validated else "no",
         save_strategy="epoch",
         load_best_model_at_end=validated,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
+        metric_for_best_model=f"eval_{settings.criterion}",
+        greater_is_better=settings.criterion != LOSS,
         bf16=in_bf16,
         fp16=on_gpu and not in_bf16,
         use_cpu=not on_gpu,

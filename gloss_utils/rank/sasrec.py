@@ -32,6 +32,7 @@ BATCH, LEARNING_RATE, WEIGHT_DECAY, PATIENCE = 128, 1e-3, 0.01, 5
 CROSS_ENTROPY, SAMPLED_SOFTMAX = LOSSES = ("cross-entropy", "sampled softmax")
 NEGATIVES = 256  # drawn uniformly, for all positions of a batch together
 USERS_AT_A_TIME = 256
+CRITERION, K = "ndcg@10", 10  # of validation users; chooses the epoch and, in a search, the settings
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,16 @@ class SASRec(GPT2LMHeadModel):
     """GPT-2 that scores all items only where a loss is asked for: most of a padded batch is padding."""
 
     def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None, **_):
-        """The loss: the sum over next items, divided by `num_items_in_batch`, by default by how many they are.
-
-        Training learns every next item. Else each sequence's last one counts alone: it is the target of a validation
-        user, and those before it are trained on.
-        """
+        """The loss: the sum over all next items, divided by `num_items_in_batch`, by default by how many they are."""
         hidden = self.transformer(input_ids, attention_mask=attention_mask).last_hidden_state
         known = labels[:, 1:] != -100
-        if not self.training:
-            known &= known.flip(1).cumsum(1).flip(1) == 1
         hidden, following = hidden[:, :-1][known], labels[:, 1:][known]
         if self.training and self.config.sasrec_loss == SAMPLED_SOFTMAX:
             scores, following = self.sampled(hidden, following)
         else:  # always over all items where nothing is learnt, so that losses can be compared
             scores = self.lm_head(hidden)
         loss = torch.nn.functional.cross_entropy(scores, following, reduction="sum")
-        count = num_items_in_batch if self.training and num_items_in_batch is not None else len(following)
-        return {"loss": loss / count}
+        return {"loss": loss / (len(following) if num_items_in_batch is None else num_items_in_batch)}
 
     def sampled(self, hidden: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores of the right item and of `NEGATIVES` others, [positions, 1 + NEGATIVES], and where the right one
@@ -108,31 +102,21 @@ def validation_users(data: Dataset, evaluated: pd.DataFrame, split: str) -> pd.D
     return held_out if split == "test" else held_out[~held_out["user"].isin(evaluated["user"])]
 
 
-def validation_sequences(data: Dataset, evaluated: pd.DataFrame, split: str) -> list[list[str]]:
-    """The sequences of `validation_users`, with their targets."""
-    return with_targets(validation_users(data, evaluated, split))
-
-
-def with_targets(users: pd.DataFrame) -> list[list[str]]:
-    """The sequences of users (user, history, target), each with its target."""
-    return [[*row.history, row.target] for row in users.itertuples()]
-
-
 def train(
-    sequences: Iterable[Sequence[str]],
-    validation: Iterable[Sequence[str]],
+    sequences: Collection[Sequence[str]],
+    validation: pd.DataFrame,
     items: Sequence[str],
     settings: Settings,
     checkpoints: Path,
 ) -> SASRec:
     """Train a model.
 
-    sequences, validation: items, oldest first; training stops early by the loss on the last items of `validation`,
-    where there is any.
+    sequences: items, oldest first. validation: user, history, target; the epoch is kept that is best by their NDCG@`K`,
+    and training stops early, where there is any. The loss on targets would choose an earlier one, which ranks worse.
     items: ids in the catalogue's order. Training that was cut off goes on from the last epoch in `checkpoints`.
     """
     texts = [ids for ids in encode(sequences, items) if len(ids) > 1]
-    held_out = encode(validation, items)
+    held_out = encode([[*row.history, row.target] for row in validation.itertuples()], items)
     training.seed_everything(settings.seed)
     model = new_model(len(items), settings)
     how = training.Settings(
@@ -146,11 +130,25 @@ def train(
         epochs=settings.epochs,
         seed=settings.seed,
         patience=PATIENCE,
+        criterion=CRITERION,
     )
     padding = SimpleNamespace(pad_token_id=PAD)
-    made_from = asdict(settings) | {"items": len(items), "texts": digest([texts, held_out])}
-    training.train(model, padding, texts, held_out, how, checkpoints, made_from, name="SASRec")
+    made_from = asdict(settings) | {"items": len(items), "texts": digest([texts, held_out]), "chosen_by": CRITERION}
+
+    def judge(model: SASRec) -> dict[str, float]:
+        return {CRITERION: ndcg(model, validation, sequences, items)}
+
+    training.train(model, padding, texts, held_out, how, checkpoints, made_from, name="SASRec", judge=judge)
     return model.eval()
+
+
+def ndcg(model: SASRec, validation: pd.DataFrame, sequences: Collection[Sequence[str]], items: Sequence[str]) -> float:
+    """NDCG@`K` of the validation users' targets (user, history, target), seen items left out; the mean over users."""
+    histories: Histories = dict(zip(validation["user"], validation["history"], strict=True))
+    target = dict(zip(validation["user"], validation["target"], strict=True))
+    ranked = rank(model, histories, sequences, items, K, bar=False)
+    hit = ranked[ranked["item"] == ranked["user"].map(target)]
+    return float((1 / np.log2(hit["rank"].astype(float) + 1)).sum() / max(len(histories), 1))
 
 
 def load(folder: Path) -> SASRec:
@@ -174,16 +172,18 @@ def rank(
     items: Sequence[str],
     depth: int = 10,
     exclude_seen: bool = True,
+    bar: bool = True,
 ) -> pd.DataFrame:
     """Rank for each user the items that occur in `sequences`, which it was trained on. exclude_seen: and are not in the
-    user's history.
+    user's history. bar: show progress.
 
     A user whose history holds nothing of the catalogue `items` is not ranked for.
     """
     ids, inputs = pd.Index(items), dict(zip(histories, encode(histories.values(), items), strict=True))
     unknown = torch.from_numpy(cooccurrence.counts(sequences, ids) == 0)
     users, found = pd.Index(sorted(filter(inputs.get, inputs), key=lambda user: len(inputs[user]))), []
-    for start in tqdm(range(0, len(users), USERS_AT_A_TIME), desc="SASRec ranks", unit="batch", mininterval=2):
+    starts = range(0, len(users), USERS_AT_A_TIME)
+    for start in tqdm(starts, desc="SASRec ranks", unit="batch", mininterval=2, disable=not bar):
         some = users[start : start + USERS_AT_A_TIME]
         rows = [torch.tensor(inputs[user]) for user in some]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD).to(model.device)

@@ -15,11 +15,9 @@ import pandas as pd
 
 from gloss_utils.base.files import read_json, write_json
 from gloss_utils.rank import sasrec
-from gloss_utils.rank.candidates import Histories
-from gloss_utils.rank.sasrec import LOSSES, SASRec, Settings
+from gloss_utils.rank.sasrec import CRITERION, LOSSES, SASRec, Settings
 
 GRID = {"width": (64, 128, 256), "dropout": (0.2, 0.5), "learning_rate": (5e-4, 1e-3, 3e-3), "loss": LOSSES}
-CRITERION, K = "ndcg@10", 10
 TRIALS = "trials.json"
 
 
@@ -36,17 +34,12 @@ class World:
     items: Sequence[str]
 
     def train(self, settings: Settings, checkpoints: Path) -> SASRec:
-        """A model with these settings; training stops early by the loss on the validation users' targets."""
-        held_out = sasrec.with_targets(self.validation)
-        return sasrec.train(self.sequences, held_out, self.items, settings, checkpoints)
+        """A model with these settings."""
+        return sasrec.train(self.sequences, self.validation, self.items, settings, checkpoints)
 
     def ndcg(self, model: SASRec) -> float:
-        """NDCG@10 of the validation users' targets, seen items left out."""
-        histories: Histories = dict(zip(self.validation["user"], self.validation["history"], strict=True))
-        ranked = sasrec.rank(model, histories, self.sequences, self.items, K)
-        target = dict(zip(self.validation["user"], self.validation["target"], strict=True))
-        hit = ranked[ranked["item"] == ranked["user"].map(target)]
-        return float((1 / np.log2(hit["rank"].astype(float) + 1)).sum() / max(len(histories), 1))
+        """What settings are chosen by (see `sasrec.ndcg`)."""
+        return sasrec.ndcg(model, self.validation, self.sequences, self.items)
 
 
 def drawn(given: Settings, trials: int) -> list[Settings]:

@@ -59,7 +59,7 @@ RECIPES = {
     "asked": Recipe(
         RETRIEVE, "asked", (*_DECODING, "ask", "ranking_share"), ("base_model", "adapter", "data", "proposed")
     ),
-    "sasrec": Recipe(EVALUATE, "model/sasrec", _SASREC, ("histories", "data"), version=2),
+    "sasrec": Recipe(EVALUATE, "model/sasrec", _SASREC, ("histories", "data"), version=3),
 }
 assert tuple(RECIPES) == REMAKE  # the names that the parameter `remake` takes
 # Parameters that came later, and the value that changes nothing. With it they stand in no seal, so that what was made
