@@ -318,6 +318,7 @@ def test_a_model_that_was_trained_as_a_whole_is_an_ordinary_folder(asked_run):
         ({"ask": 10, "ranking_share": 0.0}, ("no user is left", "ranking_share")),
         ({"ask": 10, "ranking": "hybrid"}, ("ranking: learned",)),
         ({"ask": 10, "queries_file": "texts.jsonl"}, ("a model of the run's own",)),
+        ({"ask": 10, "ranking_share": 0.2, "shuffle_test": True}, ("shuffle_test", "as they are")),
         ({"tuning": "full", "load_in_4bit": True}, ("load_in_4bit to false",)),
         ({"loss": "catalogue", "decoding": "free"}, ("set decoding to catalogue",)),
     ],

@@ -151,6 +151,13 @@ def test_features_of_texts_alone_do_not_hang_on_the_order():
     assert same[0] == same[1]
 
 
+def test_without_texts_the_last_items_votes_stay():
+    one, without = ranker(), dict.fromkeys(FEATURES, 0.0) | {"last_bm25": 1.0}
+    weights = without | {"texts_dense": 1.0}
+    assert one.weighted({"": weights}, 0)[""].equals(one.weighted({"": without})[""])
+    assert not one.weighted({"": weights})[""].equals(one.weighted({"": without})[""])
+
+
 def test_the_best_items_by_a_plain_sort():
     rng = np.random.default_rng(5)
     items, histories = [f"i{number}" for number in range(30)], {f"u{n}": [f"i{n}", "i3"] for n in range(20)}

@@ -118,10 +118,11 @@ class Ranker:
     def weighted(
         self, weightings: Mapping[str, Mapping], texts: float = math.inf, exclude_seen: bool | None = None
     ) -> dict[str, pd.DataFrame]:
-        """By the sum of all evidence (see `evidence`), one ranking per weighting."""
+        """By the sum of all evidence (see `evidence`), from each user's first so many `texts`; one ranking per
+        weighting."""
         exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
         found = {feature: self.candidates(feature) for feature in self.votes}
-        found = {feature: rows[rows["query"] <= texts] for feature, rows in found.items()}
+        found |= {name: rows[rows["query"] <= texts] for name, rows in found.items() if name.startswith("texts_")}
         return self.evidence.rankings(found, weightings, self.depth, exclude_seen is not False)
 
     def candidates(self, feature: str) -> pd.DataFrame:

@@ -205,13 +205,6 @@ class Retrieve(Workers, Queries, Files):
     top_k: Whole | None = default(None, "items found per text; None: 1 for paper, else 20", ge=1)
     exclude_seen: Flag | None = default(None, "leave out what the user has; None: no for paper, else yes")
     ranking_depth: Whole = default(10, "items in a ranking, at most", ge=1)
-    sasrec_epochs: Whole = default(20, "training of the baseline SASRec, at most; 0: without it", ge=0)
-    sasrec_width: Whole = default(64, ge=2, multiple_of=2)
-    sasrec_loss: Literal["cross-entropy", "sampled softmax"] = default(
-        "cross-entropy", "cross-entropy (over all items) or sampled softmax"
-    )
-    sasrec_search: Whole = default(0, "trials of its hyperparameters, on validation users; 0: none", ge=0)
-    sasrec_seeds: Whole = default(1, "trained with so many seeds, whose spread is shown", ge=1)
     show_user: User | None = default(None, "whose story is shown; None: one is chosen")
 
 
@@ -220,6 +213,13 @@ class Evaluate(Parameters):
 
     cold_start_max: Whole = default(5, "users with at most so many interactions are cold-start users", ge=3)
     power_min: Whole | None = default(None, "users with at least so many are power users; None: the top tenth", ge=4)
+    sasrec_epochs: Whole = default(20, "training of the baseline SASRec, at most; 0: without it", ge=0)
+    sasrec_width: Whole = default(64, ge=2, multiple_of=2)
+    sasrec_loss: Literal["cross-entropy", "sampled softmax"] = default(
+        "cross-entropy", "cross-entropy (over all items) or sampled softmax"
+    )
+    sasrec_search: Whole = default(0, "trials of its hyperparameters, on validation users; 0: none", ge=0)
+    sasrec_seeds: Whole = default(1, "trained with so many seeds, whose spread is shown", ge=1)
     shuffle_test: Flag = default(False, "rank again from shuffled histories: how much does each method lose?")
 
 
@@ -288,6 +288,11 @@ def check(values: dict) -> dict:
         raise GlossError(
             f"parameter ask is {checked.ask}, but no user is left to learn from how far to trust the model; set "
             "ranking_share (as 0.2), or split to validation"
+        )
+    if checked.ask and checked.shuffle_test:
+        raise GlossError(
+            f"parameter shuffle_test is true with ask {checked.ask}: the model has answered after histories as they "
+            "are, and not after shuffled ones; set one of the two to its default"
         )
     if checked.loss == "catalogue" and values.get("decoding", "catalogue") != "catalogue":
         raise GlossError(
