@@ -29,8 +29,9 @@ BASELINES = """## Baselines, and histories alone, test split
 
 `lis` is last-item search: the title of the last item is the query. EASE and STAR (arXiv 2410.16458) are counted, not
 trained. SASRec was trained with full cross-entropy for 24 epochs, of which the best by NDCG@10 of the validation users
-is kept (37 minutes on one thread for Beauty and 21 for Toys, beside other work). `gloss-histories` is `ranking: learned` without any language model. Seen items are those that the
-user already has; every method is measured with them left out and kept in.
+is kept (37 minutes on one thread for Beauty and 21 for Toys, beside other work). `gloss-histories` is `ranking:
+learned` without any language model. Seen items are those that the user already has; every method is measured with them
+left out and kept in.
 
 For comparison, not from this table, published Recall@5 (Beauty, Toys), seen items kept in: GLoSS with Llama-3.2-1B
 0.0456 and 0.0677, 3B 0.0653 and 0.0728, 8B 0.0681 and 0.0796; `lis-bm25` 0.0433 and 0.0521. SASRec with one negative
