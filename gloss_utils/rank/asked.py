@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from gloss_utils.rank.candidates import Histories, as_ranking
-from gloss_utils.rank.text_weights import FOLDS, fold_of
+from gloss_utils.rank.text_weights import FOLDS, fold_of, ndcg
 
 HISTORIES, PROBABILITIES, TEXTS = PARTS = ("histories", "probabilities", "generated texts")
 FEATURES = {
@@ -84,16 +84,11 @@ def fit(examples: pd.DataFrame, names: Iterable[str]) -> pd.Series:
     fold, gained = examples["user"].map(fold_of).to_numpy(dtype=int), np.zeros(len(STEPS))
     for left_out in range(FOLDS):
         (start, end), judged = ends(examples[fold != left_out]), examples[fold == left_out]
-        gained += [_ndcg(judged, judged[names].to_numpy() @ (start + step * (end - start))) for step in STEPS]
+        (user, users), is_target = pd.factorize(judged["user"]), judged["is_target"].to_numpy()
+        scores = [judged[names].to_numpy() @ (start + step * (end - start)) for step in STEPS]
+        gained += [ndcg(user, score, is_target, len(users), FIRST).sum() for score in scores]
     start, end = ends(examples)
     return pd.Series(start + STEPS[gained.argmax()] * (end - start), index=names)
-
-
-def _ndcg(examples: pd.DataFrame, scores: np.ndarray) -> float:
-    """NDCG@`FIRST` of the targets, summed over users; equal scores count for the target."""
-    rows = pd.DataFrame({"user": examples["user"].to_numpy(), "score": scores})
-    rank = rows.groupby("user")["score"].rank(ascending=False, method="min")[examples["is_target"].to_numpy()]
-    return float((1 / np.log2(rank[rank <= FIRST] + 1)).sum())
 
 
 def likeliest(examples: pd.DataFrame, names: Iterable[str]) -> pd.Series:

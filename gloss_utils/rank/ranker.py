@@ -122,7 +122,7 @@ class Ranker:
         weighting."""
         exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
         found = {feature: self.candidates(feature) for feature in self.votes}
-        found |= {name: rows[rows["query"] <= texts] for name, rows in found.items() if name.startswith("texts_")}
+        found |= {name: found[name][found[name]["query"] <= texts] for name in TEXTS if name in found}
         return self.evidence.rankings(found, weightings, self.depth, exclude_seen is not False)
 
     def candidates(self, feature: str) -> pd.DataFrame:

@@ -34,14 +34,21 @@ def out_of_fold(scored: pd.DataFrame, targets: Mapping[str, str | None]) -> pd.D
 
 
 def _ndcg(scored: pd.DataFrame, targets: Mapping[str, str | None], weights: np.ndarray) -> np.ndarray:
-    """Of each user's first `FIRST` items, [users]."""
     place = pd.Index(list(targets)).get_indexer(scored["user"])
     is_target = (scored["item"] == scored["user"].map(dict(targets))).to_numpy()
     score = scored["score"].to_numpy() + scored[list(TEXTS)].to_numpy(dtype=float) @ weights
-    of_target = np.full(len(targets), np.inf)  # of one that is no candidate
-    of_target[place[is_target]] = score[is_target]
-    rank = 1 + np.bincount(place, score > of_target[place], minlength=len(targets))
-    return np.where((rank <= FIRST) & np.isfinite(of_target), 1 / np.log2(rank + 1), 0.0)
+    return ndcg(place, score, is_target, len(targets), FIRST)
+
+
+def ndcg(user: np.ndarray, score: np.ndarray, is_target: np.ndarray, users: int, first: int) -> np.ndarray:
+    """NDCG of each user's `first` items, [users]; 0 where the target is no candidate, equal scores count for it.
+
+    user, score, is_target: of each candidate; user: its place, 0 to `users` - 1.
+    """
+    of_target = np.full(users, np.inf)
+    of_target[user[is_target]] = score[is_target]
+    rank = 1 + np.bincount(user, score > of_target[user], minlength=users)
+    return np.where((rank <= first) & np.isfinite(of_target), 1 / np.log2(rank + 1), 0.0)
 
 
 def _surest(gains: np.ndarray) -> tuple[float, ...]:
