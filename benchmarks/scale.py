@@ -1,12 +1,13 @@
 """What a stage, or a part of one, takes for a made-up catalogue of any size: seconds, and the peak memory of a process
 of its own.
 
-    python -m benchmarks.scale [--users 50000] [--items 100000] [--interactions 600000] [--folder DIR]
+    python -m benchmarks.scale [--users 50000] [--items 100000] [--interactions 600000] [--folder DIR] [--workers 1]
     python -m benchmarks.scale --only bm25 [--items 100000]   (or trie, encoding)
 
 `benchmarks.made_up` makes the raw files. Of `STAGES`, each works on what those before left in the folder, and stages 4
 and 5 go on after their last block of users; `PARTS` need nothing but titles. Peak memory counts pages of mapped files,
-which the system may drop; it and processor time are of the whole process.
+which the system may drop; it and processor time are of the whole process. --workers: so many of Ray's read blocks of
+the files and work on blocks of users; their memory and processor time are not counted, seconds by the clock are.
 """
 
 import argparse
@@ -34,17 +35,19 @@ from gloss_utils.data.rules import build
 from gloss_utils.data.sources import OwnTables
 from gloss_utils.runs.blocks import filled
 from gloss_utils.runs.parameters import ROOT
+from gloss_utils.runs.workers import each_in_order
 
 TOKENS_A_WORD, DATA = 2, "data"
 QUERIES, TEXTS, USERS_AT_ONCE = "queries.jsonl", 2, 4096
 METHODS, SAMPLED, SAMPLE = ("histories", "paper"), "hybrid", 64  # every 64th block of users is ranked for by hybrid
 
 
-def stage_one(folder: Path) -> dict:
+def stage_one(folder: Path, workers: int = 1) -> dict:
     """Reading, the data rules, writing, and the figure of notebook 1."""
     clock = Clock()
     source = sources.find(sources.TABLE, own=OwnTables(folder / INTERACTIONS, folder / ITEMS))
-    read = sources.read(source, max_rejected=0, folder=folder)
+    with each_in_order("ray" if workers > 1 else "local", workers) as each:
+        read = sources.read(source, max_rejected=0, folder=folder, each=each)
     clock.lap("read")
     data = build(*read, seed=SEED)
     clock.lap("rules")
@@ -59,8 +62,8 @@ def stage_one(folder: Path) -> dict:
     return counts | clock.laps
 
 
-def stage_three(folder: Path) -> dict:
-    """The index by words; vectors are not made: encoding would take days (see `encoding`)."""
+def stage_three(folder: Path, workers: int = 1) -> dict:
+    """The index by words, in this process; vectors are not made: encoding would take days (see `encoding`)."""
     from gloss_utils.search.bm25 import BM25Index
 
     clock = Clock()
@@ -70,7 +73,7 @@ def stage_three(folder: Path) -> dict:
     return {"items": len(titles_of)} | clock.laps
 
 
-def stage_four(folder: Path) -> dict:
+def stage_four(folder: Path, workers: int = 1) -> dict:
     """What may be learnt, co-occurrence, and rankings: of all users by histories alone (hybrid without texts) and by
     the paper's rule from given texts; of a sample also by hybrid with the votes of an index by words."""
     from gloss_utils.rank import HybridSettings, Ranker, write_trec
@@ -112,16 +115,16 @@ def stage_four(folder: Path) -> dict:
 
     with ExitStack() as stack:
         add = {method: stack.enter_context(joined(folder / f"{method}.trec")) for method in METHODS}
-        for _, part in filled(folder / "ranked", enumerate(blocks()), lambda: world, rank):
+        for _, part in filled(folder / "ranked", enumerate(blocks()), lambda: world, rank, _count(workers)):
             for method in METHODS:
                 add[method](part / f"{method}.trec")
     clock.lap("rankings")
     remove(folder / "ranked")
-    each = {method: {"users": n, "ms_a_user": round(1000 * s / max(n, 1), 3)} for method, (s, n) in took.items()}
+    each = {method: {"users": n, "ms_a_user": round(1000 * s / n, 3)} for method, (s, n) in took.items() if n}  # here
     return each | {"neighbours": follows.nnz} | clock.laps
 
 
-def stage_five(folder: Path) -> dict:
+def stage_five(folder: Path, workers: int = 1) -> dict:
     """What notebook 5 makes of rankings, from stage 4's TREC files: metrics of each user, with coverage, novelty and
     diversity, means by segment with intervals, and paired tests. Vectors are made up: each of 65,536 stands for many
     items."""
@@ -149,7 +152,7 @@ def stage_five(folder: Path) -> dict:
     read = [read_trec_blocks(folder / f"{method}.trec", users) for method in METHODS]
     with tempfile.TemporaryDirectory(dir=folder) as made:
         values, every = Values(Path(made)), zip(blocks(), *read, strict=True)
-        for _, part in filled(folder / "measured", every, lambda: catalogue, measure):
+        for _, part in filled(folder / "measured", every, lambda: catalogue, measure, _count(workers)):
             for method, found in zip(METHODS, np.load(part / "measured.npy"), strict=True):
                 values.add((method, metrics.LEFT_OUT), found)
         clock.lap("metrics")
@@ -169,6 +172,10 @@ def stage_five(folder: Path) -> dict:
         "users": len(about),
         "recall@5": {row["method"]: row["recall@5"] for row in rows[:: len(rows) // 2]},
     } | clock.laps
+
+
+def _count(workers: int) -> int | None:
+    return workers if workers > 1 else None
 
 
 class _Vectors:
@@ -271,11 +278,12 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--interactions", type=int, default=600_000)
     parser.add_argument("--folder", type=Path, help="where the files are (default: a temporary folder); kept")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", choices=[*STAGES, *PARTS], help="one stage, of a folder, or one part, of --items")
     options = parser.parse_args(arguments)
     if options.only:
         one = options.only
-        print(json.dumps(PARTS[one](options.items) if one in PARTS else STAGES[one](options.folder)))
+        print(json.dumps(PARTS[one](options.items) if one in PARTS else STAGES[one](options.folder, options.workers)))
         return
     from benchmarks.timing import in_fresh_process  # loads PyTorch
 
@@ -287,7 +295,8 @@ def main(arguments: list[str] | None = None):
         for stage in STAGES:
             done = folder / f"stage-{stage}.json"
             if not done.exists():
-                write_json(done, in_fresh_process("benchmarks.scale", "--only", stage, "--folder", str(folder)))
+                how = "--only", stage, "--folder", str(folder), "--workers", str(options.workers)
+                write_json(done, in_fresh_process("benchmarks.scale", *how))
             print(stage, json.dumps(read_json(done)))
 
 

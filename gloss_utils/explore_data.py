@@ -15,6 +15,7 @@ from gloss_utils.data.sources import OwnTables, Source
 from gloss_utils.report import data_plots, published, tables
 from gloss_utils.runs.contents import content_of
 from gloss_utils.runs.run import Run, open_run
+from gloss_utils.runs.workers import each_in_order
 
 STAGE = "01_explore_data"
 
@@ -33,8 +34,8 @@ def prepare(run: Run) -> Dataset:
     if run.keeps("data"):
         return Dataset.load(run.folder.data)
     source, rejects = source or _find(run), Rejects(run.folder.rejected_data)
-    with full_disk_in_one_line(run.folder.root):
-        found = sources.read(source, rejects, run["max_rejected"], run.folder.root)
+    with full_disk_in_one_line(run.folder.root), each_in_order(run["engine"], run["workers"]) as each:
+        found = sources.read(source, rejects, run["max_rejected"], run.folder.root, each)
         data = build(*found, run["max_users"], run["seed"], run.settings(Rules))
     kinds = zip(("interactions", "items"), source.paths, strict=True)
     data.statistics["rejected"] = {kind: dict(rejects.reasons(path, kind)) for kind, path in kinds}

@@ -64,47 +64,52 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Block:
-    """Some records of a file.
+    """Some records of a file; it can be pickled, for other processes.
 
-    records: yields the place of each (as "line 7") and how it is written in the file. parse: makes a record of what is
-    written; raises `Unusable`. table: makes one table of the whole block; raises one of `NOT_PLAIN` where it cannot.
-    Only interactions are read by it.
+    records: yields the place of each (as "line 7") and how it is written in the file (see `parser`). table: makes one
+    table of the whole block; raises one of `NOT_PLAIN` where it cannot. Only interactions are read by it.
     """
 
     records: Callable[[], Iterable[tuple[str, Any]]]
-    parse: Callable[[Any], Any]
     table: Callable[[], pa.Table] | None = None
 
 
 NOT_PLAIN = (pa.ArrowException, KeyError, ValueError)
 
 
-def blocks(file: RawFile, columns: dict[str, pa.DataType], name: str, wanted=frozenset()) -> Iterator[Block]:
+def parser(file: RawFile, wanted=frozenset()) -> Callable[[Any], Any]:
+    """What makes a record of how it is written in such a file; it raises `Unusable`.
+
+    wanted: ids of items. Python literals are slow to parse: those of all other items give nothing but the id.
+    """
+    return {
+        "json": json_record,
+        "literal": partial(_literal_record, file.fields["item"], wanted),
+        "delimited": partial(_delimited_record, file),
+        "csv": partial(_csv_record, file.columns),
+        "parquet": dict,
+    }[file.form]
+
+
+def blocks(file: RawFile, columns: dict[str, pa.DataType], name: str) -> Iterator[Block]:
     """Yield a file as `Block`s.
 
-    columns: those that are needed, with their types in published files. name: of the progress bar. wanted: ids of
-    items. Python literals are slow to parse: those of all other items give nothing but the id.
+    columns: those that are needed, with their types in published files. name: of the progress bar.
     Raises `GlossError` where the file is damaged.
     """
     if file.form == "parquet":
         yield from _parquet_blocks(file.path, list(columns), name)
         return
     table = _json_table if file.form == "json" else _delimited_table
-    parse = {
-        "json": json_record,
-        "literal": partial(_literal_record, file.fields["item"], wanted),
-        "delimited": partial(_delimited_record, file),
-        "csv": partial(_csv_record, file.columns),
-    }[file.form]
     with opened(file.path, file.member, name) as source:
         number = first_line(source)[1] + 1 if file.form == "csv" else 1
         if file.spans:
             records = _csv_records(each_line(source), number, file.columns)
             while some := list(islice(records, ROWS)):
-                yield Block(partial(iter, some), parse)
+                yield Block(partial(iter, some))
             return
         for first, block in line_blocks(source, number):
-            yield Block(partial(lines, first, block), parse, partial(table, file, columns, block))
+            yield Block(partial(lines, first, block), partial(table, file, columns, block))
 
 
 # ---- JSON lines and Python literals
@@ -242,7 +247,7 @@ def _parquet_blocks(path: Path, columns: list[str], name: str) -> Iterator[Block
             for batch in file.iter_batches(columns=columns, batch_size=2**16):
                 batch.validate(full=True)
                 bar.update(len(batch))
-                yield Block(partial(_rows, batch, done + 1), dict, partial(pa.Table.from_batches, [batch]))
+                yield Block(partial(_rows, batch, done + 1), partial(pa.Table.from_batches, [batch]))
                 done += len(batch)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,15 +1,17 @@
 """Raw files to interactions and a frame of items.
 
 A block of interactions is taken as a whole where all its values are as they should be. Else its records are looked at
-one by one, as items always are, and those that cannot be used are rejected with a reason.
+one by one, as items always are, and those that cannot be used are rejected with a reason. Blocks are read apart, here
+or by other processes (`each`); what follows from all before, as the numbers of ids, is done here, in the file's order.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from gloss_utils.base.errors import GlossError
 from gloss_utils.data import templates
 from gloss_utils.data.ids import as_texts, places_of
 from gloss_utils.data.interactions import SCHEMA, Interactions
-from gloss_utils.data.raw_files import NOT_PLAIN, Block, RawFile, blocks
+from gloss_utils.data.raw_files import NOT_PLAIN, Block, RawFile, blocks, parser
 from gloss_utils.data.rejects import Rejects, Unusable
 
 ENCODED = 2**19  # items whose texts are in Python at one time
@@ -78,36 +80,48 @@ def _rating(record: dict, key: str | None) -> float | None:
     raise Unusable(f"{key} is not a number")
 
 
-def _usable(file: RawFile, kind: str, block: Block, read: Callable, rejects: Rejects) -> Iterator:
-    """What `read` makes of a block's records, without those that it calls unusable, which are noted."""
+def _usable(block: Block, parse: Callable, read: Callable) -> tuple[list, list[tuple[str, str, Any]]]:
+    """What `read` makes of a block's records; and those that it calls unusable: place, reason, how it is written."""
+    good, bad = [], []
     for place, shown in block.records():
         try:
-            record = block.parse(shown)
+            record = parse(shown)
             if not isinstance(record, dict):
                 raise Unusable("it is not an object with named values")
-            yield read(record)
+            good.append(read(record))
         except Unusable as error:
-            rejects.add(file.path, place, str(error), shown, kind)
+            bad.append((place, str(error), shown))
+    return good, bad
 
 
 # ---- interactions
 
 
-def read_interactions(file: RawFile, rejects: Rejects, max_rejected: float, folder: Path | None = None) -> Interactions:
-    """The interactions of a file. folder: for the rows on the disk (see `Interactions`).
+def read_interactions(
+    file: RawFile, rejects: Rejects, max_rejected: float, folder: Path | None = None, each: Callable = map
+) -> Interactions:
+    """The interactions of a file.
 
-    Raises `GlossError` where more than `max_rejected` (a share of the records) cannot be used, or none can.
+    folder: for the rows on the disk (see `Interactions`). each: calls a function for each of many things, and yields
+    what it returns, in order. Raises `GlossError` where more than `max_rejected` (a share of the records) cannot be
+    used, or none can.
     """
     columns, found = {key: SCHEMA.field(name).type for name, key in file.fields.items()}, Interactions(folder)
-    for block in blocks(file, columns, INTERACTIONS):
-        try:
-            found.append(_plain_interactions(block.table(), file.fields))
-        except NOT_PLAIN:
-            rows = _usable(file, INTERACTIONS, block, partial(_interaction, fields=file.fields), rejects)
-            found.append(pa.Table.from_pylist(list(rows), SCHEMA))
+    for table, bad in each(partial(_interactions, file.fields, parser(file)), blocks(file, columns, INTERACTIONS)):
+        found.append(table)
+        rejects.add_all(file.path, bad, INTERACTIONS)
     found.read_to_the_end()
     rejects.stop_above(max_rejected, file.path, len(found), ", ".join(columns), INTERACTIONS)
     return found
+
+
+def _interactions(fields: dict[str, str], parse: Callable, block: Block) -> tuple[pa.Table, list]:
+    """A block's usable records, and the others (see `_usable`)."""
+    try:
+        return _plain_interactions(block.table(), fields), []
+    except NOT_PLAIN:
+        good, bad = _usable(block, parse, partial(_interaction, fields=fields))
+        return pa.Table.from_pylist(good, SCHEMA), bad
 
 
 def _interaction(record: dict, fields: dict[str, str]) -> dict:
@@ -160,28 +174,22 @@ def _times(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_items(
-    file: RawFile, wanted: Collection[str] | pa.Array, rejects: Rejects, max_rejected: float
+    file: RawFile, wanted: Collection[str] | pa.Array, rejects: Rejects, max_rejected: float, each: Callable = map
 ) -> pd.DataFrame:
     """The `wanted` items in the file's order: columns item, title (the file's text; null where there is none).
 
     Of Python literals, which are slow to parse and describe twenty times what is kept, the others are not parsed.
-    Raises `GlossError` where more than `max_rejected` (a share of the records read) cannot be used, or none can, or
-    none has a column of the template.
+    each: see `read_interactions`. Raises `GlossError` where more than `max_rejected` (a share of the records read)
+    cannot be used, or none can, or none has a column of the template.
     """
     key, texts = file.fields["item"], templates.columns(file.text)
     columns = dict.fromkeys((key, *texts), pa.string())
     known = wanted if isinstance(wanted, pa.Array) else as_texts(sorted(wanted))
     by_name = set(known.to_pylist()) if file.form == "literal" else frozenset()
     parts, rows, seen, missing = [], [], 0, set(texts)
-
-    def item(record: dict) -> tuple[str, str | None]:
-        missing.difference_update(record)
-        return _id(record, key), templates.fill(record, file.text, texts)
-
-    for block in blocks(file, columns, ITEMS, by_name):
-        before = len(rows)
-        rows += _usable(file, ITEMS, block, item, rejects)
-        seen += len(rows) - before
+    for good, bad, named in each(partial(_items, file, parser(file, by_name), texts), blocks(file, columns, ITEMS)):
+        rejects.add_all(file.path, bad, ITEMS)
+        rows, seen, missing = rows + good, seen + len(good), missing - named
         if len(rows) >= ENCODED:
             parts, rows = [*parts, _wanted(rows, known)], []
     rejects.stop_above(max_rejected, file.path, seen, ", ".join(columns), ITEMS)
@@ -189,6 +197,17 @@ def read_items(
         name = min(missing)
         raise GlossError(f"no record of {file.path} has {name!r}, which item_text names; name columns of the file")
     return pa.concat_tables([*parts, _wanted(rows, known)]).to_pandas().astype({"item": str, "title": str})
+
+
+def _items(file: RawFile, parse: Callable, texts: list[str], block: Block) -> tuple[list, list, set[str]]:
+    """A block's items with their texts, its other records (see `_usable`), and which of the columns `texts` it has."""
+    named = set()
+
+    def item(record: dict) -> tuple[str, str | None]:
+        named.update(column for column in texts if column in record)
+        return _id(record, file.fields["item"]), templates.fill(record, file.text, texts)
+
+    return *_usable(block, parse, item), named
 
 
 def _wanted(rows: list[tuple[str, str | None]], wanted: pa.Array) -> pa.Table:

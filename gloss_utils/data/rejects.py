@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import write_whole
@@ -34,6 +36,11 @@ class Rejects:
             text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
             kept = {"file": file.name, "kind": kind, "place": place, "reason": reason, "record": text[:SHOWN]}
             self.records.append(kept)
+
+    def add_all(self, file: Path, records: Iterable[tuple[str, str, Any]], kind: str):
+        """`add` for each of some records: place, reason, record."""
+        for place, reason, record in records:
+            self.add(file, place, reason, record, kind)
 
     def reasons(self, file: Path, kind: str) -> Counter:
         """How many records of this kind were rejected of `file`, by reason."""

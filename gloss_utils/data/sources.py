@@ -4,6 +4,7 @@ Addresses and layouts as published by McAuley (Amazon 2014, 2018, 2023) and Grou
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -191,14 +192,19 @@ def _own_file(name: str, path: str | Path, fields: dict[str, str], texts: list[s
 
 
 def read(
-    source: Source, rejects: Rejects | None = None, max_rejected: float = 0.01, folder: Path | None = None
+    source: Source,
+    rejects: Rejects | None = None,
+    max_rejected: float = 0.01,
+    folder: Path | None = None,
+    each: Callable = map,
 ) -> tuple[Interactions, pd.DataFrame]:
     """Read both files: interactions, and the items that they name (item, title).
 
     rejects: notes the records that cannot be used. folder: for what lies on the disk meanwhile (None: where the system
-    has temporary files). Raises `GlossError` where records that cannot be used are a larger share of a file's records
+    has temporary files). each: calls a function for each block of a file, and yields what it returns, in order; other
+    processes may do it. Raises `GlossError` where records that cannot be used are a larger share of a file's records
     than `max_rejected`.
     """
     rejects = rejects or Rejects()
-    interactions = readers.read_interactions(source.interactions, rejects, max_rejected, folder)
-    return interactions, readers.read_items(source.items, interactions.items, rejects, max_rejected)
+    interactions = readers.read_interactions(source.interactions, rejects, max_rejected, folder, each)
+    return interactions, readers.read_items(source.items, interactions.items, rejects, max_rejected, each)

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from gloss_utils.base.files import digest, remove, write_whole
-from gloss_utils.base.parts import map_here
+from gloss_utils.base.parts import in_order, map_here
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import code_of, identity
 from gloss_utils.runs.parameters import that_matter
@@ -35,22 +35,19 @@ def in_blocks(run: Run, name: str, blocks: Iterable, load: Callable, work: Calla
 def filled(root: Path, blocks: Iterable, load: Callable, work: Callable, count: int | None = None) -> Done:
     """The same for folders in `root`, which are taken as they are where they are there. count: of Ray's workers; null:
     all is done here."""
-    waiting, done, turn = {}, set(), 0  # blocks that were given out; numbers of those that came back
+    given = {}  # blocks that were given out, by number
 
     def parts() -> Iterator[tuple[int, tuple]]:
         for number, block in enumerate(blocks):
-            waiting[number] = block
+            given[number] = block
             yield number, (block, root / str(number))
 
     if before := len(list(root.glob("[0-9]*"))):
         print(f"{before} blocks of users are those of a run that was cut off")
     map_parts = map_here if count is None else partial(workers.map_parts, workers=count)
-    for number, _ in map_parts(partial(_fill, work), partial(cache, load), parts()):
-        done.add(number)
-        while turn in done:
-            yield waiting.pop(turn), root / str(turn)
-            done.remove(turn)
-            turn += 1
+    done = map_parts(partial(_fill, work), partial(cache, load), parts())
+    for number in in_order((number, number) for number, _ in done):
+        yield given.pop(number), root / str(number)
 
 
 def _fill(work: Callable, tool: Callable, part: tuple[object, Path]):

@@ -105,7 +105,7 @@ class Workers(Parameters):
     workers: Whole = default(1, "under ray: processes side by side, one per GPU", ge=1)
 
 
-class ExploreData(Files):
+class ExploreData(Workers, Files):
     """Stage 1."""
 
     dataset: Dataset = default("demo", "demo, beauty, toys, sports, amazon2018-…, amazon2023-…, movielens-…, table")

@@ -10,11 +10,13 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
 import numpy as np
 
 from gloss_utils.base.errors import GlossError
+from gloss_utils.base.parts import in_order
 
 TRIES = 4  # at a part whose workers die
 DYING = "workers die again and again, often for lack of memory; lower workers or generation_batch_tokens"
@@ -80,6 +82,24 @@ def map_parts(
                 reason = str(error).strip().splitlines()[-1]
                 raise GlossError(f"no worker can start ({reason}); install this package on every node") from error
             raise GlossError(DYING) from error
+
+
+@contextmanager
+def each_in_order(engine: str, workers: int) -> Iterator[Callable]:
+    """`map`, under the engine ray by so many workers; Ray runs until this context is left."""
+    if engine != "ray":
+        yield map
+        return
+    with session():
+        yield lambda work, parts: in_order(map_parts(_call, partial(_itself, work), enumerate(parts), workers))
+
+
+def _call(work: Callable, part):
+    return work(part)
+
+
+def _itself(value):
+    return value
 
 
 def _mapped(array: np.memmap):
