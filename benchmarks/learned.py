@@ -45,7 +45,7 @@ def measure(texts: list[ranking.Texts], parts: bool) -> dict[str, list[np.ndarra
     found, fitted = {}, {}
     for text in texts:
         by_learned = replace(text.ranker, rule=LEARNED, text_targets=targets_of(text.ranker.queries))
-        world = digest([by_learned.histories, by_learned.training_sequences])  # files of the same users share trees
+        world = digest([by_learned.histories, by_learned.training_sequences.values().sha256()])  # shared by its files
         by_learned.learned = fitted.setdefault(world, by_learned.learned)
         rankings = {WITH: by_learned.rank(), ALONE: by_learned.by_learned(0)}
         if parts:

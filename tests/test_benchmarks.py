@@ -15,8 +15,10 @@ from benchmarks import index as index_benchmark
 from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
 from benchmarks import ranking as rank_benchmark
+from gloss_utils.data import queries, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models, scoring, shapes
+from gloss_utils.rank import HybridSettings, learned
 from gloss_utils.rank.weights import FEATURES
 from gloss_utils.search import BM25Index, DenseIndex
 
@@ -241,11 +243,34 @@ def test_means_over_files_count_each_file_alike_and_each_user_once():
     assert learned_benchmark.mean_over_files([one, one], [doubled, doubled])[0][1:] == pytest.approx((low, high))
 
 
-def test_fitting_and_ranking_are_timed():
+def made_up_shop() -> tuple[Dataset, dict]:
+    """A dataset of 100 users and 40 items, and its indexes."""
     rng, letters = np.random.default_rng(0), [chr(0x4E00 + place) for place in range(40)]
     shop = dataset({f"u{n}": "".join(rng.choice(letters, 5)) for n in range(100)}, items="".join(letters))
     texts = [f"Title: {title}" for title in shop.items["title"]]
-    indexes = {"dense": dense(texts, rng.standard_normal((40, 8))), "bm25": BM25Index.build(texts)}
+    return shop, {"dense": dense(texts, rng.standard_normal((40, 8))), "bm25": BM25Index.build(texts)}
+
+
+def test_learned_is_fitted_once_for_all_files_of_the_same_users(tmp_path, monkeypatch):
+    shop, indexes = made_up_shop()
+    examples, fits, fit = splits.evaluation_examples(shop, "test"), [], learned.fit
+    for name, title in {"one": 0, "other": 1}.items():
+        own = examples.assign(texts=[[f"Title: {shop.items['title'].iloc[title]}"]] * len(examples))
+        queries.write(tmp_path / name, own.assign(logprobs=[[None]] * 100, lengths=[[None]] * 100))
+    texts = [
+        rank_benchmark.gather("shop", str(tmp_path / name), shop, indexes, HybridSettings.read(rank_benchmark.WEIGHTS))
+        for name in ("one", "other")
+    ]
+    monkeypatch.setattr(learned, "fit", lambda *given: (fits.append(given), fit(*given))[1])
+    monkeypatch.setattr(rank_benchmark, "out_of_fold", lambda texts, features: [None] * len(texts))
+    found = learned_benchmark.measure(texts, parts=False)
+    assert len(fits) == 1
+    first, second = found[learned_benchmark.ALONE]
+    assert first.shape == (100, 2) and (first == second).all()
+
+
+def test_fitting_and_ranking_are_timed():
+    shop, indexes = made_up_shop()
     found = learned_benchmark.seconds(shop, indexes)
     assert found["users ranked for"] == found["training users"] == 100 and min(found.values()) > 0
 
