@@ -68,20 +68,6 @@ def test_the_same_seed_gives_the_same_bytes(found):
     assert ranker(seed=2).model.model_to_string() != found.model.model_to_string()
 
 
-def test_some_candidates_are_drawn_beside_each_label(monkeypatch):
-    def learnt_from(others: int) -> pd.DataFrame:
-        monkeypatch.setattr(examples, "OTHERS", others)
-        found = ranker().examples
-        return found.candidates[["user", "item"]].assign(is_label=found.is_label)
-
-    every, some = learnt_from(10**6), learnt_from(5)
-    labels, drawn = some[some["is_label"]], some[~some["is_label"]]
-    pd.testing.assert_frame_equal(labels, every[every["is_label"]].set_axis(labels.index))
-    assert labels["user"].is_unique and set(labels["user"]) == set(every["user"])
-    assert 4 < len(drawn) / len(labels) < 6 < (~every["is_label"]).sum() / len(labels)
-    assert not some.duplicated().any() and len(some.merge(every)) == len(some)
-
-
 def test_kept_trees_rank_as_those_that_were_fitted(found, monkeypatch):
     trees = found.trees_text
     monkeypatch.setattr(learned, "fit", None)  # which nothing may call

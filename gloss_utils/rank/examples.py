@@ -18,15 +18,14 @@ from gloss_utils.rank.cooccurrence import as_arrays
 from gloss_utils.rank.signals import Signals
 
 USERS = 12000
-OTHERS = 20  # candidates per user beside the label that trees learn from, drawn; from all 150 they rank worse
 WORLDS = 4  # where many items are new: in each others are hidden, for in one alone few labels are new
 TAKEN = ("is_label", "weight")  # of rows: what `Labelled` has apart
 
 
 @dataclass
 class Labelled:
-    """The label and other candidates (see `choices.candidates`) of training users who have it among them, which row it
-    is, and how much each row counts."""
+    """Candidates of training users (see `choices.candidates`) who have the label among them, which one it is, and how
+    much each row counts."""
 
     candidates: pd.DataFrame
     is_label: np.ndarray
@@ -85,14 +84,13 @@ def labelled(
     less weight, so that new labels weigh together what they do in one world.
 
     held: histories of users who give no label, and of whom the world has seen no more than that. Items that no sequence
-    holds are left out. They can be no label, so trees would think too little of new items. Of the others, some are
-    drawn (`OTHERS`).
+    holds are left out. They can be no label, so trees would think too little of new items.
     """
     items = cooccurrence.index_of(items)
     sequences = cut_back(sequences, held)
     known, histories, labels = hold_back(sequences, users, seed, len(held or ()))
     target, lists = items.get_indexer(list(labels.values())), histories.values()
-    occurs, kept, rng = cooccurrence.counts(sequences.values(), items) > 0, [], np.random.default_rng([seed, OTHERS])
+    occurs, kept = cooccurrence.counts(sequences.values(), items) > 0, []
     worlds = WORLDS if (cooccurrence.counts(known.values(), items) == 0).mean() > MANY_NEW else 1
     for draw in range(1, worlds + 1):
         world = Signals(hide(known, items, seed, draw).values(), items, near)
@@ -101,13 +99,6 @@ def labelled(
             user, item = taken[some["user"]], some["item"].to_numpy()
             rows = some.assign(user=user + draw * len(lists), is_label=item == target[user])
             rows["weight"] = np.where(world.new[target[user]], 1 / worlds, 1.0)
-            able = rows[occurs[item] & np.isin(user, user[rows["is_label"] & occurs[item]])]
-            kept.append(able[able["is_label"] | _drawn(able["user"].to_numpy(), rng)])
+            kept.append(rows[occurs[item] & np.isin(user, user[rows["is_label"] & occurs[item]])])
     found = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=["user", "item", *FEATURES, *TAKEN])
     return Labelled(found, *(found.pop(name).to_numpy() for name in TAKEN))
-
-
-def _drawn(user: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Which rows are drawn: some `OTHERS` of each user, all where there are fewer. user: of each row, sorted."""
-    _, place, counts = np.unique(user, return_inverse=True, return_counts=True)
-    return rng.random(len(user)) < (OTHERS / counts)[place]
