@@ -48,9 +48,9 @@ def stage_one(folder: Path, workers: int = 1) -> dict:
     source = sources.find(sources.TABLE, own=OwnTables(folder / INTERACTIONS, folder / ITEMS))
     with each_in_order("ray" if workers > 1 else "local", workers) as each:
         read = sources.read(source, max_rejected=0, folder=folder, each=each)
-    clock.lap("read")
-    data = build(*read, seed=SEED)
-    clock.lap("rules")
+        clock.lap("read")
+        data = build(*read, seed=SEED, each=each)
+        clock.lap("rules")
     data.save(folder / DATA)
     clock.lap("write")
     counts = {name: data.statistics[name] for name in ("users", "items", "interactions")}

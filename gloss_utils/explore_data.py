@@ -36,7 +36,7 @@ def prepare(run: Run) -> Dataset:
     source, rejects = source or _find(run), Rejects(run.folder.rejected_data)
     with full_disk_in_one_line(run.folder.root), each_in_order(run["engine"], run["workers"]) as each:
         found = sources.read(source, rejects, run["max_rejected"], run.folder.root, each)
-        data = build(*found, run["max_users"], run["seed"], run.settings(Rules))
+        data = build(*found, run["max_users"], run["seed"], run.settings(Rules), each)
     kinds = zip(("interactions", "items"), source.paths, strict=True)
     data.statistics["rejected"] = {kind: dict(rejects.reasons(path, kind)) for kind, path in kinds}
     with run.writing("data") as part:

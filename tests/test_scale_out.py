@@ -13,10 +13,11 @@ from helpers import one_line_error, run_of
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import fingerprint
-from gloss_utils.data import raw_files, raw_lines, sources, splits
+from gloss_utils.data import interactions, raw_files, raw_lines, sources, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rejects import Rejects
+from gloss_utils.data.rules import build
 from gloss_utils.rank import HybridSettings, cooccurrence
 from gloss_utils.runs import asking, counting, parameters, resumed, workers
 from gloss_utils.runs.parameters import RETRIEVE
@@ -119,11 +120,12 @@ def test_vectors_are_those_of_this_process(small_run, session):
     assert np.abs(vectors - expected).max() < 1e-6
 
 
-def test_workers_read_what_this_process_does(session, tmp_path, monkeypatch):
+def test_workers_read_and_group_what_this_process_does(session, tmp_path, monkeypatch):
     monkeypatch.setattr(raw_lines, "BLOCK", 1000)
     monkeypatch.setattr(raw_files, "ROWS", 20)
-    taken = [{"user": f"u{n * 7 % 90}", "item": f"i{n % 60}", "time": n} for n in range(400)]
-    lines = [json.dumps(record) if n % 50 else "no JSON" for n, record in enumerate(taken)]
+    monkeypatch.setattr(interactions, "AT_ONCE", 50)
+    records = [{"user": f"u{n * 7 % 90}", "item": f"i{n % 60}", "time": n} for n in range(400)]
+    lines = [json.dumps(record) if n % 50 else "no JSON" for n, record in enumerate(records)]
     (tmp_path / "taken.jsonl").write_text("\n".join(lines))
     rows = [f'i{n},"A title\nof two lines, {n}"' if n % 9 else f'i{n},"a quote that is not closed' for n in range(70)]
     (tmp_path / "items.csv").write_text("\n".join(["item,title", *rows]))
@@ -132,10 +134,12 @@ def test_workers_read_what_this_process_does(session, tmp_path, monkeypatch):
     for engine in ("local", "ray"):
         rejects = Rejects()
         with workers.each_in_order(engine, 2) as each:
-            interactions, items = sources.read(sources.find("table", own=own), rejects, 0.5, each=each)
-        ids = interactions.users.to_pylist(), interactions.items.to_pylist(), interactions.records.whole().tobytes()
-        found.append((ids, items.to_csv(), rejects.records))
-    assert found[0] == found[1] and len(found[0][2]) > 10 and len(items) > 50
+            taken, items = sources.read(sources.find("table", own=own), rejects, 0.5, each=each)
+            data = build(taken, items, each=each)
+        ids = taken.users.to_pylist(), taken.items.to_pylist(), taken.records.whole().tobytes()
+        tables = data.users.to_csv(), data.items.to_csv(), data.places.tobytes(), data.times.tobytes(), data.statistics
+        found.append((ids, tables, items.to_csv(), rejects.records))
+    assert found[0] == found[1] and len(rejects.records) > 10 and len(items) > 50 and len(data.users) > 80
 
 
 def test_a_workers_error_is_one_line(session, tmp_path):

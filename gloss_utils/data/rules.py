@@ -4,8 +4,9 @@ All is done on numbers, for some millions of interactions at a time; a bit for e
 items are what memory holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +54,20 @@ class Rules:
 PAPER = Rules()
 
 
-def apply_rules(reviews: Interactions, metadata: pd.DataFrame, rules: Rules = PAPER) -> Dataset:
+def apply_rules(reviews: Interactions, metadata: pd.DataFrame, rules: Rules = PAPER, each: Callable = map) -> Dataset:
     """Apply the data rules to the raw records.
 
-    metadata: item, title. Returns the dataset of all users, however few interactions they have, before anything is
-    drawn: items (item, title), users (user, interactions), and as statistics the counts of what was `dropped`, by
-    reason, and the `periods` of a time split (None: leave-one-out).
+    metadata: item, title. each: calls a function for each of many things, and yields what it returns, in order; users'
+    records are grouped by it, some users' at a time. Returns the dataset of all users, however few interactions they
+    have, before anything is drawn: items (item, title), users (user, interactions), and as statistics the counts of
+    what was `dropped`, by reason, and the `periods` of a time split (None: leave-one-out).
     """
     listed, titles, again = _listed(metadata)
     places = places_of(reviews.items, as_texts(metadata["item"].iloc[listed]))
     order = pc.array_sort_indices(reviews.users).to_numpy()
     ranks = np.empty(len(order), dtype=np.int32)
     ranks[order] = np.arange(len(order))
-    users, items, times, unique = _known(reviews, ranks, places)
+    users, items, times, unique = _known(reviews, ranks, places, each)
 
     begin = periods(times, rules.holdout_share) if rules.holdout == TIME and len(times) else None
     core = np.asarray(times < begin[0]) if begin else np.ones(len(times), dtype=bool)
@@ -122,21 +124,25 @@ def _titles(titles: pd.Series) -> pa.Array:
 
 
 def _known(
-    reviews: Interactions, ranks: np.ndarray, places: np.ndarray
+    reviews: Interactions, ranks: np.ndarray, places: np.ndarray, each: Callable
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Of each interaction with a titled item, once, the user's rank, the item's place and the time, by user, then by
     time, then in the file's order; and how many there were before, with other items."""
     users, items, times = (Rows(dtype, reviews.folder) for dtype in ("i4", "i4", "i8"))
     unique = 0
-    for some in reviews.by_user(ranks):
-        some = some[np.lexsort((some["part"], some["time"], some["user"]))]
-        once = ~pd.DataFrame({name: some[name] for name in ("user", "item", "time", "rating")}).duplicated().to_numpy()
-        unique += np.count_nonzero(once)
-        some = some[once & (places[some["item"]] >= 0)]
-        users.append(some["user"])
-        items.append(places[some["item"]])
-        times.append(some["time"])
-    return users.whole(), items.whole(), times.whole(), int(unique)
+    for once, *found in each(partial(_grouped, places), reviews.by_user(ranks)):
+        unique += once
+        for rows, values in zip((users, items, times), found, strict=True):
+            rows.append(values)
+    return users.whole(), items.whole(), times.whole(), unique
+
+
+def _grouped(places: np.ndarray, records: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """How many of some users' records differ; and of `_known`, what these have."""
+    some = records[np.lexsort((records["part"], records["time"], records["user"]))]
+    once = ~pd.DataFrame({name: some[name] for name in ("user", "item", "time", "rating")}).duplicated().to_numpy()
+    some = some[once & (places[some["item"]] >= 0)]
+    return int(np.count_nonzero(once)), some["user"].copy(), places[some["item"]], some["time"].copy()
 
 
 # ---- steps on parts of long arrays
@@ -237,13 +243,18 @@ def periods(times: np.ndarray, share: float) -> list[int]:
 
 
 def build(
-    reviews: Interactions, metadata: pd.DataFrame, max_users: int | None = None, seed: int = 0, rules: Rules = PAPER
+    reviews: Interactions,
+    metadata: pd.DataFrame,
+    max_users: int | None = None,
+    seed: int = 0,
+    rules: Rules = PAPER,
+    each: Callable = map,
 ) -> Dataset:
     """Make a `Dataset` of raw records (see `apply_rules`). Raises `GlossError` where nothing is left of them.
 
     Under a time split, all users are validation users, and items that nobody took before the validation period are new.
     """
-    found = apply_rules(reviews, metadata, rules)
+    found = apply_rules(reviews, metadata, rules, each)
     items, users, begin = found.items, found.users, found.statistics["periods"]
     counts = users["interactions"]
     early = np.asarray(found.times < begin[0]) if begin else None

@@ -104,7 +104,8 @@ def _itself(value):
 
 def _mapped(array: np.memmap):
     """How a memory-mapped array is pickled: as its file's name, so that each process of a machine maps it itself."""
-    if not array.flags.c_contiguous or not isinstance(array._mmap, mmap.mmap) or array.mode != "r":
+    named = array.filename is not None and isinstance(array._mmap, mmap.mmap)  # a temporary file may have no name
+    if not named or not array.flags.c_contiguous or array.mode != "r":
         return np.asarray(array).__reduce_ex__(5)
     begin = np.frombuffer(array._mmap, np.uint8).__array_interface__["data"][0]
     at = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY + array.__array_interface__["data"][0] - begin
