@@ -83,13 +83,18 @@ def _noted(sizes: list[int], batch: dict) -> dict:
     return batch
 
 
-def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
+FULL = ["-p", "tuning", "full", "-p", "load_in_4bit", "false", "-p", "loss", "catalogue", "-p", "decoding", "catalogue"]
+
+
+@pytest.mark.parametrize("more", [[], FULL], ids=["paper", "catalogue"])
+def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd, more):
     folder, file = copied_run
+    steps = STEPS + more
     alone = folder.root.parent / "elsewhere/alone"  # not beside it: runs share what they make
     shutil.copytree(folder.root, alone)
-    assert fine_tune.main([str(file), *STEPS, "-p", "run_dir", str(alone)]) == 0
+    assert fine_tune.main([str(file), *steps, "-p", "run_dir", str(alone)]) == 0
     launched = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *TWO, str(file), *STEPS],
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *TWO, str(file), *steps],
         cwd=notebooks.ROOT,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -107,9 +112,9 @@ def test_two_processes_train_as_one_and_the_run_goes_on(copied_run, capfd):
             assert a[name] == pytest.approx(b[name], rel=1e-2 if name == "eval_loss" else 1e-4), name
     assert (folder.figures / "02_loss.png").exists() and not list(folder.unfinished.iterdir())
     capfd.readouterr()
-    assert fine_tune.main([str(file), *STEPS]) == 0
+    assert fine_tune.main([str(file), *steps]) == 0
     assert capfd.readouterr().out.splitlines() == ["01_explore_data: up to date", "02_fine_tune: up to date"]
-    notebooks.run([str(file)], [(STEPS[at + 1], STEPS[at + 2]) for at in range(0, len(STEPS), 3)], last="03")
+    notebooks.run([str(file)], [(steps[at + 1], steps[at + 2]) for at in range(0, len(steps), 3)], last="03")
     lines = capfd.readouterr().out.splitlines()
     assert lines[:2] == ["01_explore_data: up to date", "02_fine_tune: up to date"]
 
