@@ -10,7 +10,19 @@ import pandas as pd
 import pytest
 from helpers import dataset, dense, small_llama
 
-from benchmarks import catalogue_decoding, data, decoding, generation, made_up, peers, retrieval, scale, threads, timing
+from benchmarks import (
+    catalogue_decoding,
+    data,
+    decoding,
+    encoding,
+    generation,
+    made_up,
+    peers,
+    retrieval,
+    scale,
+    threads,
+    timing,
+)
 from benchmarks import index as index_benchmark
 from benchmarks import learned as learned_benchmark
 from benchmarks import new_items as new_items_benchmark
@@ -167,6 +179,18 @@ def test_retrieval_that_finds_something_else_is_told(small_catalogue, monkeypatc
     monkeypatch.setattr(DenseIndex, "encode", lambda self, texts: wrong(self, texts)[::-1].copy())
     result = retrieval.main(["--users", "10", "--full"])
     assert result["texts"] == 50 and result["other_items"] > 25 and result["similarities_apart"] > 2
+
+
+def test_neighbours_that_stay_the_same_are_counted():
+    def at(*degrees: int) -> np.ndarray:
+        return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1)
+
+    ours, moved, turned = at(0, 10, 25, 45, 70), at(0, 10, 30, 45, 70), at(0, 10, 90, 45, 70)
+    assert encoding.nearest(ours, 2).tolist() == [[1, 2], [0, 2], [1, 3], [2, 4], [3, 2]]
+    assert encoding.kept(ours, ours, 2) == (1.0, 1.0)
+    assert encoding.kept(ours, moved, 2) == (0.8, 1.0)  # the third now stands nearer to the fourth
+    first, two = encoding.kept(ours, turned, 2)
+    assert (first, two) == (0.4, 0.6)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from gloss_utils.runs.parameters import ROOT
 
 DRAWN = ("rankings", "comparison", "number_of_queries", "retrievers", "segments", "cost")
 COMMITTED = sorted((ROOT / "figures/results").glob("*.json"))
-BEAMS = sorted((ROOT / "figures/results/beams").glob("*.json"))
+BEAMS, SEEDS = (sorted((ROOT / "figures/results" / name).glob("*.json")) for name in ("beams", "seeds"))
 
 
 def row(method: str, recall: float, **about) -> dict:
@@ -445,7 +445,8 @@ def test_committed_tables_say_where_they_come_from(file):
 
 def test_the_page_of_results_is_what_the_committed_tables_give():
     page = results_page.PAGE.read_text(encoding="utf-8")
-    assert page == results_page.results_page(*([results.read(file) for file in files] for files in (COMMITTED, BEAMS)))
+    files = COMMITTED, BEAMS, SEEDS
+    assert page == results_page.results_page(*([results.read(file) for file in some] for some in files))
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
