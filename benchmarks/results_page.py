@@ -38,7 +38,7 @@ For comparison, not from this table, published Recall@5 (Beauty, Toys), seen ite
 0.0456 and 0.0677, 3B 0.0653 and 0.0728, 8B 0.0681 and 0.0796; `lis-bm25` 0.0433 and 0.0521. SASRec with one negative
 per item (whether seen items are kept in is not said): 0.0387 and 0.0463. Item-kNN alone scores above every published
 number (see `figures/comparison.png`)."""
-SEEDS = """## SASRec, searched and with three seeds, test split
+SEEDS = """## SASRec, searched and with several seeds, test split
 
 The settings are the best of two trials by NDCG@10 of the validation users, seen items left out; the first trial has
 those of the table above, and both datasets keep them: cross-entropy over all items, width 128, dropout 0.5, learning
