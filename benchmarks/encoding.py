@@ -15,11 +15,13 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import timing
 from benchmarks.baselines import load
 from gloss_utils.data.prompts import item_text
 from gloss_utils.search.encoder import DEFAULT_ENCODER, encode_texts, load_encoder
@@ -27,17 +29,10 @@ from gloss_utils.search.encoder import DEFAULT_ENCODER, encode_texts, load_encod
 CALIBRATED_ON, NEAREST, RUNS = 400, 10, 3
 
 
-class Network(torch.nn.Module):
-    """The encoder's network, by a compiled model of OpenVINO."""
-
-    def __init__(self, compiled: Callable):
-        super().__init__()
-        self.compiled = compiled
-
-    def forward(self, inputs: dict[str, Tensor], **_) -> dict[str, Tensor]:
-        """The inputs, which have token ids and masks [texts, tokens], with a vector for each token."""
-        arrays = {name: value.numpy() for name, value in inputs.items() if isinstance(value, Tensor)}
-        return inputs | {"token_embeddings": torch.from_numpy(self.compiled(arrays)[0])}
+def forward(compiled: Callable, inputs: dict[str, Tensor], **_) -> dict[str, Tensor]:
+    """The inputs, which have token ids and masks [texts, tokens], with a vector for each token by a compiled model."""
+    arrays = {name: value.numpy() for name, value in inputs.items() if isinstance(value, Tensor)}
+    return inputs | {"token_embeddings": torch.from_numpy(compiled(arrays)[0])}
 
 
 def engines(texts: list[str]) -> dict[str, Callable[[list[str]], np.ndarray]]:
@@ -56,7 +51,7 @@ def engines(texts: list[str]) -> dict[str, Callable[[list[str]], np.ndarray]]:
     how = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     for name, model in {"OpenVINO float32": network, "OpenVINO int8": int8}.items():
         found[name] = load_encoder(DEFAULT_ENCODER)
-        found[name][0].forward = Network(openvino.compile_model(model, "CPU", how)).forward
+        found[name][0].forward = partial(forward, openvino.compile_model(model, "CPU", how))
     return {name: lambda some, encoder=encoder: encode_texts(encoder, some) for name, encoder in found.items()}
 
 
@@ -94,19 +89,13 @@ def main():
     torch.set_num_threads(1)
     titles = load(options.dataset, options.data_dir).items["title"]
     texts = [item_text(title) for title in titles.sample(options.titles, random_state=1)]
-    rivals, seconds, vectors = engines(texts), {}, {}
-    for encode in rivals.values():
-        encode(texts[:128])  # warm-up
-    for _ in range(RUNS):
-        for name, encode in rivals.items():
-            begun = time.process_time()
-            vectors[name] = encode(texts)
-            seconds.setdefault(name, []).append(time.process_time() - begun)
-    ours, median = vectors["PyTorch"], {name: statistics.median(values) for name, values in seconds.items()}
+    rivals = {name: lambda run, encode=encode: encode(texts) for name, encode in engines(texts).items()}
+    seconds, (*_, vectors) = timing.alternate(rivals, RUNS, time.process_time)
+    ours = vectors["PyTorch"]
     for name, found in vectors.items():
         first, ten = kept(ours, found)
-        faster, apart = median["PyTorch"] / median[name], np.abs(found - ours).max()
-        cells = f"{median[name]:.1f}", f"{faster:.2f}", f"{apart:.1e}", f"{first:.1%}", f"{ten:.1%}"
+        faster, apart = timing.ratio(seconds, name, "PyTorch"), np.abs(found - ours).max()
+        cells = f"{statistics.median(seconds[name]):.1f}", f"{faster:.2f}", f"{apart:.1e}", f"{first:.1%}", f"{ten:.1%}"
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -42,11 +42,11 @@ QUERIES, TEXTS, USERS_AT_ONCE = "queries.jsonl", 2, 4096
 METHODS, SAMPLED, SAMPLE = ("histories", "paper"), "hybrid", 64  # every 64th block of users is ranked for by hybrid
 
 
-def stage_one(folder: Path, workers: int = 1) -> dict:
+def stage_one(folder: Path, workers: int | None = None) -> dict:
     """Reading, the data rules, writing, and the figure of notebook 1."""
     clock = Clock()
     source = sources.find(sources.TABLE, own=OwnTables(folder / INTERACTIONS, folder / ITEMS))
-    with each_in_order("ray" if workers > 1 else "local", workers) as each:
+    with each_in_order(workers) as each:
         read = sources.read(source, max_rejected=0, folder=folder, each=each)
         clock.lap("read")
         data = build(*read, seed=SEED, each=each)
@@ -62,7 +62,7 @@ def stage_one(folder: Path, workers: int = 1) -> dict:
     return counts | clock.laps
 
 
-def stage_three(folder: Path, workers: int = 1) -> dict:
+def stage_three(folder: Path, workers: int | None = None) -> dict:
     """The index by words, in this process; vectors are not made: encoding would take days (see `encoding`)."""
     from gloss_utils.search.bm25 import BM25Index
 
@@ -73,7 +73,7 @@ def stage_three(folder: Path, workers: int = 1) -> dict:
     return {"items": len(titles_of)} | clock.laps
 
 
-def stage_four(folder: Path, workers: int = 1) -> dict:
+def stage_four(folder: Path, workers: int | None = None) -> dict:
     """What may be learnt, co-occurrence, and rankings: of all users by histories alone (hybrid without texts) and by
     the paper's rule from given texts; of a sample also by hybrid with the votes of an index by words."""
     from gloss_utils.rank import HybridSettings, Ranker, write_trec
@@ -115,16 +115,17 @@ def stage_four(folder: Path, workers: int = 1) -> dict:
 
     with ExitStack() as stack:
         add = {method: stack.enter_context(joined(folder / f"{method}.trec")) for method in METHODS}
-        for _, part in filled(folder / "ranked", enumerate(blocks()), lambda: world, rank, _count(workers)):
+        for _, part in filled(folder / "ranked", enumerate(blocks()), lambda: world, rank, workers):
             for method in METHODS:
                 add[method](part / f"{method}.trec")
     clock.lap("rankings")
     remove(folder / "ranked")
-    each = {method: {"users": n, "ms_a_user": round(1000 * s / n, 3)} for method, (s, n) in took.items() if n}  # here
+    # Of what this process ranked; what workers did is not known here.
+    each = {method: {"users": n, "ms_a_user": round(1000 * s / n, 3)} for method, (s, n) in took.items() if n}
     return each | {"neighbours": follows.nnz} | clock.laps
 
 
-def stage_five(folder: Path, workers: int = 1) -> dict:
+def stage_five(folder: Path, workers: int | None = None) -> dict:
     """What notebook 5 makes of rankings, from stage 4's TREC files: metrics of each user, with coverage, novelty and
     diversity, means by segment with intervals, and paired tests. Vectors are made up: each of 65,536 stands for many
     items."""
@@ -152,7 +153,7 @@ def stage_five(folder: Path, workers: int = 1) -> dict:
     read = [read_trec_blocks(folder / f"{method}.trec", users) for method in METHODS]
     with tempfile.TemporaryDirectory(dir=folder) as made:
         values, every = Values(Path(made)), zip(blocks(), *read, strict=True)
-        for _, part in filled(folder / "measured", every, lambda: catalogue, measure, _count(workers)):
+        for _, part in filled(folder / "measured", every, lambda: catalogue, measure, workers):
             for method, found in zip(METHODS, np.load(part / "measured.npy"), strict=True):
                 values.add((method, metrics.LEFT_OUT), found)
         clock.lap("metrics")
@@ -172,10 +173,6 @@ def stage_five(folder: Path, workers: int = 1) -> dict:
         "users": len(about),
         "recall@5": {row["method"]: row["recall@5"] for row in rows[:: len(rows) // 2]},
     } | clock.laps
-
-
-def _count(workers: int) -> int | None:
-    return workers if workers > 1 else None
 
 
 class _Vectors:
@@ -281,9 +278,10 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", choices=[*STAGES, *PARTS], help="one stage, of a folder, or one part, of --items")
     options = parser.parse_args(arguments)
+    workers = options.workers if options.workers > 1 else None
     if options.only:
         one = options.only
-        print(json.dumps(PARTS[one](options.items) if one in PARTS else STAGES[one](options.folder, options.workers)))
+        print(json.dumps(PARTS[one](options.items) if one in PARTS else STAGES[one](options.folder, workers)))
         return
     from benchmarks.timing import in_fresh_process  # loads PyTorch
 

@@ -12,7 +12,9 @@ import torch
 from gloss_utils.language.models import peak_memory
 
 
-def alternate(rivals: dict[str, Callable[[int], object]], runs: int) -> tuple[dict[str, list[float]], list[dict]]:
+def alternate(
+    rivals: dict[str, Callable[[int], object]], runs: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, list[float]], list[dict]]:
     """Let rivals take turns, `runs` times after a warm-up; each is called with the number of the run, 0 the warm-up's.
 
     Returns each rival's seconds and, run by run, what they answered.
@@ -21,11 +23,11 @@ def alternate(rivals: dict[str, Callable[[int], object]], runs: int) -> tuple[di
     for run in range(runs + 1):
         answers.append({})
         for name, call in rivals.items():
-            begun = time.perf_counter()
+            begun = clock()
             answers[run][name] = call(run)
             _wait()
             if run:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(clock() - begun)
     return seconds, answers[1:]
 
 

@@ -56,8 +56,7 @@ def encode_in_parts(run: Run, encoder: Encoder, texts: list[str]) -> np.ndarray:
     """Vectors of texts, float32 [texts, dimensions], L2-normalised, by this process or by Ray workers. What was cut off
     goes on after its last part. Raises `GlossError` where the encoder cannot be loaded, or workers die again and again.
     """
-    here = run["engine"] != "ray"
-    load = (lambda: encoder.model) if here else partial(load_encoder, encoder.name, encoder.revision)
+    load = partial(load_encoder, encoder.name, encoder.revision) if run.ray_workers else lambda: encoder.model
     return rows_of(run, "dense", texts, TEXTS_PER_PART, load, encode_texts, "encoding")
 
 

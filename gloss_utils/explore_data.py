@@ -34,7 +34,7 @@ def prepare(run: Run) -> Dataset:
     if run.keeps("data"):
         return Dataset.load(run.folder.data)
     source, rejects = source or _find(run), Rejects(run.folder.rejected_data)
-    with full_disk_in_one_line(run.folder.root), each_in_order(run["engine"], run["workers"]) as each:
+    with full_disk_in_one_line(run.folder.root), each_in_order(run.ray_workers) as each:
         found = sources.read(source, rejects, run["max_rejected"], run.folder.root, each)
         data = build(*found, run["max_users"], run["seed"], run.settings(Rules), each)
     kinds = zip(("interactions", "items"), source.paths, strict=True)

@@ -187,9 +187,11 @@ def read_items(
     known = wanted if isinstance(wanted, pa.Array) else as_texts(sorted(wanted))
     by_name = set(known.to_pylist()) if file.form == "literal" else frozenset()
     parts, rows, seen, missing = [], [], 0, set(texts)
-    for good, bad, named in each(partial(_items, file, parser(file, by_name), texts), blocks(file, columns, ITEMS)):
+    for good, bad, absent in each(partial(_items, file, parser(file, by_name), texts), blocks(file, columns, ITEMS)):
         rejects.add_all(file.path, bad, ITEMS)
-        rows, seen, missing = rows + good, seen + len(good), missing - named
+        rows += good
+        seen += len(good)
+        missing &= absent
         if len(rows) >= ENCODED:
             parts, rows = [*parts, _wanted(rows, known)], []
     rejects.stop_above(max_rejected, file.path, seen, ", ".join(columns), ITEMS)
@@ -200,14 +202,14 @@ def read_items(
 
 
 def _items(file: RawFile, parse: Callable, texts: list[str], block: Block) -> tuple[list, list, set[str]]:
-    """A block's items with their texts, its other records (see `_usable`), and which of the columns `texts` it has."""
-    named = set()
+    """A block's items with their texts, its other records (see `_usable`), and the columns of `texts` that none has."""
+    absent = set(texts)
 
     def item(record: dict) -> tuple[str, str | None]:
-        named.update(column for column in texts if column in record)
+        absent.difference_update(record)
         return _id(record, file.fields["item"]), templates.fill(record, file.text, texts)
 
-    return *_usable(block, parse, item), named
+    return *_usable(block, parse, item), absent
 
 
 def _wanted(rows: list[tuple[str, str | None]], wanted: pa.Array) -> pa.Table:

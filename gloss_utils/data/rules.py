@@ -142,7 +142,7 @@ def _grouped(places: np.ndarray, records: np.ndarray) -> tuple[int, np.ndarray, 
     some = records[np.lexsort((records["part"], records["time"], records["user"]))]
     once = ~pd.DataFrame({name: some[name] for name in ("user", "item", "time", "rating")}).duplicated().to_numpy()
     some = some[once & (places[some["item"]] >= 0)]
-    return int(np.count_nonzero(once)), some["user"].copy(), places[some["item"]], some["time"].copy()
+    return np.count_nonzero(once), some["user"], places[some["item"]], some["time"]
 
 
 # ---- steps on parts of long arrays

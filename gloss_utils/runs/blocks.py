@@ -27,7 +27,7 @@ def in_blocks(run: Run, name: str, blocks: Iterable, load: Callable, work: Calla
     about = [code_of(run.stage), that_matter(run.parameters), run.inputs, run.known, seals]
     builds_on = {stage: identity(entry) for stage, entry in stages.items() if stage < run.stage}
     root = run.unfinished(name, digest([about, builds_on]))
-    yield filled(root, blocks, load, work, run["workers"] if run["engine"] == "ray" else None)
+    yield filled(root, blocks, load, work, run.ray_workers)
     for left in run.folder.unfinished.glob(f"{name}-*"):  # of other parameters, too
         remove(left)
 

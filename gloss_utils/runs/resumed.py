@@ -28,7 +28,7 @@ def in_batches(run: Run, name: str, about, batches: list[list[int]], work: Calla
         print(note)
     _say_what_is_done(len(journal.done), len(batches), "batches")
     left = {number: places for number, places in enumerate(batches) if number not in journal.done}
-    map_parts = partial(workers.map_parts, workers=run["workers"]) if run["engine"] == "ray" else None
+    map_parts = partial(workers.map_parts, workers=run.ray_workers) if run.ray_workers else None
     done, total, notices = sum(map(len, journal.done.values())), sum(map(len, batches)), {None}
     with tqdm(total=total, initial=done, desc=verb, unit="user", mininterval=2) as bar:
         for number, rows, notice in work(left, map_parts):
@@ -63,8 +63,8 @@ def in_parts(
     files = [folder / f"{digest(repr(part))}.npz" for part in parts]
     left = {number: part for number, part in enumerate(parts) if not _is_sound(files[number])}
     _say_what_is_done(len(parts) - len(left), len(parts), "parts")
-    if run["engine"] == "ray" and len(left) > 1:
-        done = workers.map_parts(work, load, left.items(), run["workers"])
+    if run.ray_workers and len(left) > 1:
+        done = workers.map_parts(work, load, left.items(), run.ray_workers)
     else:
         done = map_here(work, load, left.items())
     total, before = sum(map(len, parts)), sum(len(part) for number, part in enumerate(parts) if number not in left)

@@ -65,6 +65,11 @@ class Run:
         """The folder of the base model, or its name on the hub. Errors as of `open`."""
         return self.open("base") if self["base_model"] == "tiny" else self["base_model"]
 
+    @property
+    def ray_workers(self) -> int | None:
+        """How many of Ray's workers do the work; null: this process does."""
+        return self["workers"] if self["engine"] == "ray" else None
+
     def settings(self, kind: type, **values):
         """A dataclass of settings from this run's parameters, and `values` (see `settings_of`)."""
         return settings_of(kind, self.parameters, **values)

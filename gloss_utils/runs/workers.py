@@ -6,11 +6,11 @@ A part whose worker dies is done again by another. On a cluster, all nodes need 
 import copyreg
 import logging
 import mmap
+import operator
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -85,21 +85,13 @@ def map_parts(
 
 
 @contextmanager
-def each_in_order(engine: str, workers: int) -> Iterator[Callable]:
-    """`map`, under the engine ray by so many workers; Ray runs until this context is left."""
-    if engine != "ray":
+def each_in_order(count: int | None) -> Iterator[Callable]:
+    """`map` by so many of Ray's workers (null: here); Ray runs until this context is left."""
+    if count is None:
         yield map
         return
     with session():
-        yield lambda work, parts: in_order(map_parts(_call, partial(_itself, work), enumerate(parts), workers))
-
-
-def _call(work: Callable, part):
-    return work(part)
-
-
-def _itself(value):
-    return value
+        yield lambda work, parts: in_order(map_parts(operator.call, lambda: work, enumerate(parts), count))
 
 
 def _mapped(array: np.memmap):
