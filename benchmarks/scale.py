@@ -35,6 +35,7 @@ from gloss_utils.data.rules import build
 from gloss_utils.data.sources import OwnTables
 from gloss_utils.runs.blocks import filled
 from gloss_utils.runs.parameters import ROOT
+from gloss_utils.runs.resumed import kept_each
 from gloss_utils.runs.workers import each_in_order
 
 TOKENS_A_WORD, DATA = 2, "data"
@@ -44,14 +45,16 @@ METHODS, SAMPLED, SAMPLE = ("histories", "paper"), "hybrid", 64  # every 64th bl
 
 def stage_one(folder: Path, workers: int | None = None) -> dict:
     """Reading, the data rules, writing, and the figure of notebook 1."""
-    clock = Clock()
+    clock, unfinished = Clock(), folder / "unfinished"
     source = sources.find(sources.TABLE, own=OwnTables(folder / INTERACTIONS, folder / ITEMS))
     with each_in_order(workers) as each:
+        each = kept_each(unfinished, each)
         read = sources.read(source, max_rejected=0, folder=folder, each=each)
         clock.lap("read")
         data = build(*read, seed=SEED, each=each)
         clock.lap("rules")
     data.save(folder / DATA)
+    remove(unfinished)
     clock.lap("write")
     counts = {name: data.statistics[name] for name in ("users", "items", "interactions")}
     del read, data

@@ -14,6 +14,7 @@ from gloss_utils.data.rules import Rules, build
 from gloss_utils.data.sources import OwnTables, Source
 from gloss_utils.report import data_plots, published, tables
 from gloss_utils.runs.contents import content_of
+from gloss_utils.runs.resumed import kept_each
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.runs.workers import each_in_order
 
@@ -28,13 +29,15 @@ def start(notebook: dict) -> Run:
 def prepare(run: Run) -> Dataset:
     """Find or download the raw files, read them, apply the data rules, and write `data/`.
 
-    Where `data/` was made from the same, it is taken as it is, and the raw files may be gone.
+    Where `data/` was made from the same, it is taken as it is, and the raw files may be gone. What was cut off goes on
+    after its last part.
     """
     source = None if run.has_read_its_files() else _find(run)
     if run.keeps("data"):
         return Dataset.load(run.folder.data)
     source, rejects = source or _find(run), Rejects(run.folder.rejected_data)
     with full_disk_in_one_line(run.folder.root), each_in_order(run.ray_workers) as each:
+        each = kept_each(run.unfinished("data"), each)
         found = sources.read(source, rejects, run["max_rejected"], run.folder.root, each)
         data = build(*found, run["max_users"], run["seed"], run.settings(Rules), each)
     kinds = zip(("interactions", "items"), source.paths, strict=True)

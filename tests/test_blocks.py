@@ -1,7 +1,8 @@
-"""Stages 4 and 5 in blocks of users: the same bytes as all at once, and no more held than a block."""
+"""Stages in blocks: the same bytes as all at once, no more held than a block, and what was cut off goes on."""
 
 import pickle
 import re
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -9,8 +10,9 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, run_of
 
-from gloss_utils import evaluate, retrieve
-from gloss_utils.base.files import digest
+from gloss_utils import evaluate, explore_data, retrieve
+from gloss_utils.base.files import digest, fingerprint
+from gloss_utils.data import interactions, raw_lines, readers, rules
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import Ranker
@@ -19,8 +21,8 @@ from gloss_utils.rank.ranker import RULES
 from gloss_utils.rank.trec import read_trec_blocks
 from gloss_utils.report.in_blocks import COLUMNS, Values
 from gloss_utils.runs import blocks as run_blocks
-from gloss_utils.runs import workers
-from gloss_utils.runs.parameters import EVALUATE, RETRIEVE
+from gloss_utils.runs import resumed, workers
+from gloss_utils.runs.parameters import EVALUATE, EXPLORE, RETRIEVE
 
 
 @pytest.fixture
@@ -210,3 +212,43 @@ def test_trec_files_are_read_in_blocks(tmp_path):
     assert found == [[["u", "a", 2.5], ["u", "b", 1.5]], [], [["w", "a", 0.25]]]
     with pytest.raises(ValueError, match="u, who is out of order"):
         list(read_trec_blocks(path, [["w"], ["u"][:0]]))
+
+
+@pytest.mark.parametrize("lost", ["0-1.zip", "1-0.zip"])
+def test_stage_one_goes_on_after_its_last_part(copied_run, monkeypatch, capsys, lost):
+    folder, _ = copied_run
+    monkeypatch.setattr(raw_lines, "BLOCK", 8000)
+    monkeypatch.setattr(interactions, "AT_ONCE", 400)
+    monkeypatch.setattr(resumed, "PART", 3 * 10**4)
+    before, done, lives, grouped = fingerprint(folder.data), [], [10**6], rules._grouped
+
+    def dying(places, records):
+        if not lives[0]:
+            raise KeyboardInterrupt
+        lives[0] -= 1
+        return done.append("group") or grouped(places, records)
+
+    for name, kind in (("_interactions", "interactions"), ("_items", "items")):
+        real = getattr(readers, name)
+        monkeypatch.setattr(readers, name, lambda *given, real=real, kind=kind: done.append(kind) or real(*given))
+    monkeypatch.setattr(rules, "_grouped", dying)
+    run = partial(of_stage, copied_run, EXPLORE, remake=["data"])
+    explore_data.prepare(run())
+    whole = Counter(done)
+    assert fingerprint(folder.data) == before and min(whole.values()) > 5
+
+    lives[0] = whole["group"] - 1
+    with pytest.raises(KeyboardInterrupt):
+        explore_data.prepare(run())
+    [parts] = folder.unfinished.glob("data-*")
+    assert sorted({file.name[0] for file in parts.iterdir()}) == ["0", "1", "2"]
+    file = parts / lost
+    file.write_bytes(file.read_bytes()[:-1])  # of a file cut short nothing is taken
+    lives[0] = 10**6
+    done.clear()
+    explore_data.prepare(run())
+    again = Counter(done)
+    assert fingerprint(folder.data) == before and not list(folder.unfinished.iterdir())
+    assert (again["interactions"] == 0) == (lost != "0-1.zip") and (again["items"] == 0) == (lost != "1-0.zip")
+    assert again["interactions"] < whole["interactions"] and 0 < again["group"] < whole["group"]
+    assert "blocks are those of a run that was cut off" in capsys.readouterr().out

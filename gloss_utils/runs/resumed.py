@@ -1,7 +1,9 @@
 """Work on a costly artefact in batches, each noted on the disk: what was cut off goes on after its last batch."""
 
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -13,6 +15,8 @@ from gloss_utils.base.parts import map_here
 from gloss_utils.runs import workers
 from gloss_utils.runs.journal import Journal
 from gloss_utils.runs.run import Run
+
+PART = 2**26  # bytes after which `kept_each` begins a new part
 
 
 def in_batches(run: Run, name: str, about, batches: list[list[int]], work: Callable[..., Iterator], verb: str) -> list:
@@ -76,8 +80,43 @@ def in_parts(
     return files
 
 
+def kept_each(folder: Path, each: Callable[[Callable, Iterable], Iterator]) -> Callable:
+    """`each`, which calls a function for each of many things, in order, with what it yields kept in `folder`.
+
+    Where the same calls are made again after the work was cut off, the results of whole parts come from there. A part
+    is a zip file of pickled results, whose checksums tell a damaged one; from such a one on all is done again.
+    """
+    calls = count()
+
+    def kept(work: Callable, things: Iterable) -> Iterator:
+        call, things, done = next(calls), iter(things), 0
+        files = (folder / f"{call}-{number}.zip" for number in count())
+        while _is_sound(file := next(files)):
+            with ZipFile(file) as part:
+                for name in part.namelist():
+                    next(things)
+                    done += 1
+                    yield pickle.loads(part.read(name))
+        if done:
+            print(f"{done} blocks are those of a run that was cut off")
+        results = each(work, things)
+        while True:
+            with write_whole(file) as path, ZipFile(path, "w") as part:
+                for number, result in enumerate(results):
+                    with part.open(str(number), "w", force_zip64=True) as out:
+                        pickle.dump(result, out)
+                    yield result
+                    if part.fp.tell() >= PART:
+                        break
+                else:
+                    return
+            file = next(files)
+
+    return kept
+
+
 def _is_sound(file: Path) -> bool:
-    """Whether an npz file is there, and whole."""
+    """Whether a zip file, as an npz file is, is there and whole."""
     try:
         with ZipFile(file) as arrays:
             return arrays.testzip() is None
