@@ -1,18 +1,20 @@
 """Every baseline on all test users of Beauty and Toys, by the code that notebook 5 runs; or `ranking: learned` on them.
 
     python -m benchmarks.baselines DATA_DIR [--datasets beauty toys] [--sasrec-epochs 24] [--work DIR] [--results DIR]
-    python -m benchmarks.baselines DATA_DIR --learned [--datasets beauty toys] [--results DIR]
+    python -m benchmarks.baselines DATA_DIR --learned [SEEDS] [--datasets beauty toys] [--results DIR]
     python -m benchmarks.baselines DATA_DIR --sasrec-search TRIALS [--sasrec-seeds 3] [--datasets beauty toys] …
 
 DATA_DIR holds the raw Amazon files. SASRec is trained in DIR/NAME, where a training that was cut off goes on; 0 epochs
-leave it out. --learned ranks by histories alone, with trees that are fitted on training users, as a run does.
---sasrec-search tries so many settings of SASRec on the validation users, and trains the best one with several seeds.
-Prints the table; --results writes DIR/NAME-baselines.json, NAME-learned.json or NAME-sasrec.json, for notebook 7.
+leave it out. --learned ranks by histories alone, with trees that are fitted on training users, as a run does; with so
+many seeds, each of which draws other training users and grows other trees. --sasrec-search tries so many settings of
+SASRec on the validation users, and trains the best one with several seeds. Prints the table; --results writes
+DIR/NAME-baselines.json, NAME-learned.json (with seeds NAME-histories.json) or NAME-sasrec.json, for notebook 7.
 """
 
 import argparse
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -40,10 +42,11 @@ def load(name: str, data_dir) -> Dataset:
     return build(*sources.read(sources.find(name, data_dir), Rejects(), 0), None, SEED)
 
 
-def measure(data: Dataset, epochs: int, folder: Path, learned: bool = False) -> tuple[list[dict], dict[str, float]]:
+def measure(data: Dataset, epochs: int, folder: Path, learned: int = 0) -> tuple[list[dict], dict[str, float]]:
     """Rows of metrics of every baseline, for all test users; and the seconds that ranking, or training, took.
 
-    epochs: of SASRec, which is trained in `folder`; 0 leaves it out. learned: `ranking: learned` in place of them all.
+    epochs: of SASRec, which is trained in `folder`; 0 leaves it out. learned: `ranking: learned` in place of them all,
+    with so many seeds.
     """
     titles = data.titles()
     texts = [item_text(title) for title in titles.values()]
@@ -53,8 +56,12 @@ def measure(data: Dataset, epochs: int, folder: Path, learned: bool = False) -> 
     known = splits.training_sequences(data, examples)
     ranker = Ranker(examples, titles, indexes, known, settings, depth=DEPTH)
     if learned:
-        rankings = {(GLOSS_HISTORIES, seen): ranker.by_learned(0, seen == LEFT_OUT) for seen in SEEN}
-        return _rows(rankings, examples), {"learned": round(time.time() - begun, 1)}
+        rows = []
+        for seed in range(SEED, SEED + learned):
+            by_seed = replace(ranker, seed=seed)
+            rankings = {(GLOSS_HISTORIES, seen): by_seed.by_learned(0, seen == LEFT_OUT) for seen in SEEN}
+            rows += [row | ({"seed": seed} if learned > 1 else {}) for row in _rows(rankings, examples)]
+        return rows, {"learned": round(time.time() - begun, 1)}
     rankings = {
         (method, seen): rank(ranker.histories, seen == LEFT_OUT)
         for method, rank in baselines.by_name(ranker).items()
@@ -105,7 +112,7 @@ def main():
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--datasets", nargs="+", default=["beauty", "toys"])
     parser.add_argument("--sasrec-epochs", type=int, default=24)
-    parser.add_argument("--learned", action="store_true")
+    parser.add_argument("--learned", type=int, nargs="?", const=1, default=0, metavar="SEEDS")
     parser.add_argument("--sasrec-search", type=int, default=0)
     parser.add_argument("--sasrec-seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/baselines")
@@ -115,7 +122,8 @@ def main():
         parameters = {"seed": SEED, "split": "test"}
         parameters |= {} if options.learned else {"sasrec_epochs": options.sasrec_epochs, "sasrec_width": WIDTH}
         data, folder = load(name, options.data_dir), options.work / name
-        more, kind, begun = {}, "learned" if options.learned else "baselines", time.process_time()
+        kind = ("baselines", "learned", "histories")[min(options.learned, 2)]
+        more, begun = {}, time.process_time()
         if options.sasrec_search:
             budget = options.sasrec_epochs, options.sasrec_search, options.sasrec_seeds
             rows, more["sasrec"] = searched(data, *budget, folder / "search")
@@ -129,7 +137,8 @@ def main():
         if options.results:
             inputs = {fingerprint(path): path.name for path in sources.find(name, options.data_dir).paths}
             command = f"python -m benchmarks.baselines DATA_DIR --datasets {name}"
-            command += " --learned" if options.learned else f" --sasrec-epochs {options.sasrec_epochs}"
+            learned = f" --learned {options.learned}".removesuffix(" 1")
+            command += learned if options.learned else f" --sasrec-epochs {options.sasrec_epochs}"
             if kind == "sasrec":
                 command += f" --sasrec-search {options.sasrec_search} --sasrec-seeds {options.sasrec_seeds}"
             file, more = options.results / f"{name}-{kind}.json", more | {"dataset": name, "seconds": seconds}

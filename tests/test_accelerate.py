@@ -159,12 +159,13 @@ def test_the_configuration_of_fsdp_is_one_that_accelerate_reads():
     assert config.distributed_type == "FSDP" and config.fsdp_config["fsdp_version"] == 2
 
 
-def test_fsdp_shards_float32_norms_and_embeddings_beside_4bit_weights_in_bf16(tmp_path):
+@pytest.mark.parametrize("loss", ["text", "catalogue"])
+def test_fsdp_shards_float32_norms_and_embeddings_beside_4bit_weights_in_bf16(tmp_path, loss):
     """On two CPU processes; FSDP2 asks only the weights that are trained to be of one type."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.fsdp", str(tmp_path), str(port)]
+    command = [sys.executable, "-m", "tests.fsdp", str(tmp_path), str(port), loss]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=notebooks.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
