@@ -28,7 +28,7 @@ from gloss_utils.runs import asking
 from gloss_utils.runs.blocks import in_blocks
 from gloss_utils.runs.counting import following
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import RETRIEVE
+from gloss_utils.runs.parameters import RETRIEVE, texts_per_user
 from gloss_utils.runs.run import Run, is_headless, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
@@ -94,7 +94,7 @@ def blocks_of(run: Run, path: Path) -> Callable[[], Iterator[pd.DataFrame]]:
     """What reads the queries in a file from the first on, in blocks of users who are ranked for together: all of them
     where weights are fitted on users whose targets are known."""
     size = None if run["ask"] or run["split"] == "validation" else USERS_AT_ONCE
-    return partial(query_files.blocks, path, run["num_beams"], 0, run["split"] != "next", users_at_once=size)
+    return partial(query_files.blocks, path, texts_per_user(run), 0, run["split"] != "next", users_at_once=size)
 
 
 def world_of(run: Run, data: Dataset, blocks: Callable[[], Iterator[pd.DataFrame]]) -> Ranker:
@@ -230,7 +230,7 @@ def _read(run: Run) -> Path:
     run.read_from_outside("queries_file")
 
     def usable() -> Iterator[pd.DataFrame]:
-        read = query_files.blocks(file, run["num_beams"], run["max_rejected"], not upcoming, rejects, USERS_AT_ONCE)
+        read = query_files.blocks(file, texts_per_user(run), run["max_rejected"], not upcoming, rejects, USERS_AT_ONCE)
         yield from (queries.assign(target=None) if upcoming else queries for queries in read)
         run.put_aside("texts")  # those that this run generated before: only now is the file known to be good
 

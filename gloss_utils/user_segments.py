@@ -19,7 +19,7 @@ from gloss_utils.rank.ranker import FUSED, LEARNED
 from gloss_utils.report import published, result_plots, segments, tables
 from gloss_utils.report.metrics import LEFT_OUT, by_new_target, targets_of
 from gloss_utils.report.result_plots import METRIC
-from gloss_utils.runs.parameters import SEGMENTS
+from gloss_utils.runs.parameters import SEGMENTS, texts_per_user
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.search.bm25 import BM25Index
 from gloss_utils.search.dense import DenseIndex
@@ -87,7 +87,7 @@ def draw_new_items(run: Run) -> plt.Figure | None:
     if run["ranking"] != LEARNED or run["split"] == "next":
         return None
     data = Dataset.load(run.open("data"))
-    queries = query_files.read(run.folder.queries, run["num_beams"], 0)
+    queries = query_files.read(run.folder.queries, texts_per_user(run), 0)
     targets, new = targets_of(queries), data.new_items()
     if not new & set(targets.values()):
         return None
@@ -166,7 +166,7 @@ def story(run: Run, before: Shop, after: Shop) -> Styler:
     whether the decoder may write it."""
     item, title = after.data.items.iloc[-1][["item", "title"]]
     text, place = item_text(title), len(after.data.items) - 1
-    queries = query_files.read(run.folder.queries, run["num_beams"], 0, targets=False)
+    queries = query_files.read(run.folder.queries, texts_per_user(run), 0, targets=False)
     rows = {"item": title}
     for name, index in after.indexes.items():
         ids = index.search([text], 2)[0][0]

@@ -232,6 +232,6 @@ def test_a_run_without_an_adapter_cannot_be_asked_for(copied_run, tmp_path):
 
 
 def test_a_server_is_asked_for_as_many_beams_as_texts(small_run, tmp_path):
-    wide = {"decoding": "free", "beam_width": 20}
-    with one_line_error("as many beams as texts", "-p beam_width null"):
+    wide = {"decoding": "free", "num_beams": 20, "num_return_sequences": 5}
+    with one_line_error("as many beams as texts", "-p num_return_sequences null"):
         list(export.ask(small_run[0], wide, "http://localhost", None, tmp_path / "texts", 1))

@@ -85,12 +85,12 @@ def test_texts_are_those_of_each_user_alone(run):
 @pytest.mark.parametrize("decoding", ["free", "catalogue"])
 def test_a_wider_search_keeps_the_best_of_its_texts(run, decoding):
     wide = generated(run(decoding=decoding, num_beams=6), users=5)
-    for kept, row in zip(generated(run(decoding=decoding, num_beams=2, beam_width=6), users=5), wide, strict=True):
+    for kept, row in zip(
+        generated(run(decoding=decoding, num_beams=6, num_return_sequences=2), users=5), wide, strict=True
+    ):
         assert all(some == every[:2] for some, every in zip(kept, row, strict=True))
-    with one_line_error("beam_width is 4", "num_beams (5)"):
-        parameters.check({"beam_width": 4})
-    with one_line_error("beam_width is 6", "sample has no beams"):
-        parameters.check({"beam_width": 6, "decoding": "sample"})
+    with one_line_error("num_return_sequences is 6", "num_beams (5)"):
+        parameters.check({"num_return_sequences": 6})
 
 
 class Killed(BaseException):
@@ -202,8 +202,8 @@ def test_a_prompt_that_does_not_fit_in_memory(run, monkeypatch):
     monkeypatch.setattr(beam_search, "beam_search", none)
     with one_line_error("does not fit in memory", "lower num_beams, max_new_tokens or max_length"):
         generated(run())
-    with one_line_error("with 9 beams", "lower beam_width, max_new_tokens or max_length"):
-        generated(run(beam_width=9))
+    with one_line_error("with 9 beams", "lower num_beams, max_new_tokens or max_length"):
+        generated(run(num_beams=9, num_return_sequences=5))
     monkeypatch.setattr(beam_search, "beam_search", lambda *arguments: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         generated(run())

@@ -11,10 +11,10 @@ from gloss_utils.data import queries
 from gloss_utils.data.rejects import Rejects
 
 
-def read(path, num_beams, max_rejected, targets=True):
+def read(path, texts_per_user, max_rejected, targets=True):
     """The frame, and a line for each record that cannot be used."""
     rejects = Rejects()
-    frame = queries.read(path, num_beams, max_rejected, targets, rejects)
+    frame = queries.read(path, texts_per_user, max_rejected, targets, rejects)
     return frame, [f"{kept['place']}: {kept['reason']}" for kept in rejects.records]
 
 
@@ -63,7 +63,7 @@ def test_our_own_format_comes_back_as_it_was(tmp_path):
     assert first["logprobs"] == [-1.25, None] and first["lengths"] == [7, None]
 
 
-def test_texts_beyond_num_beams_are_left_out_with_their_scores(tmp_path):
+def test_texts_beyond_those_wanted_are_left_out_with_their_scores(tmp_path):
     long = record(generated_sequences=list("wxyz"), logprobs=[-1.0, -2.0, -3.0, -4.0], lengths=[4, 3, 2, 1])
     (row,) = read(saved(tmp_path, long), 2, 0)[0].itertuples()
     assert (row.texts, row.logprobs, row.lengths) == (["w", "x"], [-1.0, -2.0], [4, 3])

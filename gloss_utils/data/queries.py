@@ -27,22 +27,22 @@ COLUMNS = ["user", "history", "target", "texts", "logprobs", "lengths"]
 
 
 def read(
-    path: str | Path, num_beams: int, max_rejected: float, targets: bool = True, rejects: Rejects | None = None
+    path: str | Path, texts_per_user: int, max_rejected: float, targets: bool = True, rejects: Rejects | None = None
 ) -> pd.DataFrame:
     """Read a file of queries: a JSON list or JSON lines, gzipped or not.
 
-    Returns a frame with one row per user: user, history, target, texts (at most `num_beams`), logprobs, lengths.
+    Returns a frame with one row per user: user, history, target, texts (at most `texts_per_user`), logprobs, lengths.
     targets: whether each record must name a target. rejects: notes the records that cannot be used.
     Raises `GlossError` where the file is missing or not in this format, or where a larger share of records than
     `max_rejected` cannot be used.
     """
-    (frame,) = blocks(path, num_beams, max_rejected, targets, rejects)
+    (frame,) = blocks(path, texts_per_user, max_rejected, targets, rejects)
     return frame
 
 
 def blocks(
     path: str | Path,
-    num_beams: int,
+    texts_per_user: int,
     max_rejected: float,
     targets: bool = True,
     rejects: Rejects | None = None,
@@ -60,7 +60,7 @@ def blocks(
         users.add(record["reviewer_id"])
         texts = [whole_characters(text) for text in record["generated_sequences"]]
         lists = [texts, *(record.get(key) or [None] * len(texts) for key in ("logprobs", "lengths"))]
-        lists = [values[:num_beams] for values in lists]
+        lists = [values[:texts_per_user] for values in lists]
         if len(rows) == users_at_once:
             yield pd.DataFrame(rows, columns=COLUMNS, dtype=object)
             rows = []

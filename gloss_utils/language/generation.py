@@ -30,13 +30,13 @@ class Decoding:
     """How texts are written. decoding: "free" or "catalogue" (beam search), or "sample" (temperature, top_p, seed).
 
     loss: "catalogue" for a model that was trained by `catalogue_loss`, which can only be decoded with "catalogue".
-    num_beams: texts per prompt. beam_width: beams of the search that writes them, of which the best are kept; null: as
-    many. length_penalty: see `beam_search.score_of`. guide: how much the weights of "catalogue" count (see
+    num_beams: beams of the search, or samples. num_return_sequences: how many of their texts are kept, the best ones;
+    null: all. length_penalty: see `beam_search.score_of`. guide: how much the weights of "catalogue" count (see
     `guide.Guide`).
     """
 
     num_beams: int = 5
-    beam_width: int | None = None
+    num_return_sequences: int | None = None
     max_new_tokens: int = 50
     decoding: str = "free"
     loss: str = "text"
@@ -52,16 +52,6 @@ class Decoding:
                 f"parameter decoding is {self.decoding!r}, but a model of loss: catalogue has learnt nothing but to "
                 "choose among the catalogue's titles; set decoding to catalogue"
             )
-
-    @property
-    def beams_are(self) -> str:
-        """The parameter that says how many texts are written at the same time for a prompt."""
-        return "beam_width" if self.beam_width else "num_beams"
-
-    @property
-    def beams(self) -> int:
-        """How many these are."""
-        return getattr(self, self.beams_are)
 
 
 class TitleTrie:
@@ -160,8 +150,8 @@ class Writer:
                 raise
             if len(inputs) == 1:
                 raise GlossError(
-                    f"one prompt of {len(inputs[0])} tokens with {self.settings.beams} beams does not fit in "
-                    f"memory; lower {self.settings.beams_are}, max_new_tokens or max_length"
+                    f"one prompt of {len(inputs[0])} tokens with {self.settings.num_beams} beams does not fit in "
+                    "memory; lower num_beams, max_new_tokens or max_length"
                 ) from error
         gc.collect()
         if torch.cuda.is_available():
@@ -173,7 +163,7 @@ class Writer:
         how, end = self.settings, self.tokenizer.eos_token_id
         if how.decoding != SAMPLE:
             trie = self.title_trie.trie if self.title_trie else None
-            given = (self.model, inputs, how.beams, how.max_new_tokens, end, trie, how.length_penalty)
+            given = (self.model, inputs, how.num_beams, how.max_new_tokens, end, trie, how.length_penalty)
             if self.weights is None and not self.among:
                 return self.engine.beam_search(*given)
             guide = None
@@ -191,7 +181,7 @@ class Writer:
             texts = [self.title_trie.texts[self.title_trie.trie.place(ids)].as_py() for ids in found.tokens]
         else:
             texts = [text.strip() for text in self.tokenizer.batch_decode(found.tokens, skip_special_tokens=True)]
-        kept = slice(0, self.settings.num_beams)
+        kept = slice(0, self.settings.num_return_sequences)
         return texts[kept], found.logprobs[kept], [len(ids) for ids in found.tokens[kept]]
 
 

@@ -2,7 +2,7 @@
 
 A ranking is a frame with the columns user, rank, item, score. `targets` holds the one item that each user should get.
 No metric looks further than ten places: MRR@10 is the mean of 1 / place of the target, and 0 below the tenth. Rankings
-may be shorter: those of the paper's rule have at most `num_beams` items, by default five.
+may be shorter: those of the paper's rule have at most one item per text, by default five.
 """
 
 import warnings

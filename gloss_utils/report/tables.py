@@ -59,7 +59,7 @@ def methods(rows: list[dict], metrics: tuple[str, ...] = ("recall@5", "ndcg@5", 
     """The metrics of all users by method, seen items left out and kept in; methods that were fitted on these users'
     targets are marked, and SASRec has its loss.
 
-    MRR@10 looks at the first ten items, and the paper's rule ranks at most `num_beams` (see `metrics`).
+    MRR@10 looks at the first ten items, and the paper's rule ranks at most one per text (see `metrics`).
     """
     frame = _by_protocol(rows)
     shown = {name: with_interval(frame, name) for name in metrics}

@@ -45,7 +45,7 @@ _LORA += ("tuning", "loss", "ranking_share")
 _TRAINING = ("learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "optimizer", "batch_size")
 _TRAINING += ("gradient_accumulation", "epochs", "patience", "bf16_on_cpu", "seed")
 _DECODING = ("split", "num_beams", "max_new_tokens", "decoding", "temperature", "top_p", "generation_batch_tokens")
-_DECODING += ("beam_width", "guide", "length_penalty", "max_length", "load_in_4bit", "lora_alpha", "seed")
+_DECODING += ("num_return_sequences", "guide", "length_penalty", "max_length", "load_in_4bit", "lora_alpha", "seed")
 _SASREC = ("sasrec_epochs", "sasrec_width", "sasrec_loss", "sasrec_search", "sasrec_seeds", "split", "seed")
 
 RECIPES = {
@@ -65,7 +65,7 @@ assert tuple(RECIPES) == REMAKE  # the names that the parameter `remake` takes
 # Parameters that came later, and the value that changes nothing. With it they stand in no seal, so that what was made
 # before them stays good.
 LATER = {
-    "beam_width": None,
+    "num_return_sequences": None,
     "guide": 0.0,
     "length_penalty": 1.0,
     "tuning": "lora",

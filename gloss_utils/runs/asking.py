@@ -18,6 +18,7 @@ from gloss_utils.rank.examples import cut_back
 from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.signals import likely_next
 from gloss_utils.report.metrics import targets_of
+from gloss_utils.runs.parameters import texts_per_user
 from gloss_utils.runs.resumed import in_batches
 from gloss_utils.runs.run import Run
 
@@ -42,9 +43,9 @@ def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | No
         may_write = title_trie(run, titles)
         for note in may_write.notes:
             print(note)
-        if settings.beams > may_write.trie.texts:
+        if settings.num_beams > may_write.trie.texts:
             raise GlossError(
-                f"parameter {settings.beams_are} is {settings.beams}; "
+                f"parameter num_beams is {settings.num_beams}; "
                 f"decoding: catalogue writes each of the catalogue's {may_write.trie.texts} different titles once at "
                 "most; allowed is a whole number from 1 to as many"
             )
@@ -53,7 +54,7 @@ def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | No
         weights = tuple(part @ texts for part in likely_next(list(histories), list(known.values()), list(titles)))
     named = [[titles[item] for item in history] for history in histories]
     inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
-    columns = settings.beams * run["max_new_tokens"]
+    columns = settings.num_beams * run["max_new_tokens"]
     batches = language.plan_batches([len(ids) for ids in inputs], columns, run["generation_batch_tokens"])
     model = _model(run)
 
@@ -144,7 +145,7 @@ def asked(run: Run, data: Dataset, found: Ranker, held: pd.DataFrame) -> Asked:
     if held.empty:
         proposed, named, targets = found.proposed(run["ask"]), found.named(), targets_of(found.queries)
     else:
-        texts = _apart(query_files.read(run.open("asked") / TEXTS, run["num_beams"], 0))
+        texts = _apart(query_files.read(run.open("asked") / TEXTS, texts_per_user(run), 0))
         proposed, named, targets = for_held, replace(found, queries=texts).named(), targets_of(after)
     with write_whole(run.folder.asked_examples) as part:
         with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)

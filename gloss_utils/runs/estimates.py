@@ -65,9 +65,9 @@ def cooccurrence(items: int, interactions: int, neighbours: int, window: int) ->
     return 2 * 3 * FLOAT * min(items * neighbours, interactions * 2 * window) + 2 * FLOAT * items + NOTES
 
 
-def texts(users: int, num_beams: int, max_new_tokens: int, history: float) -> int:
+def texts(users: int, texts_per_user: int, max_new_tokens: int, history: float) -> int:
     """The generated texts: `queries.jsonl`, and the journal of generation. history: items of a user, on average."""
-    written = num_beams * (4 * max_new_tokens + 32)  # about four characters a token, and a log-probability
+    written = texts_per_user * (4 * max_new_tokens + 32)  # about four characters a token, and a log-probability
     return int(users * (2 * written + 120 + USER + (history + 1) * (ITEM + 4))) + NOTES
 
 

@@ -15,7 +15,7 @@ from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.journal import Journal
-from gloss_utils.runs.parameters import FINE_TUNE
+from gloss_utils.runs.parameters import FINE_TUNE, texts_per_user
 
 SETTINGS = ("max_new_tokens", "length_penalty", "temperature", "top_p", "seed")  # of what a server is asked for
 
@@ -43,14 +43,15 @@ def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to
 
     parameters: those of all stages. `to` becomes a file for `queries_file`; `to` with `.settings.json` at its end says
     how it was made. What is written is kept at once, and the same command goes on from there. Raises `GlossError`
-    where stages 1 and 2 are not finished, for `decoding: catalogue` and a `beam_width`, and as `server.complete` does.
+    where stages 1 and 2 are not finished, for `decoding: catalogue`, for fewer texts than beams, and as
+    `server.complete` does.
     """
     if parameters["decoding"] == "catalogue":
         raise GlossError("a server cannot be bound to the catalogue; give -p decoding free (beams) or sample")
     if not folder.adapter.exists():
         raise GlossError(f"{folder.root} holds no finished {FINE_TUNE}; run it first")
-    if parameters["beam_width"]:
-        raise GlossError("a server is asked for as many beams as texts; give -p beam_width null")
+    if texts_per_user(parameters) != parameters["num_beams"]:
+        raise GlossError("a server is asked for as many beams as texts; give -p num_return_sequences null")
     from gloss_utils.language import load_tokenizer  # loads torch and transformers
 
     data = Dataset.load(folder.data)

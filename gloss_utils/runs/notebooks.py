@@ -31,6 +31,7 @@ from gloss_utils.runs.parameters import (
     STAGES,
     check,
     check_files,
+    texts_per_user,
     that_matter,
 )
 
@@ -55,7 +56,7 @@ def run(
         sweep(folder.root)
         if values.get("queries_file"):
             own, rejects = resolved[RETRIEVE], Rejects(folder.rejected_queries)
-            queries.read(own["queries_file"], own["num_beams"], own["max_rejected"], own["split"] != "next", rejects)
+            queries.read(own["queries_file"], texts_per_user(own), own["max_rejected"], own["split"] != "next", rejects)
         _run_stages(folder, resolved, values, chosen, force)
     return folder
 

@@ -180,8 +180,8 @@ class Retrieve(Workers, Queries, Files):
     """Stage 4."""
 
     split: Literal["test", "validation", "next"] = default("test", "test, validation, or next: what to offer now")
-    num_beams: Whole = default(5, "texts per user", ge=1)
-    beam_width: Whole | None = default(None, "beams that the search keeps to find them; None: as many", ge=1)
+    num_beams: Whole = default(5, "beams of the search (sample: texts that are drawn)", ge=1)
+    num_return_sequences: Whole | None = default(None, "texts per user, the best of the beams; None: all", ge=1)
     max_new_tokens: Whole = default(50, "per text", ge=1)
     decoding: Literal["free", "catalogue", "sample"] = default(
         "free", "free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
@@ -299,10 +299,10 @@ def check(values: dict) -> dict:
             f"parameter decoding is {checked.decoding!r}, but loss is 'catalogue', by which a model learns nothing but "
             "to choose among the catalogue's titles; set decoding to catalogue"
         )
-    if checked.beam_width and (checked.beam_width < checked.num_beams or checked.decoding == "sample"):
+    if (checked.num_return_sequences or 0) > checked.num_beams:
         raise GlossError(
-            f"parameter beam_width is {checked.beam_width}; it has to be at least num_beams ({checked.num_beams}), and "
-            "decoding: sample has no beams"
+            f"parameter num_return_sequences is {checked.num_return_sequences}; it has to be at most num_beams "
+            f"({checked.num_beams}), or null"
         )
     if checked.guide and checked.decoding != "catalogue":
         raise GlossError(f"parameter guide is {checked.guide}, which is for decoding: catalogue; set it to 0")
@@ -312,6 +312,11 @@ def check(values: dict) -> dict:
             "(max_length less 2)"
         )
     return {name: getattr(checked, name) for name in values}
+
+
+def texts_per_user(values) -> int:
+    """How many texts are kept for each user. values: those of stage 4, or a run."""
+    return values["num_return_sequences"] or values["num_beams"]
 
 
 def _one_line(values: dict, error: ValidationError) -> str:

@@ -13,7 +13,7 @@ from gloss_utils.runs import estimates
 from gloss_utils.runs.artefacts import TO_MAKE
 from gloss_utils.runs.contents import known_revision
 from gloss_utils.runs.folder import RunFolder
-from gloss_utils.runs.parameters import settings_of
+from gloss_utils.runs.parameters import texts_per_user
 from gloss_utils.search import on_disk
 from gloss_utils.search.encoder import DEFAULT_ENCODER
 
@@ -57,7 +57,7 @@ def check(folder: RunFolder, parameters: dict) -> list[str]:
     if "bm25" in making:
         needed["bm25"] = estimates.bm25_index(counts["items"])
     if "texts" in making:
-        written = users, parameters["num_beams"], parameters["max_new_tokens"], counts["mean_history"]
+        written = users, texts_per_user(parameters), parameters["max_new_tokens"], counts["mean_history"]
         needed["texts"] = estimates.texts(*written)
     if "cooccurrence" in making:
         settings = HybridSettings.read(parameters["ranking_weights"])
@@ -89,7 +89,7 @@ def _memory(model, trained: int, parameters: dict) -> list[str]:
     a GPU is too small for any. trained: the parameters that are."""
     import torch
 
-    from gloss_utils.language import Decoding, memory
+    from gloss_utils.language import memory
 
     on_gpu, in_4bit, longest = torch.cuda.is_available(), parameters["load_in_4bit"], parameters["max_length"]
     free, total = torch.cuda.mem_get_info() if on_gpu else (psutil.virtual_memory().available, None)
@@ -99,7 +99,7 @@ def _memory(model, trained: int, parameters: dict) -> list[str]:
     training = memory.Training(model, trained, way, in_4bit, moment)
     needs = training.needs(parameters["batch_size"] * longest, checkpointing)
     weight = memory.HALF if on_gpu else memory.FLOAT
-    beams = BATCH_OF_USERS * settings_of(Decoding, parameters).beams
+    beams = BATCH_OF_USERS * parameters["num_beams"]
     writing = memory.base(model, in_4bit, weight) + memory.generation(model, beams, longest, weight)
     lines = [
         f"Training will hold at most about {needs / 2**30:.1f} GiB in {'GPU ' * on_gpu}memory, and "
