@@ -2,9 +2,10 @@
 
 `python -m benchmarks.scoring`: the Llama of 15 M parameters of `benchmarks.generation` with random weights, 8 prompts
 of 400 tokens, 100 texts of 15 tokens for each, which have only the first two tokens in common. Prints one JSON object:
-`cost_ratio`, the time of scoring them divided by that of a search with five beams and as many new tokens as in
-`benchmarks.generation`; `largest_difference` to plain passes, over the texts of the first prompt. The same two, with
-`among` before them, for probabilities among a catalogue of all these texts, where only tokens that are open run.
+`cost_ratio`, the time of scoring them divided by that of our search with five beams and as many new tokens as in
+`benchmarks.generation`, and `cost_ratio_to_generate`, to that of transformers' `generate` with as many;
+`largest_difference` to plain passes, over the texts of the first prompt. The same, with `among` before them, for
+probabilities among a catalogue of all these texts, where only tokens that are open run.
 """
 
 import argparse
@@ -50,12 +51,17 @@ def main():
             "scoring": lambda run: scoring.score(packed, prompts[run], texts),
             "among_scoring": lambda run: scoring.score(packed, prompts[run], texts, trie=trie),
             "search": lambda run: generation.ours(packed, prompts[run]),
+            "generate": lambda run: generation.theirs(packed, prompts[run]),
         },
         options.runs,
     )
     print(
         json.dumps(
-            {f"{kind}cost_ratio": round(timing.ratio(seconds, "search", f"{kind}scoring"), 3) for kind in expected}
+            {
+                f"{kind}cost_ratio{to}": round(timing.ratio(seconds, rival, f"{kind}scoring"), 3)
+                for kind in expected
+                for to, rival in (("", "search"), ("_to_generate", "generate"))
+            }
             | {
                 f"{kind}largest_difference": max(
                     abs(one - two) for one, two in zip(answers[0][f"{kind}scoring"][0], scores, strict=True)
