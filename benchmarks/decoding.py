@@ -95,7 +95,8 @@ class Study:
 
     def line(self, decoding: str, beams: int, penalty: float, guide: float) -> list[str]:
         """The line of one way of decoding."""
-        how = {"num_beams": beams, "decoding": decoding, "length_penalty": penalty, "guide": guide}
+        how = {"num_beams": beams, "num_return_sequences": None, "decoding": decoding}
+        how |= {"length_penalty": penalty, "guide": guide}
         self.run.parameters |= how
         texts, seconds = self.write()
         ranker = self.ranker(texts)

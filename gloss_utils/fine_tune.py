@@ -189,7 +189,7 @@ def _run_first(files: list[str], overrides: list[tuple[str, str]], own: dict):
             f"parameter optimizer is {own['optimizer']!r}, which cannot work on FSDP's shards; set it to adamw_torch"
         )
     if PROCESSES > 1:
-        os.environ[SWITCH] = "off"  # stage 1 is to judge the memory of what several processes do, which is without it
+        os.environ[SWITCH] = "off"  # it trains in a single process alone
     with training.as_single_process():
         notebooks.run(files, overrides, last="01")
         run = open_run(FINE_TUNE, own)

@@ -25,7 +25,7 @@ AT_ONCE = 2**14  # texts that are tokenised together
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of CUDA, the CPU, cuBLAS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How texts are written. decoding: "free" or "catalogue" (beam search), or "sample" (temperature, top_p, seed).
 

@@ -1,8 +1,8 @@
 """What a language model holds in memory, in bytes, roughly, from its shape; and what fits on which card.
 
 Training in 4 bits was measured on an H100 (torch 2.11.0, transformers 5.17.0, unsloth 2026.10.5), in a few shapes of
-Llama: the numbers of `PEFT` and `UNSLOTH` are fitted to these peaks, which tests/test_memory.py holds. Generation, and
-training all weights, has been measured on the CPU alone. `python -m benchmarks.fits` writes the table of docs/gpu.md.
+Llama: the numbers of `PEFT` and `UNSLOTH` are fitted to these peaks, which tests/test_memory.py holds. The formula of
+generation has not been fitted to a GPU's peaks. `python -m benchmarks.fits` writes the table of docs/gpu.md.
 """
 
 from dataclasses import dataclass

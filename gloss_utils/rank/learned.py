@@ -1,4 +1,4 @@
-"""The ranking that learns: LambdaMART (lightgbm) over the signals of histories, fitted on training users.
+"""The ranking that learns: boosted trees (lightgbm, XE-NDCG) over the signals of histories, fitted on training users.
 
 A training user's last learnable item is the label. The counts with which it is to be predicted are made without it, as
 those with which an evaluated user's target is predicted are. No validation label, no test label is used.
@@ -58,7 +58,7 @@ def check_fits(items: int, memory: int):
 
 
 def fit(examples: Labelled, signals: Iterable[str] = SIGNALS, seed: int = 1) -> "lightgbm.Booster | None":
-    """LambdaMART over the features of some signals; null where there is nothing to learn from."""
+    """Boosted trees over the features of some signals; null where there is nothing to learn from."""
     import lightgbm  # takes a second, which other rankings need not wait
 
     if not examples.is_label.any():

@@ -203,7 +203,7 @@ def _generate(shape: str, tokens: int, folder: Path) -> dict:
             model, tokenizer = models.load_base(base, load_in_4bit=True)
             print("There is no adapter, because training failed: this is the base model alone.")
     prompts, end = _texts(USERS, tokens), tokenizer.eos_token_id
-    writer = generation.Writer(model, tokenizer, generation.Decoding(NUM_BEAMS, NEW_TOKENS))
+    writer = generation.Writer(model, tokenizer, generation.Decoding(num_beams=NUM_BEAMS, max_new_tokens=NEW_TOKENS))
     seconds, texts = {}, {}
     for name, engine in (("the tree search", writer.engine), ("generate", hf_generate)):
         engine.beam_search(model, prompts[:1], NUM_BEAMS, 2, end)  # to warm up

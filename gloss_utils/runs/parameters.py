@@ -180,8 +180,8 @@ class Retrieve(Workers, Queries, Files):
     """Stage 4."""
 
     split: Literal["test", "validation", "next"] = default("test", "test, validation, or next: what to offer now")
-    num_beams: Whole = default(5, "beams of the search (sample: texts that are drawn)", ge=1)
-    num_return_sequences: Whole | None = default(None, "texts per user, the best of the beams; None: all", ge=1)
+    num_beams: Whole = default(5, "beams of the search; sample: texts drawn; queries_file: texts read", ge=1)
+    num_return_sequences: Whole | None = default(None, "texts kept per user, the best or first; None: all", ge=1)
     max_new_tokens: Whole = default(50, "per text", ge=1)
     decoding: Literal["free", "catalogue", "sample"] = default(
         "free", "free (any text, as in the paper), catalogue (its titles only) or sample (drawn at random)"
