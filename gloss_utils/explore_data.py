@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
-from gloss_utils.base.files import full_disk_in_one_line
+from gloss_utils.base.files import digest, full_disk_in_one_line
 from gloss_utils.data import prompts, sources
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.rejects import Rejects
@@ -14,6 +14,7 @@ from gloss_utils.data.rules import Rules, build
 from gloss_utils.data.sources import OwnTables, Source
 from gloss_utils.report import data_plots, published, tables
 from gloss_utils.runs.contents import content_of
+from gloss_utils.runs.folder import code_of
 from gloss_utils.runs.resumed import kept_each
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.runs.workers import each_in_order
@@ -35,9 +36,9 @@ def prepare(run: Run) -> Dataset:
     source = None if run.has_read_its_files() else _find(run)
     if run.keeps("data"):
         return Dataset.load(run.folder.data)
-    source, rejects = source or _find(run), Rejects(run.folder.rejected_data)
+    source, rejects = source or _find(run), Rejects(run.folder.refused)
     with full_disk_in_one_line(run.folder.root), each_in_order(run.ray_workers) as each:
-        each = kept_each(run.unfinished("data"), each)
+        each = kept_each(run.unfinished("data", digest([run.made_from("data"), code_of(STAGE)])), each)
         found = sources.read(source, rejects, run["max_rejected"], run.folder.root, each)
         data = build(*found, run["max_users"], run["seed"], run.settings(Rules), each)
     kinds = zip(("interactions", "items"), source.paths, strict=True)

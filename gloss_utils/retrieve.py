@@ -42,8 +42,9 @@ USERS_AT_ONCE, SHOWN = 4096, 32768  # ranked for together: a multiple of what `h
 @dataclass
 class Retrieved:
     """What the notebook shows. queries: user, history, target (null under split next), texts, logprobs, lengths, of the
-    first `SHOWN` users and of the one to show. ranking: user, rank, item, score. without_texts: the same without the
-    generated texts, under hybrid, and under learned where they count. numbers: of all users."""
+    first blocks, until these have `SHOWN` users, and of the one to show. ranking: user, rank, item, score.
+    without_texts: the same without the generated texts, under hybrid, and under learned where they count. numbers: of
+    all users."""
 
     data: Dataset
     queries: pd.DataFrame
@@ -226,7 +227,7 @@ def in_sample(folder: RunFolder, inputs: dict[str, str], found: Ranker) -> str |
 
 def _read(run: Run) -> Path:
     """Queries that were generated elsewhere, from `queries_file`, are copied to the run."""
-    file, upcoming, rejects = run["queries_file"], run["split"] == "next", Rejects(run.folder.rejected_queries)
+    file, upcoming, rejects = run["queries_file"], run["split"] == "next", Rejects(run.folder.refused)
     run.read_from_outside("queries_file")
 
     def usable() -> Iterator[pd.DataFrame]:
@@ -235,7 +236,7 @@ def _read(run: Run) -> Path:
         run.put_aside("texts")  # those that this run generated before: only now is the file known to be good
 
     users = query_files.write(run.folder.queries, usable())
-    rejects.write()
+    rejects.write(run.folder.rejected_queries)
     print(f"{users:,} users are read from {file}; {len(rejects.records)} records cannot be used")
     for kept in rejects.records[:5]:
         print(f"{kept['place']}: {kept['reason']}")

@@ -39,7 +39,7 @@ def covered(first: pd.DataFrame, users: list[str]) -> float:
 
 
 def test_metrics_of_each_user_by_their_definitions(catalogue, first):
-    found = catalogue.per_user(first, HISTORIES)
+    found = catalogue.of_lists(first, list(HISTORIES)).assign(taken=catalogue.taken(HISTORIES))
     assert found.index.tolist() == list(HISTORIES) and list(found.columns) == [*beyond.BEYOND, "taken"]
     for user, items in {"u": "abcde", "v": "h", "w": "a"}.items():  # x is not in the catalogue; five places count
         novelty = sum(-log2((TAKERS.get(item, 0) + 1) / 4) for item in items) / len(items)
@@ -75,7 +75,7 @@ def test_who_recommends_best_sellers_is_less_novel_and_covers_less(catalogue):
         rows = [(user, rank, item, -rank) for user, items in by_user.items() for rank, item in enumerate(items, 1)]
         found = catalogue.first(as_run(pd.DataFrame(rows, columns=["user", "rank", "item", "score"])))
         users = {user: ["a"] for user in by_user}
-        return catalogue.per_user(found, users)["novelty@5"].mean(), covered(found, list(users))
+        return catalogue.of_lists(found, users)["novelty@5"].mean(), covered(found, list(users))
 
     popular, personal = measured({"u": "ab", "v": "ab"}), measured({"u": "ef", "v": "gh"})
     assert popular[0] < personal[0] and popular[1] < personal[1]
@@ -83,5 +83,5 @@ def test_who_recommends_best_sellers_is_less_novel_and_covers_less(catalogue):
 
 def test_no_ranking_at_all(catalogue):
     first = catalogue.first(as_run(pd.DataFrame(columns=["user", "rank", "item", "score"])))
-    assert catalogue.per_user(first, HISTORIES)[beyond.BEYOND].isna().all(axis=None)
+    assert catalogue.of_lists(first, HISTORIES).isna().all(axis=None)
     assert covered(first, ["u"]) == 0

@@ -104,8 +104,8 @@ def lengths(tool, texts: list[str]) -> np.ndarray:
 
 
 def test_workers_encode_parts_whose_vectors_are_put_in_order(tmp_path, monkeypatch, few_texts_per_part):
-    def backwards(work, load, parts, workers):
-        assert workers == 2 and load.args == ("an encoder", None) and work is build_index.encode_texts
+    def backwards(work, load, parts, workers, on_gpu):
+        assert workers == 2 and on_gpu and load.args == ("an encoder", None) and work is build_index.encode_texts
         yield from reversed([(number, lengths(None, texts)) for number, texts in parts])
 
     monkeypatch.setattr(workers, "map_parts", backwards, raising=False)
@@ -126,7 +126,7 @@ def test_encoding_that_was_cut_off_goes_on_after_its_last_part(
         asked.append(texts)
         return lengths(tool, texts)
 
-    def mapped(work, load, parts, workers):
+    def mapped(work, load, parts, workers, on_gpu):
         yield from ((number, work(load, texts)) for number, texts in parts)
 
     monkeypatch.setattr(workers, "map_parts", mapped, raising=False)

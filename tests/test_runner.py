@@ -278,10 +278,10 @@ def test_queries_that_stop_a_run_before_any_work_can_be_looked_at(tmp_path, exec
     file, folder = tmp_path / "queries.jsonl", RunFolder(tmp_path / "run")
     file.write_text("\n".join(map(json.dumps, [good, good | {"reviewer_id": "v v"}])))
     for _ in range(2):  # what it leaves is the folder of a run
-        with one_line_error("1 of 2 records", "line 2: reviewer_id is not an id", f"are in {folder.rejected_queries}"):
+        with one_line_error("1 of 2 records", "line 2: reviewer_id is not an id", f"are in {folder.refused}"):
             told = [("queries_file", str(file)), ("run_dir", str(folder.root))]
             notebooks.run([str(ROOT / "params/demo.yaml")], told)
-    assert read_json(folder.rejected_queries)["place"] == "line 2" and not executed
+    assert read_json(folder.refused)["place"] == "line 2" and not executed
 
 
 def test_run_dir_by_default_is_named_after_the_files(tmp_path):

@@ -435,3 +435,23 @@ def test_what_a_real_base_model_will_hold_in_memory_is_said(copied_run, tmp_path
     assert " adapter " in disk and " base " not in disk
     held = [float(number) for number in re.findall(r"about ([\d.]+)", memory)]
     assert "Training will hold at most about" in memory and held[0] > 1
+
+
+def test_records_that_stop_stage_one_leave_its_last_result_as_it_was(copied_run):
+    folder, _ = copied_run
+    run = run_of(copied_run, item_text="{categories}")
+    run.stage = EXPLORE
+    with one_line_error("records cannot be used", "categories", f"are in {folder.refused}"):
+        explore_data.prepare(run)
+    assert run_of(copied_run).keeps("data") and folder.refused.exists()
+
+
+def test_a_run_of_another_version_names_the_stage_to_run_again(copied_run, executed):
+    folder, file = copied_run
+    stages = folder.stages()
+    del stages[RETRIEVE]["parameters"]["num_return_sequences"]
+    write_json(folder.manifest, stages)
+    with one_line_error("another version finished 04_retrieve", "run notebooks/04_retrieve.ipynb again"):
+        folder.earlier(EVALUATE, {})
+    notebooks.run([str(file)], [])
+    assert RETRIEVE in executed

@@ -45,16 +45,14 @@ class Dataset:
         arrays = {name: np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
         return cls(**tables, **arrays, statistics=read_json(Path(folder) / STATISTICS))
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write the tables as Parquet, the arrays as NumPy files and the statistics as JSON; returns their paths."""
-        names = (*(f"{table}.parquet" for table in TABLES), *(f"{array}.npy" for array in ARRAYS), STATISTICS)
-        paths = [Path(folder) / name for name in names]
-        for path in paths[:-1]:
+    def save(self, folder: str | Path):
+        """Write the tables as Parquet, the arrays as NumPy files and the statistics as JSON."""
+        for name in (*(f"{table}.parquet" for table in TABLES), *(f"{array}.npy" for array in ARRAYS)):
+            path = Path(folder) / name
             value = getattr(self, path.stem)
             with write_whole(path) as part, open(part, "wb") as file:
                 value.to_parquet(file, index=False) if path.stem in TABLES else np.save(file, value)
-        write_json(paths[-1], self.statistics)
-        return paths
+        write_json(Path(folder) / STATISTICS, self.statistics)
 
     @property
     def interactions(self) -> pd.DataFrame:

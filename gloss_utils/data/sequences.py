@@ -143,9 +143,15 @@ class Sequences(Mapping):
         """Users with their lists."""
         return _Pairs(self)
 
-    def places(self, users: Iterable[str]) -> np.ndarray:
-        """Where these users are among all; -1 where there is no such user."""
-        return places_of(users, as_texts(self.users))
+    def places(self, users: Sequence[str]) -> np.ndarray:
+        """Where these users are among all, whose names are sorted; -1 where there is no such user. Of all names only
+        those between the first and the last of these are looked through."""
+        if not len(users):
+            return np.empty(0, dtype=np.int64)
+        ends = ((min(users), "left"), (max(users), "right"))
+        begin, end = (int(self.users.searchsorted(name, side)) for name, side in ends)
+        found = places_of(users, as_texts(self.users[begin:end]))
+        return np.where(found < 0, -1, found + begin)
 
     @cached_property
     def _place(self) -> dict[str, int]:

@@ -35,18 +35,11 @@ def score(
     log-probabilities are to be among them (see `catalogue_loss`); null: among the whole vocabulary. A model whose cache
     is of another kind is asked text by text (`plain`).
     """
-    if cache_tree.unfit(model):
-        return plain(model, prompts, texts, trie)
-    if trie:
-        trie.to(model.device)
-        texts = [[_open_part(text, trie) for text in some] for some in texts]
-    scores: list[list[float]] = [[] for _ in prompts]
+    scorer, scores = Scorer(model, trie), {}
     for batch in plan_batches([len(prompt) for prompt in prompts], 0, batch_tokens):
-        some = [place for place in batch if texts[place]]
-        found = _score_batch(model, [prompts[place] for place in some], [texts[place] for place in some], trie)
-        for place, row in zip(some, found, strict=True):
-            scores[place] = row
-    return scores
+        found = scorer.write([(prompts[place], texts[place]) for place in batch], batch)
+        scores |= zip(batch, found, strict=True)
+    return [scores[place] for place in range(len(prompts))]
 
 
 class Scorer:
@@ -58,11 +51,19 @@ class Scorer:
     notice = None
 
     def __init__(self, model, trie: Trie | None = None):
-        self.model, self.trie = model, trie
+        self.model, self.trie = model, trie.to(model.device) if trie else None
+        self.fits = not cache_tree.unfit(model)
 
     def write(self, inputs: list[tuple[list[int], list[list[int]]]], numbers: list[int]) -> list[list[float]]:
-        """The log-probabilities of each prompt's texts (see `score`). inputs: prompts and texts. numbers: of no use."""
-        return score(self.model, *map(list, zip(*inputs, strict=True)), trie=self.trie)
+        """The log-probabilities of each prompt's texts (see `score`), of all prompts at a time. inputs: prompts and
+        texts. numbers: of no use."""
+        if not self.fits:
+            return plain(self.model, *zip(*inputs, strict=True), self.trie)
+        if self.trie:
+            inputs = [(prompt, [_open_part(text, self.trie) for text in texts]) for prompt, texts in inputs]
+        asked = [(prompt, texts) for prompt, texts in inputs if texts]
+        found = iter(_score_batch(self.model, *map(list, zip(*asked, strict=True)), self.trie) if asked else [])
+        return [next(found) if texts else [] for _, texts in inputs]
 
 
 def _open_part(text: list[int], trie: Trie) -> list[int]:
@@ -137,8 +138,6 @@ class _Branches:
 
 @torch.inference_mode()
 def _score_batch(model, prompts: list[list[int]], texts: list[list[list[int]]], trie: Trie | None) -> list[list[float]]:
-    if not prompts:
-        return []
     tree = Tree(model, prompts, GROUP, max(len(text) for some in texts for text in some))
     first = tree.read_prompts().squeeze(1)
     orders = [sorted(range(len(some)), key=some.__getitem__) for some in texts]  # what begins alike stands together

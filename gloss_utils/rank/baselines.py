@@ -90,7 +90,7 @@ def last_item_search(
     The item itself is not removed, unless `unseen`, which leaves out all the user has. titles: each item's, in the
     catalogue's order.
     """
-    queries, items = last_item_texts(histories, titles), list(titles)
+    queries, items = last_item_texts(histories, titles), pd.Index(list(titles))
     if not unseen or queries.empty:
         return as_ranking(nearest_items(queries, index, items, depth), histories, depth)
     by_depth = queries.groupby(_deep(queries["user"], histories, depth))

@@ -50,14 +50,14 @@ class ExactTitles:
         """titles: each item's title, in the catalogue's order, in which items of one title are equally near to it
         (METHOD, 5)."""
         self.titles, self.items = titles, pd.Index(list(titles))
-        hashes = _hashes(item_text(title) for title in titles.values())
-        self.order = np.argsort(hashes, kind="stable")
-        self.hashes = hashes[self.order]
+        found = hashes(item_text(title) for title in titles.values())
+        self.order = np.argsort(found, kind="stable")
+        self.hashes = found[self.order]
 
     def find(self, queries: pd.DataFrame, k: int = 1) -> pd.DataFrame:
         """The first k items of each text, at similarity 1. queries: columns user, texts."""
         texts = _numbered(queries)
-        wanted = _hashes(texts["texts"])
+        wanted = hashes(texts["texts"])
         first, end = (np.searchsorted(self.hashes, wanted, side) for side in ("left", "right"))
         rows = np.repeat(np.arange(len(texts)), end - first)
         nth = np.arange(len(rows)) - np.repeat(np.cumsum(end - first) - (end - first), end - first)
@@ -73,7 +73,8 @@ def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str], k: i
     return ExactTitles(titles).find(queries, k)
 
 
-def _hashes(texts: Iterable[str]) -> np.ndarray:
+def hashes(texts: Iterable[str]) -> np.ndarray:
+    """A number of 64 bits for each text, the same for equal ones."""
     return pd.util.hash_array(np.array(list(texts), dtype=object))
 
 

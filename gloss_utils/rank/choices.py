@@ -63,7 +63,7 @@ def candidates(
             proposed += [cooccurrence.keys(cooccurrence.strongest(matrix, 20)) for matrix in by_new]
         by_all = np.arange(users)[:, None] * items + popular[: max(PROPOSED["popularity"] * times, depth)]
         own = np.setdiff1d(np.concatenate([*proposed, by_all.ravel()]), seen)
-        own = _filled_up(own, seen, users, items, depth, popular)
+        own = cooccurrence.filled_up(own, seen, users, items, depth, popular)
         keys = (
             own if more is None else np.union1d(own, np.setdiff1d(cooccurrence.keys(more[start : start + users]), seen))
         )
@@ -90,13 +90,6 @@ def _features(signal: str, values: np.ndarray, user: np.ndarray, is_own: np.ndar
     place[order] = 1 + above - np.repeat(above[starts], sizes)
     found = values, values / np.repeat(np.maximum(best, 1e-12), sizes), np.where(values > 0, 1 / place, 0.0)
     return dict(zip(features_of([signal]), (column.astype(np.float32) for column in found), strict=True))
-
-
-def _filled_up(keys: np.ndarray, seen: np.ndarray, users: int, items: int, depth: int, popular: np.ndarray):
-    """The keys, and for users with fewer than `depth` as many popular items more, if the catalogue has them."""
-    have, had = (np.bincount(some // items, minlength=users) for some in (keys, seen))
-    more = [user * items + popular[: depth + have[user] + had[user]] for user in np.flatnonzero(have < depth)]
-    return np.setdiff1d(np.concatenate([keys, *more]), seen) if more else keys
 
 
 def _at(matrix: sparse.csr_matrix, keys: np.ndarray) -> np.ndarray:

@@ -232,6 +232,19 @@ def stored(matrix) -> sparse.csr_matrix:
     return matrix
 
 
+def filled_up(
+    keys: np.ndarray, seen: np.ndarray, users: int, items: int, depth: int, popular: np.ndarray
+) -> np.ndarray:
+    """The keys, and for users with fewer than `depth` as many popular items more, if the catalogue has them.
+
+    keys, seen: see `keys`; of candidates, and of what no candidate may be. popular: places, most popular first.
+    """
+    have, had = (np.bincount(some // items, minlength=users) for some in (keys, seen))
+    # Each user looks as far as this one may need to: as far as the longest history takes much memory for all.
+    more = [user * items + popular[: depth + have[user] + had[user]] for user in np.flatnonzero(have < depth)]
+    return np.setdiff1d(np.concatenate([keys, *more]), seen) if more else keys
+
+
 def keys(matrix: sparse.csr_matrix) -> np.ndarray:
     """row × columns + column of every entry."""
     entries = matrix.tocoo()

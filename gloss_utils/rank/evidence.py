@@ -129,12 +129,7 @@ class Evidence:
             seen = cooccurrence.keys(recent)[: None if exclude_seen else 0]
             keys = [*map(cooccurrence.keys, voted.values()), cooccurrence.keys(near), popular.ravel()]
             keys = np.setdiff1d(np.concatenate(keys), seen)
-            have, had = (np.bincount(each // items, minlength=some) for each in (keys, seen))
-            # Each looks as far as they may need to: as far as the longest history takes much memory for all.
-            short = np.flatnonzero(have < depth)
-            more = [user * items + self.popular[: depth + have[user] + had[user]] for user in short]
-            if more:
-                keys = np.setdiff1d(np.concatenate([keys, *more]), seen)
+            keys = cooccurrence.filled_up(keys, seen, some, items, depth, self.popular)
             user, item = np.divmod(keys, items)
             features = dict.fromkeys(FEATURES, 0.0) | {"popularity": np.log1p(self.counts[item])}
             for feature, matrix in (voted | {"cooccurrence": follows}).items():

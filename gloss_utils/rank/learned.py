@@ -1,7 +1,7 @@
 """The ranking that learns: boosted trees (lightgbm, XE-NDCG) over the signals of histories, fitted on training users.
 
 A training user's last learnable item is the label. The counts with which it is to be predicted are made without it, as
-those with which an evaluated user's target is predicted are. No validation label, no test label is used.
+those with which an evaluated user's target is predicted are. The trees use no validation label and no test label.
 """
 
 import os

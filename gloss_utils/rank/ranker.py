@@ -59,7 +59,7 @@ class Ranker:
 
     def __post_init__(self):
         self.histories = dict(zip(self.queries["user"], self.queries["history"], strict=True))
-        self.items = pd.Index(list(self.titles))
+        self.items = self.world.items if self.world else pd.Index(list(self.titles))
         self.votes = (f"texts_{self.retriever}",) if self.rule == FUSED else VOTES
         self._found: dict[str, pd.DataFrame] = {}
         self._proposed: dict[tuple[int, bool], pd.DataFrame] = {}

@@ -60,13 +60,6 @@ class Catalogue:
         found = pd.DataFrame({"user": run["query_id"], "place": self.items.get_indexer(run["doc_id"])})
         return found[found["place"] >= 0].sort_values("user", kind="stable").reset_index(drop=True)
 
-    def per_user(self, first: pd.DataFrame, histories: Sequences) -> pd.DataFrame:
-        """`BEYOND` and `TAKEN` of each user of the histories, in their order; NaN where there is nothing to count.
-
-        first: as `first` returns it.
-        """
-        return self.of_lists(first, list(histories)).assign(**{TAKEN: self.taken(histories)})
-
     def of_lists(self, first: pd.DataFrame, users: Iterable[str]) -> pd.DataFrame:
         """`BEYOND` of each of these users, in their order."""
         values = {BEYOND[0]: self.novelty[first["place"]], BEYOND[2]: self.popularity[first["place"]]}

@@ -34,7 +34,7 @@ def members(per_user: pd.DataFrame) -> dict[str, pd.Series]:
 def by_history_length(per_user: pd.DataFrame, metric: str, seed: int) -> pd.DataFrame:
     """A metric's mean and 95 % interval, by method and bin of about equally many users by number of interactions.
 
-    Columns method, interactions (mean of the bin), range, users, mean, low, high.
+    Columns method, interactions (mean of the bin), mean, low, high.
     """
     wide = per_user.pivot(index="user", columns="method", values=metric)[per_user["method"].unique()]
     counts = per_user.drop_duplicates("user").set_index("user")["interactions"].reindex(wide.index)
@@ -43,7 +43,6 @@ def by_history_length(per_user: pd.DataFrame, metric: str, seed: int) -> pd.Data
     for _, users in counts.groupby(groups, observed=True):
         values = wide.loc[users.index]
         low, high = intervals(values.to_numpy(), seed, owners_of(values.index))
-        about = {"interactions": users.mean(), "range": f"{users.min()}–{users.max()}", "users": len(users)}
-        found.append(values.mean().rename("mean").reset_index().assign(low=low, high=high, **about))
-    columns = ["method", "interactions", "range", "users", "mean", "low", "high"]
-    return pd.concat(found, ignore_index=True)[columns]
+        means = values.mean().rename("mean").reset_index()
+        found.append(means.assign(interactions=users.mean(), low=low, high=high))
+    return pd.concat(found, ignore_index=True)[["method", "interactions", "mean", "low", "high"]]

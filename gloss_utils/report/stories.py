@@ -8,6 +8,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from gloss_utils.data.prompts import item_text
+from gloss_utils.rank.candidates import hashes
 from gloss_utils.report.html import TEMPLATES
 from gloss_utils.report.tables import as_written
 
@@ -17,14 +18,14 @@ class TextsSummary:
 
     def __init__(self, titles: Iterable[str]):
         """titles: the catalogue's."""
-        self.exact = np.unique(_hashes(item_text(title) for title in titles))
+        self.exact = np.unique(hashes(item_text(title) for title in titles))
         self.users = self.ranked = self.targets = self.hits = 0
         self.texts: list[np.ndarray] = []
 
     def add(self, queries: pd.DataFrame, ranking: pd.DataFrame):
         """Count more users. queries: user, target (null: unknown), texts. ranking: user, item."""
         self.users, self.ranked = self.users + len(queries), self.ranked + len(ranking)
-        self.texts.append(_hashes(text for texts in queries["texts"] for text in texts))
+        self.texts.append(hashes(text for texts in queries["texts"] for text in texts))
         self.targets += int(queries["target"].notna().sum())
         self.hits += len(_hits(queries, ranking))
 
@@ -41,10 +42,6 @@ class TextsSummary:
         if self.targets:
             rows["users whose target is ranked"] = f"{self.hits / self.users:.1%}"
         return pd.DataFrame({"value": rows})
-
-
-def _hashes(texts: Iterable[str]) -> np.ndarray:
-    return pd.util.hash_array(np.array(list(texts), dtype=object))
 
 
 def telling_user(queries: pd.DataFrame, ranking: pd.DataFrame) -> str:

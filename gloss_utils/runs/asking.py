@@ -1,7 +1,6 @@
 """What a run's model writes for histories, and how likely it finds given items: in batches that a run which was cut off
 does not do again."""
 
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import encode_prompts, encode_texts, item_text
 from gloss_utils.rank.asked import Asked, features, with_targets
 from gloss_utils.rank.candidates import Histories
+from gloss_utils.rank.cooccurrence import lists_of
 from gloss_utils.rank.examples import cut_back
 from gloss_utils.rank.ranker import Ranker
 from gloss_utils.rank.signals import likely_next
@@ -51,7 +51,7 @@ def written(run: Run, data: Dataset, histories: pd.Series, known: Histories | No
             )
     if run["guide"]:
         texts = may_write.of_items(titles.values())
-        weights = tuple(part @ texts for part in likely_next(list(histories), list(known.values()), list(titles)))
+        weights = tuple(part @ texts for part in likely_next(list(histories), lists_of(known), list(titles)))
     named = [[titles[item] for item in history] for history in histories]
     inputs = encode_prompts(tokenizer, named, run["max_length"] - run["max_new_tokens"])
     columns = settings.num_beams * run["max_new_tokens"]
@@ -146,7 +146,7 @@ def asked(run: Run, data: Dataset, found: Ranker, held: pd.DataFrame) -> Asked:
         proposed, named, targets = found.proposed(run["ask"]), found.named(), targets_of(found.queries)
     else:
         texts = _apart(query_files.read(run.open("asked") / TEXTS, texts_per_user(run), 0))
-        proposed, named, targets = for_held, replace(found, queries=texts).named(), targets_of(after)
+        proposed, named, targets = for_held, found.of(texts).named(), targets_of(after)
     with write_whole(run.folder.asked_examples) as part:
         with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)
     run.outputs.append(run.folder.asked_examples)

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import httpx
-import pandas as pd
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, write_json
 from gloss_utils.data import prompts, server, splits
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
+from gloss_utils.runs import asking
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.journal import Journal
 from gloss_utils.runs.parameters import FINE_TUNE, texts_per_user
@@ -71,9 +71,8 @@ def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to
             yield f"{len(journal.done)} of {len(inputs)} users are those of an earlier start"
         _fill(journal, inputs, asked, client, at_once)
     rows = [journal.done[place][0] for place in range(len(inputs))]
-    texts = pd.DataFrame(rows, columns=["texts", "logprobs", "lengths"], dtype=object)
     write_json(to.with_name(f"{to.name}.settings.json"), _settings(folder, parameters, address, asked))
-    query_files.write(to, pd.concat([examples, texts], axis=1))
+    query_files.write(to, asking.with_texts(examples, rows))
     journal.path.unlink()
     yield f"{to} has the texts of {len(inputs):,} users; rank them with -p queries_file {to}"
 

@@ -20,6 +20,7 @@ from gloss_utils.runs.parameters import (
     ROOT,
     SEGMENTS,
     STAGES,
+    defaults,
     that_matter,
 )
 
@@ -58,6 +59,7 @@ class RunFolder:
         self.statistics = self.data / "statistics.json"
         self.rejected_data = self.data / "rejected.jsonl"
         self.rejected_queries = self.root / "rejected.jsonl"
+        self.refused = self.root / "refused.jsonl"  # records that stopped a stage, which leaves no result
         self.base = path_of(self.root, "base")
         self.adapter = path_of(self.root, "adapter")
         self.tracking = self.root / "model/tracking"
@@ -188,6 +190,8 @@ class RunFolder:
                 raise GlossError(
                     f"{self.root / damaged} is missing or not as {other} left it; run notebooks/{other}.ipynb again"
                 )
+            if set(stages[other]["parameters"]) != set(defaults(other)) - {"run_dir", "remake"}:
+                raise GlossError(f"another version finished {other} in {self.root}; run notebooks/{other}.ipynb again")
             # Later stages load the models that these two were given; raw data is read once, and may be gone.
             changed = changed_input(stages[other], stages[other]["parameters"]) if other in (FINE_TUNE, INDEX) else None
             if changed:

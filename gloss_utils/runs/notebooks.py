@@ -4,6 +4,7 @@ import re
 import sys
 import time
 import warnings
+from collections import deque
 from pathlib import Path
 
 import nbformat
@@ -35,6 +36,8 @@ from gloss_utils.runs.parameters import (
     that_matter,
 )
 
+AT_ONCE = 4096  # users whose texts are held while a file is looked through
+
 
 def run(
     files: list[str],
@@ -55,8 +58,9 @@ def run(
         load_hashes(folder.hashes)
         sweep(folder.root)
         if values.get("queries_file"):
-            own, rejects = resolved[RETRIEVE], Rejects(folder.rejected_queries)
-            queries.read(own["queries_file"], texts_per_user(own), own["max_rejected"], own["split"] != "next", rejects)
+            own, rejects = resolved[RETRIEVE], Rejects(folder.refused)
+            how = texts_per_user(own), own["max_rejected"], own["split"] != "next", rejects, AT_ONCE
+            deque(queries.blocks(own["queries_file"], *how), maxlen=0)  # raises where the file is no good
         _run_stages(folder, resolved, values, chosen, force)
     return folder
 

@@ -9,6 +9,7 @@ import mmap
 import operator
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -26,9 +27,9 @@ class _Worker:
     """A process of the pool, which loads its tool at its first part."""
 
     def __init__(self, threads: int, load: Callable, work: Callable):
-        import torch
-
-        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        if torch := sys.modules.get("torch"):  # what is loaded already has counted its threads
+            torch.set_num_threads(threads)
         self.load, self.work, self.tool = load, work, None
 
     def do(self, number: int, part):
@@ -43,19 +44,21 @@ class _Worker:
 
 
 def map_parts(
-    work: Callable, load: Callable, parts: Iterable[tuple[int, object]], workers: int
+    work: Callable, load: Callable, parts: Iterable[tuple[int, object]], workers: int, on_gpu: bool = False
 ) -> Iterator[tuple[int, object]]:
     """Yields `(number, work(load(), part))` for each `(number, part)`, as soon as it is done, in any order.
 
     work, load: functions that can be pickled; `load` is called once per worker. A part is taken when a worker is free
-    for it, and one more. Raises the `GlossError` of a part, and one where workers cannot start or keep dying.
+    for it, and one more. on_gpu: where there are GPUs, each worker has one, and there are no more workers than these.
+    Raises the `GlossError` of a part, and one where workers cannot start or keep dying.
     """
     parts = iter(parts)
     if (first := next(parts, None)) is None:
         return
     with session() as ray:
         cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-        workers = min(workers, gpus or workers)  # one per GPU
+        gpus *= on_gpu
+        workers = min(workers, gpus or workers)
         actors = ray.remote(_Worker).options(
             num_cpus=int(workers <= cpus), num_gpus=int(gpus > 0), max_restarts=-1, max_task_retries=TRIES - 1
         )
@@ -69,12 +72,15 @@ def map_parts(
 
         try:
             for part in chain([first], parts):
+                done = None
                 if started < workers:
                     pool.push(actors.remote(max(1, cpus // workers), *given))
                     started += 1
                 elif not pool.has_free():
-                    yield finished()
+                    done = finished()
                 pool.submit(lambda actor, part: actor.do.remote(*part), part)
+                if done:  # its worker has the next part before anything is made of it
+                    yield done
             while pool.has_next():
                 yield finished()
         except ray.exceptions.RayActorError as error:
