@@ -171,16 +171,18 @@ def _gains(rows: list[dict]) -> str:
     )
 
 
-def _width(table: dict) -> tuple[str, int]:
-    """The dataset, and how many beams its texts come from."""
-    return table["dataset"], table["parameters"]["num_beams"]
+def _width(table: dict) -> tuple[str, int, int]:
+    """The dataset, how many beams its texts come from, and how long the model was trained."""
+    return table["dataset"], table["parameters"]["num_beams"], table["parameters"]["epochs"]
 
 
 def _beams(table: dict) -> Iterator[dict]:
     """What a run's texts find by the paper's rule, under both protocols."""
+    how = table["parameters"]
+    about = {"dataset": table["dataset"].title(), "beams": how["num_beams"], "epochs": how["epochs"]}
+    about |= {"of the last items": f"{100 * (1 - how['ranking_share']):.0f} %"}
     for row in (row for row in _of(table, "all") if row["method"] == GLOSS_PAPER):
-        about = {"dataset": table["dataset"].title(), "users": f"{row['users']:,}", "beams": _width(table)[1]}
-        yield about | {"seen items": row["seen"]} | _shown(row)
+        yield about | {"users": f"{row['users']:,}", "seen items": row["seen"]} | _shown(row)
 
 
 def _asked(table: dict) -> Iterator[dict]:
