@@ -47,6 +47,10 @@ def test_all_are_gone_through_in_parts(sequences, monkeypatch):
 
 def test_users_are_found_by_name(sequences):
     assert sequences.places(["eve", "dan", "bob"]).tolist() == [2, -1, 0]
+    assert sequences.places([]).tolist() == []
+    by_name = Sequences(pd.Index(["ann", "bob", "eve"]), sequences.lists)
+    assert by_name.places(["bob", "carl", "zoe", "aaron", "eve"]).tolist() == [1, -1, -1, -1, 2]
+    assert by_name.places(["carl"]).tolist() == [-1]
     chunks = pa.chunked_array([["bob"], ["ann", "eve"]]).to_pandas()
     assert Sequences(pd.Index(chunks), sequences.lists).places(pd.Series(["eve", "dan"])).tolist() == [2, -1]
 

@@ -144,12 +144,13 @@ class Sequences(Mapping):
         return _Pairs(self)
 
     def places(self, users: Sequence[str]) -> np.ndarray:
-        """Where these users are among all, whose names are sorted; -1 where there is no such user. Of all names only
-        those between the first and the last of these are looked through."""
-        if not len(users):
-            return np.empty(0, dtype=np.int64)
-        ends = ((min(users), "left"), (max(users), "right"))
-        begin, end = (int(self.users.searchsorted(name, side)) for name, side in ends)
+        """Where these users are among all; -1 where there is no such user.
+
+        Where all are sorted, only the names from the first of these to the last are looked through.
+        """
+        begin, end = 0, len(self.users)
+        if len(users) and self.users.is_monotonic_increasing:
+            begin, end = self.users.searchsorted(min(users)), self.users.searchsorted(max(users), "right")
         found = places_of(users, as_texts(self.users[begin:end]))
         return np.where(found < 0, -1, found + begin)
 
