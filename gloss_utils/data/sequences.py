@@ -5,6 +5,7 @@ memory-mapped.
 """
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,7 +151,7 @@ class Sequences(Mapping):
         """
         begin, end = 0, len(self.users)
         if len(users) and self.users.is_monotonic_increasing:
-            begin, end = self.users.searchsorted(min(users)), self.users.searchsorted(max(users), "right")
+            begin, end = bisect_left(self.users, min(users)), bisect_right(self.users, max(users))
         found = places_of(users, as_texts(self.users[begin:end]))
         return np.where(found < 0, -1, found + begin)
 
