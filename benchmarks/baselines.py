@@ -63,7 +63,7 @@ def measure(data: Dataset, epochs: int, folder: Path, learned: int = 0) -> tuple
             rows += [row | ({"seed": seed} if learned > 1 else {}) for row in _rows(rankings, examples)]
         return rows, {"learned": round(time.time() - begun, 1)}
     rankings = {
-        (method, seen): rank(ranker.histories, seen == LEFT_OUT)
+        (method, seen): rank(ranker.histories, exclude_seen=seen == LEFT_OUT)
         for method, rank in baselines.by_name(ranker).items()
         for seen in SEEN
     }
@@ -85,8 +85,8 @@ def searched(data: Dataset, epochs: int, trials: int, seeds: int, folder: Path) 
     """Rows of metrics of SASRec with the best of so many settings, by seed and protocol; and what was tried."""
     examples, items = splits.evaluation_examples(data, "test"), data.items["item"].tolist()
     known = list(splits.training_sequences(data, examples).values())
-    world = sasrec_search.World(known, sasrec.validation_users(data, examples, "test"), items)
-    models, about = sasrec_search.train(world, sasrec.Settings(epochs, WIDTH, SEED), trials, seeds, folder)
+    to_learn = sasrec_search.TrainingData(known, sasrec.validation_users(data, examples, "test"), items)
+    models, about = sasrec_search.train(to_learn, sasrec.Settings(epochs, WIDTH, SEED), trials, seeds, folder)
     histories, rows = dict(zip(examples["user"], examples["history"], strict=True)), []
     for seed, seen in itertools.product(models, SEEN):
         ranked = sasrec.rank(models[seed], histories, known, items, DEPTH, seen == LEFT_OUT)

@@ -20,7 +20,7 @@ from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models
 from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
-from gloss_utils.rank import items_of_exact_titles, nearest_items
+from gloss_utils.rank import ExactTitles, nearest_items
 from gloss_utils.runs import parameters
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.parameters import STAGES
@@ -63,7 +63,7 @@ class Contest:
     def catalogue(self, run: int) -> dict:
         """Write titles, and look up their items."""
         queries = self.write("catalogue")
-        return {"queries": queries, "found": items_of_exact_titles(queries, self.data.titles())}
+        return {"queries": queries, "found": ExactTitles(self.data.titles()).find(queries)}
 
     def shares(self, answer: dict) -> dict:
         """Of all texts: the exact ones of an item, those of them that are distinct, and the distinct items found."""

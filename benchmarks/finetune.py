@@ -21,6 +21,7 @@ from gloss_utils.base.unsloth_first import import_unsloth
 import_unsloth()  # before transformers and peft, which it patches
 
 import torch
+from transformers import set_seed
 
 from benchmarks import generation, timing
 from benchmarks.baselines import load
@@ -94,7 +95,7 @@ def _run(base_model: str, folder: Path) -> Run:
 def _base(run: Run, base_model: str, titles: list[str]) -> str | Path:
     if base_model != models.TINY and base_model not in generation.SHAPES:
         return base_model
-    training.seed_everything(SEED)
+    set_seed(SEED)
     tokenizer = tiny.train_tokenizer(titles, run["tiny_vocabulary"])
     if base_model == models.TINY:
         model = tiny.new_model(tokenizer, run["tiny_layers"], run["tiny_width"])

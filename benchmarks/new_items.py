@@ -39,7 +39,7 @@ def measure(data: Dataset, indexes: dict, favours: list[float], users: int = USE
     known = {user: [item for item in sequence if item not in new] for user, sequence in known.items()}
     is_new = np.array([target in new for target in targets.values()])
     rankings = {
-        f"last item, {name}": last_item_search(histories, index, titles, DEPTH, unseen=True)
+        f"last item, {name}": last_item_search(histories, index, titles, DEPTH, exclude_seen=True)
         for name, index in indexes.items()
     }
     ranker = Learned(histories, known, list(titles), text_neighbours(titles, indexes), seed=seed)

@@ -17,10 +17,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import ir_measures
 import numpy as np
 import pandas as pd
 
@@ -33,6 +35,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
 from gloss_utils.data.rules import build
 from gloss_utils.data.sources import OwnTables
+from gloss_utils.rank import trec
 from gloss_utils.runs.blocks import filled
 from gloss_utils.runs.parameters import ROOT
 from gloss_utils.runs.resumed import kept_each
@@ -128,12 +131,26 @@ def stage_four(folder: Path, workers: int | None = None) -> dict:
     return each | {"neighbours": follows.nnz} | clock.laps
 
 
+def read_trec_blocks(path: Path, blocks: Iterable[Collection[str]]) -> Iterator[pd.DataFrame]:
+    """What `rank.read_trec` returns, of the users of each block; the file has them in the same order. Raises
+    `ValueError` where it has others, or another order."""
+    rows = iter(ir_measures.read_trec_run(str(path)))
+    row = next(rows, None)
+    for users in blocks:
+        known, found = set(users), []
+        while row is not None and row.query_id in known:
+            found.append(row)
+            row = next(rows, None)
+        yield pd.DataFrame(found, columns=trec.COLUMNS)
+    if row is not None:
+        raise ValueError(f"{path} ranks for {row.query_id}, who is out of order")
+
+
 def stage_five(folder: Path, workers: int | None = None) -> dict:
     """What notebook 5 makes of rankings, from stage 4's TREC files: metrics of each user, with coverage, novelty and
     diversity, means by segment with intervals, and paired tests. Vectors are made up: each of 65,536 stands for many
     items."""
     from gloss_utils import evaluate
-    from gloss_utils.rank.trec import read_trec_blocks
     from gloss_utils.report import metrics, significance
     from gloss_utils.report.beyond import BEYOND, Catalogue
     from gloss_utils.report.in_blocks import Values, measured
@@ -166,7 +183,7 @@ def stage_five(folder: Path, workers: int | None = None) -> dict:
         columns = [*metrics.METRICS, *BEYOND]
         rows = metrics.summarise_all(partial(values.read, columns=columns), compared, columns, about, "test", SEED)
         clock.lap("means, intervals")
-        significance.compare_all(
+        significance.compare(
             lambda method, metric: values.read((method, metrics.LEFT_OUT), [metric])[:, 0],
             about["user"], list(METHODS), METHODS[0], metrics.COMPARED, SEED,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from gloss_utils import retrieve
-from gloss_utils.base.files import joined, parquet_in_parts, remove, write_json, write_whole
+from gloss_utils.base.files import joined, parquet_in_parts, write_json, write_whole
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import cooccurrence
@@ -105,8 +105,8 @@ def _evaluated(run: Run, data: Dataset) -> dict:
     baselines, by_seed, sasrec = baselines_of(run, data, world, about)
     of_seeds = {f"{SASREC}-seed-{seed}": rank for seed, rank in by_seed.items()}
     measure = Measure(world, catalogue, baselines, of_seeds, texts, run["seed"] if run["shuffle_test"] else None)
-    folder = run.folder.unfinished / "values"
-    remove(folder)  # of a run that was cut off
+    run.clear("values")  # of a run that was cut off
+    folder = run.unfinished("values", run.stage)
     folder.mkdir(parents=True)
     values = Values(folder)
     ties = _rank(run, measure, blocks(), values)
@@ -115,8 +115,9 @@ def _evaluated(run: Run, data: Dataset) -> dict:
     found = _found(run, world, about, compared, of_groups, values, sasrec)
     found["ties"] = significance.tie_orders_of(*ties, len(about), run["seed"]).round(6).tolist()
     found["seeds"] = _seeds(run, found["rows"], by_seed, values)
-    remove(folder)
-    return found | {"by_model": _by_model(run, world), "shuffled": found.pop("shuffled")}
+    found["by_model"] = _by_model(run, world)
+    run.clear("values")
+    return found
 
 
 def about_users(
@@ -208,9 +209,10 @@ def _found(
 
     rows: means by method, seen items left out or kept in, and segment. comparisons: paired tests of `gloss` against
     every other method. ablation: by rule, retriever and number of texts. parts: `hybrid` or `learned` without each of
-    its parts. importances: what `learned` gains by each signal. text_weights: of its texts, where they count. ties:
-    NDCG@5 of the paper's rule under random orders of equal scores. sasrec: its settings and how they were chosen.
-    trials: what was tried for it. shuffled: what each method loses, seen items left out, from shuffled histories.
+    its parts. importances: what `learned` gains by each signal. text_weights: of its texts, where they count, or of all
+    that is known of an item, where the model is asked. ties: NDCG@5 of the paper's rule under random orders of equal
+    scores. sasrec: its settings and how they were chosen. trials: what was tried for it. shuffled: what each method
+    loses, seen items left out, from shuffled histories.
     """
     split, seed = run["split"], run["seed"]
     inputs = run.folder.stages()[RETRIEVE]["inputs"]
@@ -231,7 +233,7 @@ def _found(
         "comparisons": [
             {"seen": seen} | row
             for seen in SEEN
-            for row in significance.compare_all(
+            for row in significance.compare(
                 lambda method, metric, seen=seen: values.read((method, seen), [metric])[:, 0],
                 users,
                 list(dict.fromkeys(method for method, _ in methods)),
@@ -277,6 +279,8 @@ def _of_group(row: dict, coverage: float | None, taken: float | None) -> dict:
 
 
 def _text_weights(ranker: Ranker) -> list[dict]:
+    if ranker.asked:
+        return ranker.asked.weights().to_dict("records")
     texts = ranker.weighed() if ranker.rule == LEARNED else None
     return ranker.learned.text_weights(texts).to_dict("records") if texts else []
 

@@ -15,16 +15,15 @@ from gloss_utils.data.sources import OwnTables, Source
 from gloss_utils.report import data_plots, published, tables
 from gloss_utils.runs.contents import content_of
 from gloss_utils.runs.folder import code_of
+from gloss_utils.runs.parameters import EXPLORE
 from gloss_utils.runs.resumed import kept_each
 from gloss_utils.runs.run import Run, open_run
 from gloss_utils.runs.workers import each_in_order
 
-STAGE = "01_explore_data"
-
 
 def start(notebook: dict) -> Run:
     """Start this stage from the notebook's `globals()`."""
-    return open_run(STAGE, notebook)
+    return open_run(EXPLORE, notebook)
 
 
 def prepare(run: Run) -> Dataset:
@@ -38,7 +37,7 @@ def prepare(run: Run) -> Dataset:
         return Dataset.load(run.folder.data)
     source, rejects = source or _find(run), Rejects(run.folder.refused)
     with full_disk_in_one_line(run.folder.root), each_in_order(run.ray_workers) as each:
-        each = kept_each(run.unfinished("data", digest([run.made_from("data"), code_of(STAGE)])), each)
+        each = kept_each(run.unfinished("data", digest([run.made_from("data"), code_of(EXPLORE)])), each)
         found = sources.read(source, rejects, run["max_rejected"], run.folder.root, each)
         data = build(*found, run["max_users"], run["seed"], run.settings(Rules), each)
     kinds = zip(("interactions", "items"), source.paths, strict=True)

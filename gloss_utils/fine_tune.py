@@ -28,6 +28,7 @@ from gloss_utils.data import prompts, splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import qlora, tiny, training
 from gloss_utils.language.generation import CATALOGUE, Decoding, TitleTrie, Writer, plan_batches, write_batches
+from gloss_utils.language.memory import BATCH_TOKENS
 from gloss_utils.language.models import TINY, load_base
 from gloss_utils.rank import Ranker, as_run
 from gloss_utils.rank.ranker import PAPER
@@ -37,7 +38,7 @@ from gloss_utils.runs import given
 from gloss_utils.runs.parameters import FINE_TUNE
 from gloss_utils.runs.run import Run, is_main, open_run
 
-RECALL, JUDGED_TOKENS = "recall@5", 16384
+RECALL = "recall@5"
 
 
 def start(notebook: dict) -> Run:
@@ -141,9 +142,7 @@ def _judge(run: Run, data: Dataset, validation: pd.DataFrame, tokenizer) -> Call
     how = Decoding(decoding=CATALOGUE, loss=run["loss"], length_penalty=0.0 if bound else 1.0)
     named = [[titles[item] for item in history] for history in users["history"]]
     inputs = prompts.encode_prompts(tokenizer, named, run["max_length"])
-    batches = dict(
-        enumerate(plan_batches(list(map(len, inputs)), how.num_beams * title_trie.trie.depth, JUDGED_TOKENS))
-    )
+    batches = dict(enumerate(plan_batches(list(map(len, inputs)), how.num_beams * title_trie.trie.depth, BATCH_TOKENS)))
 
     def recall(model) -> dict[str, float]:
         written: list = [None] * len(inputs)

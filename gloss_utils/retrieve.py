@@ -92,15 +92,19 @@ def prepare(run: Run) -> Retrieved:
 
 
 def blocks_of(run: Run, path: Path) -> Callable[[], Iterator[pd.DataFrame]]:
-    """What reads the queries in a file from the first on, in blocks of users who are ranked for together: all of them
-    where weights are fitted on users whose targets are known."""
-    size = None if run["ask"] or run["split"] == "validation" else USERS_AT_ONCE
+    """What reads the queries in a file from the first on, in blocks of users who are ranked for together."""
+    size = None if _all_together(run) else USERS_AT_ONCE
     return partial(query_files.blocks, path, texts_per_user(run), 0, run["split"] != "next", users_at_once=size)
+
+
+def _all_together(run: Run) -> bool:
+    """Whether all users are one block: weights may be fitted on those whose targets are known."""
+    return bool(run["ask"]) or run["split"] == "validation"
 
 
 def world_of(run: Run, data: Dataset, blocks: Callable[[], Iterator[pd.DataFrame]]) -> Ranker:
     """What counts and learns, once for all users; where all are one block, their ranker."""
-    if blocks.keywords["users_at_once"] is None:
+    if _all_together(run):
         return ranker(run, next(blocks()), data)
     return ranker(run, NOBODY, data, evaluated=blocks())
 

@@ -93,10 +93,11 @@ def draw_new_items(run: Run) -> plt.Figure | None:
         return None
     ranker = retrieve.ranker(run, queries, data)
     favours = sorted({*FAVOURS, run["new_item_favour"]})
-    found = ranker.learned.favouring(favours, ranker.depth, ranker.exclude_seen is not False)
+    exclude_seen = ranker.exclude_seen is not False
+    found = ranker.learned.favouring(favours, ranker.depth, exclude_seen)
     curves = {"learned, histories alone": found}
     for name, index in ranker.indexes.items():
-        searched = last_item_search(ranker.histories, index, ranker.titles, ranker.depth, unseen=True)
+        searched = last_item_search(ranker.histories, index, ranker.titles, ranker.depth, exclude_seen)
         curves[f"last item, {name}"] = dict.fromkeys(favours, searched)
     rows = [
         {"label": label, "favour": favour} | row

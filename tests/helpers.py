@@ -15,6 +15,7 @@ from benchmarks.baselines import load
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.interactions import Interactions
+from gloss_utils.report import significance
 from gloss_utils.runs.contents import contents
 from gloss_utils.runs.folder import RunFolder
 from gloss_utils.runs.run import Run
@@ -56,6 +57,29 @@ def reviews(*rows: tuple) -> Interactions:
     """What `readers.read_interactions` returns, from (user, item, time[, rating])."""
     frame = pd.DataFrame([(*row, 5.0)[:4] for row in rows], columns=["user", "item", "time", "rating"])
     return Interactions.of(frame)
+
+
+def frame_of(found: Interactions) -> pd.DataFrame:
+    """The interactions as a table: user, item, time, rating; in order of exact time where a time has a fraction."""
+    rows = found.records.whole()
+    if rows["part"].any():
+        rows = rows[np.lexsort((rows["part"], rows["time"]))]
+    ids = {name: pd.Series(getattr(found, f"{name}s").take(rows[name])) for name in ("user", "item")}
+    return pd.DataFrame(ids | {name: rows[name] for name in ("time", "rating")}).astype({"user": str, "item": str})
+
+
+def compared(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed: int) -> list[dict]:
+    """What `significance.compare` says of a table of user, method, metrics."""
+    by_method = {name: rows.set_index("user") for name, rows in per_user.groupby("method", sort=False)}
+    users = by_method[method].index.tolist()
+    return significance.compare(
+        lambda name, metric: by_method[name][metric].reindex(users).to_numpy(),
+        users,
+        list(by_method),
+        method,
+        metrics,
+        seed,
+    )
 
 
 def metadata(*rows: tuple) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from gloss_utils.rank import asked
 from gloss_utils.rank.asked import FEATURES, HISTORIES, PARTS, PROBABILITIES, Asked
 from gloss_utils.rank.text_weights import fold_of
 from gloss_utils.rank.trec import read_trec
-from gloss_utils.report import metrics
+from gloss_utils.report import metrics, tables
 from gloss_utils.runs import asking, notebooks, parameters, resumed
 from gloss_utils.runs.folder import RunFolder
 
@@ -43,7 +43,8 @@ def test_weights_are_those_by_which_targets_were_drawn():
 
 def test_the_model_is_heeded_as_far_as_first_places_gain():
     helps = table(1, {"history": 1.0, "logprob": 1.0})
-    assert asked.fit(helps, FEATURES)["logprob"] > 0.7 * asked.likeliest(helps, FEATURES)["logprob"]
+    weights, step = asked.fit(helps, FEATURES)
+    assert step > 0.7 and weights["logprob"] == pytest.approx(step * asked.likeliest(helps, FEATURES)["logprob"])
     # The target is the first by history, of whom the model knows nothing, or the model lifts it from the last places.
     rng, items = np.random.default_rng(1), 40
     rows = table(1, {}).iloc[:0]
@@ -53,10 +54,12 @@ def test_the_model_is_heeded_as_far_as_first_places_gain():
         target = 0 if rng.random() < 0.6 else int(rng.integers(30, items))
         of_user.loc[target, "logprob"] += 1.5 * (target > 0)
         rows = pd.concat([rows, of_user.assign(user=f"u{user}", item=range(items), is_target=of_user.index == target)])
-    of_all, heeded = asked.likeliest(rows, FEATURES), asked.fit(rows, FEATURES)
+    of_all, (heeded, step) = asked.likeliest(rows, FEATURES), asked.fit(rows, FEATURES)
+    assert step < 0.5
     assert of_all["logprob"] > 0.2 and abs(heeded["logprob"]) < 0.5 * of_all["logprob"]
-    assert asked.fit(rows, ["history", "logprob"])["history"] > 0
-    assert asked.fit(rows, ["logprob"]).equals(asked.likeliest(rows, ["logprob"]))  # of nothing to hold on to
+    assert asked.fit(rows, ["history", "logprob"])[0]["history"] > 0
+    weights, step = asked.fit(rows, ["logprob"])  # of nothing to hold on to
+    assert weights.equals(asked.likeliest(rows, ["logprob"])) and step == 1
 
 
 def test_features_by_hand():
@@ -264,6 +267,9 @@ def test_validation_users_teach_where_nobody_was_kept_apart(copied_run):
     assert {"gloss", "gloss-histories"} <= {row["method"] for row in read_json(folder.metrics)["rows"]}
     found = asking.asked_before(run_of((folder, None)), held=pd.DataFrame())
     assert not found.of_others and len(found.weights()) == 5
+    shown = tables.text_weights(read_json(folder.metrics)["text_weights"])
+    assert list(shown.columns) == [asked.HEEDED, *FEATURES] and shown[asked.HEEDED].between(0, 1).all()
+    assert shown.to_numpy() == pytest.approx(found.weights().to_numpy())
 
 
 def test_what_histories_propose_is_ranked_once(asked_run, monkeypatch):

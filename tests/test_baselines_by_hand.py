@@ -103,7 +103,7 @@ def ranker(rule: str = "hybrid", **more) -> Ranker:
 @pytest.mark.parametrize("method", NAMES)
 def test_each_baseline_leaves_seen_items_out_or_in(method):
     rank = baselines.by_name(ranker())[method]
-    left_out, kept_in = shown(rank(HISTORIES, True)), shown(rank(HISTORIES, False))
+    left_out, kept_in = shown(rank(HISTORIES, exclude_seen=True)), shown(rank(HISTORIES, exclude_seen=False))
     for user, history in HISTORIES.items():
         assert not set(left_out.get(user, "")) & set(history)
         # Without what was seen, the order of the others is the same.

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from helpers import one_line_error, run_of
 
+from benchmarks.scale import read_trec_blocks
 from gloss_utils import evaluate, explore_data, retrieve
 from gloss_utils.base.files import digest, fingerprint
 from gloss_utils.data import interactions, raw_lines, readers, rules
@@ -18,7 +19,6 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.rank import Ranker
 from gloss_utils.rank.cooccurrence import Pairs
 from gloss_utils.rank.ranker import RULES
-from gloss_utils.rank.trec import read_trec_blocks
 from gloss_utils.report.in_blocks import COLUMNS, Values
 from gloss_utils.runs import blocks as run_blocks
 from gloss_utils.runs import resumed, workers
@@ -123,7 +123,7 @@ def test_stage_five_in_blocks_finds_the_same(copied_run, blocks):
     assert max(blocks) == 3 and len(per_user) > 100
     assert _evaluated(folder) == before
     pd.testing.assert_frame_equal(pd.read_parquet(folder.per_user), per_user, check_exact=True)
-    assert not list(folder.unfinished.iterdir())
+    assert not folder.unfinished.exists()
 
 
 BLOCKS = 10  # of six users
@@ -175,7 +175,7 @@ def test_a_stage_that_was_killed_goes_on_after_its_last_block(copied_run, blocks
         prepare(run())
     lives[0], blocks[:] = 1000, []
     prepare(run(seed=1))  # blocks of another seed are not taken
-    assert blocks.count(6) == all_of_them and not list(folder.unfinished.iterdir())
+    assert blocks.count(6) == all_of_them and not folder.unfinished.exists()
 
 
 def test_a_memory_mapped_array_goes_to_workers_as_its_files_name(tmp_path):
@@ -248,7 +248,7 @@ def test_stage_one_goes_on_after_its_last_part(copied_run, monkeypatch, capsys, 
     done.clear()
     explore_data.prepare(run())
     again = Counter(done)
-    assert fingerprint(folder.data) == before and not list(folder.unfinished.iterdir())
+    assert fingerprint(folder.data) == before and not folder.unfinished.exists()
     assert (again["interactions"] > 0, again["items"] > 0) == (lost == "interactions", lost == "items")
     assert again["interactions"] < whole["interactions"] and 0 < again["group"] < whole["group"]
     assert "blocks are those of a run that was cut off" in capsys.readouterr().out

@@ -96,7 +96,7 @@ def test_a_count_that_was_killed_goes_on_after_its_last_part(copied_run, several
 def test_a_run_counts_once(copied_run, nothing_counted, stage):
     run, data = of_stage(copied_run, stage, ranking="hybrid"), Dataset.load(copied_run[0].data)
     ranker = retrieve.ranker(run, query_files.read(copied_run[0].queries, 3, 0).head(9), data, evaluated=_all(run))
-    assert len(ranker.rank()) == len(baselines.by_name(ranker)["item-knn"](ranker.histories, True)) == 90
+    assert len(ranker.rank()) == len(baselines.by_name(ranker)["item-knn"](ranker.histories, exclude_seen=True)) == 90
 
 
 def _all(run):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers import SHARED, metadata, one_line_error, real, reviews
+from helpers import SHARED, frame_of, metadata, one_line_error, real, reviews
 
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.interactions import SCHEMA, Interactions
@@ -175,7 +175,7 @@ def test_times_with_fractions_are_in_exact_order():
 def test_interactions_leave_nothing_on_the_disk(tmp_path):
     read = Interactions(tmp_path)
     read.append(pa.table({"user": ["u"], "item": ["a"], "time": [1], "rating": [5.0], "part": [0.0]}).cast(SCHEMA))
-    assert len(read.read_to_the_end()) == 1 and read.frame().values.tolist() == [["u", "a", 1, 5.0]]
+    assert len(read.read_to_the_end()) == 1 and frame_of(read).values.tolist() == [["u", "a", 1, 5.0]]
     assert not list(tmp_path.iterdir())
 
 

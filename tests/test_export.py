@@ -12,12 +12,13 @@ from helpers import one_line_error, run_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gloss_utils.__main__ import main
-from gloss_utils.base.files import read_json
+from gloss_utils.base.files import read_json, write_json
 from gloss_utils.data import prompts, server, splits
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import models
 from gloss_utils.runs import export
+from gloss_utils.runs.parameters import FINE_TUNE
 from tests import vllm_facts
 
 # ---- merge
@@ -50,13 +51,13 @@ def test_a_run_without_a_model_cannot_be_merged(tmp_path, capsys):
     assert "holds no finished 02_fine_tune" in capsys.readouterr().err
 
 
-# ---- ask
+# ---- generate, by a server
 
 
 def test_vllm_takes_what_it_is_asked_and_answers_as_the_small_server_does():
     facts = read_json(vllm_facts.RECORDED)
-    beams = server.Asked("merged", 5, 30, beams=True).body([1, 2], 0)
-    assert {*beams, *server.Asked("merged", 5, 30, beams=False).body([1, 2], 0)} <= set(facts["request"])
+    beams = server.Request("merged", 5, 30, beams=True).body([1, 2], 0)
+    assert {*beams, *server.Request("merged", 5, 30, beams=False).body([1, 2], 0)} <= set(facts["request"])
     neutral = {"temperature": 0.0, "length_penalty": 1.0, "include_stop_str_in_output": True}
     assert neutral.items() <= beams.items() and neutral.keys() <= set(facts["beams_depend_on"])
     assert {"text", "logprobs"} <= set(facts["choice"]) and "token_logprobs" in facts["logprobs"]
@@ -147,7 +148,7 @@ def vllm(monkeypatch):
 
 def asked(small_run, vllm, to, *more: str) -> int:
     _, file = small_run
-    return main(["ask", str(file), *more, "--server", f"{vllm.address}/v1", "--to", str(to), "--at-once", "2"])
+    return main(["generate", str(file), "--server", f"{vllm.address}/v1", "--to", str(to), "--at-once", "2", *more])
 
 
 def test_a_server_writes_a_queries_file(small_run, vllm, tmp_path, capsys):
@@ -228,10 +229,31 @@ def test_a_run_without_an_adapter_cannot_be_asked_for(copied_run, tmp_path):
     folder, _ = copied_run
     folder.adapter.rename(tmp_path / "elsewhere")
     with one_line_error("holds no finished 02_fine_tune"):
-        list(export.ask(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
+        list(export.generate(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
+    (tmp_path / "elsewhere").rename(folder.adapter)
+    write_json(folder.manifest, {})  # stage 2 was killed at its end
+    with one_line_error("holds no finished 02_fine_tune"):
+        list(export.generate(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
+
+
+def test_texts_of_another_adapter_are_not_taken_for_this_ones(copied_run, vllm, tmp_path, capsys):
+    folder, to, half = copied_run[0], tmp_path / "texts.jsonl", 20
+    vllm.statuses = [200] * half + [400] * 100
+    assert asked(copied_run, vllm, to) == 1
+    stages = read_json(folder.manifest)
+    stages[FINE_TUNE]["artefacts"]["adapter"]["sha256"] = "another"
+    write_json(folder.manifest, stages)
+    before, vllm.statuses = len(vllm.requests), []
+    assert asked(copied_run, vllm, to) == 0
+    assert len(vllm.requests) - before == len(query_files.read(to, 3, 0))
+
+
+def test_nobody_is_asked_for_at_once(small_run, vllm, tmp_path, capsys):
+    assert asked(small_run, vllm, tmp_path / "texts.jsonl", "--at-once", "0") == 1
+    assert "--at-once is 0; allowed is 1 or more" in capsys.readouterr().err
 
 
 def test_a_server_is_asked_for_as_many_beams_as_texts(small_run, tmp_path):
     wide = {"decoding": "free", "num_beams": 20, "num_return_sequences": 5}
     with one_line_error("as many beams as texts", "-p num_return_sequences null"):
-        list(export.ask(small_run[0], wide, "http://localhost", None, tmp_path / "texts", 1))
+        list(export.generate(small_run[0], wide, "http://localhost", None, tmp_path / "texts", 1))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_parameters
 from helpers import flip, one_line_error, run_of
-from transformers import GPT2Config
+from transformers import GPT2Config, set_seed
 
 from gloss_utils import fine_tune
 from gloss_utils.base.errors import GlossError
@@ -128,7 +128,7 @@ def settings(**values) -> training.Settings:
 
 
 def train_small(folder, epochs=3, patience=3, judge=None, bound=False, **more):
-    training.seed_everything(1)
+    set_seed(1)
     tokenizer = tiny.train_tokenizer(TITLES, 400)
     model = tiny.new_model(tokenizer, layers=1, width=64)
     texts = prompts.encode_training(tokenizer, *tiny.related_lists(TITLES, 16, seed=1), 256)

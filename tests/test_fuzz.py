@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from helpers import dataset
+from helpers import dataset, frame_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,7 +74,7 @@ def interactions_of(file, text: bytes) -> tuple[list, Rejects] | None:
     file.path.write_bytes(text)
     rejects = Rejects()
     try:
-        frame = readers.read_interactions(file, rejects, 1).frame()
+        frame = frame_of(readers.read_interactions(file, rejects, 1))
     except GlossError as error:
         assert "\n" not in str(error)
         return None

@@ -17,7 +17,7 @@ from gloss_utils.data.dataset import Dataset
 from gloss_utils.language import beam_search, cache_tree, generation, hf_generate, tiny
 from gloss_utils.language.generation import Decoding, TitleTrie, Writer, plan_batches
 from gloss_utils.language.models import load_finetuned, load_tokenizer
-from gloss_utils.rank import items_of_exact_titles
+from gloss_utils.rank import ExactTitles
 from gloss_utils.runs import asking, parameters
 from gloss_utils.runs.journal import Journal
 
@@ -231,8 +231,8 @@ def test_catalogue_texts_are_titles_and_the_first_items_of_a_text_are_found(run)
     twins = pd.DataFrame({"user": ["U"], "texts": [[prompts.item_text(twice)]]})
     titles = dict(zip(items["item"], items["title"], strict=True))
     first = {"user": "U", "query": 1, "item": data.items["item"].iloc[5], "score": 1.0, "strength": 1.0}
-    assert items_of_exact_titles(twins, titles).to_dict("records") == [first]
-    assert items_of_exact_titles(twins, titles, 3).to_dict("records") == [first, first | {"item": "TWIN"}]
+    assert ExactTitles(titles).find(twins).to_dict("records") == [first]
+    assert ExactTitles(titles).find(twins, 3).to_dict("records") == [first, first | {"item": "TWIN"}]
 
 
 def test_more_beams_than_titles(run):

@@ -15,7 +15,7 @@ from helpers import dataset, dense, one_line_error
 from gloss_utils.data import splits
 from gloss_utils.data.dataset import Dataset
 from gloss_utils.data.prompts import item_text
-from gloss_utils.rank import Evidence, HybridSettings, Ranker, cooccurrence, evidence, fused, hybrid
+from gloss_utils.rank import Evidence, HybridSettings, Ranker, cooccurrence, evidence, hybrid
 from gloss_utils.rank.weights import FEATURES, PARTS, VOTES
 from gloss_utils.search.bm25 import BM25Index
 
@@ -175,14 +175,6 @@ def test_several_weightings_at_once_are_each_of_them_alone(crowd):
         assert set(PARTS[part]) | set(weights) == set(FROZEN.weights)
         alone = hybrid(found, histories, sequences, items, FROZEN, 5, weights=weights)
         pd.testing.assert_frame_equal(together[part], alone)
-
-
-def test_fused_counts_the_votes_alone(crowd):
-    found, histories, sequences, items = crowd
-    some = {"texts_dense": found["texts_dense"]}
-    weights = dict.fromkeys(FEATURES, 0.0) | {"texts_dense": 1.0}
-    expected = hybrid(some, histories, sequences, items, FROZEN, weights=weights)
-    pd.testing.assert_frame_equal(fused(some, histories, sequences, items, FROZEN), expected)
 
 
 def test_the_same_evidence_ranks_with_other_votes(crowd):

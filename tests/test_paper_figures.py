@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from benchmarks import results_page
 from gloss_utils import paper_figures
 from gloss_utils.__main__ import main
-from gloss_utils.report import data_plots, plots, published, result_plots, tables
+from gloss_utils.report import data_plots, metrics, plots, published, result_plots, tables
 from gloss_utils.runs import notebooks, results
 from gloss_utils.runs.parameters import ROOT
 
@@ -127,7 +127,9 @@ def test_one_run_is_the_case_of_one_table(measured):
     axes = result_plots.parts([run]).axes
     assert all(list(points(axis, 0).values()) == [[0.01, 0.01]] for axis in axes)
     assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["last item", "popularity"]
-    [ties] = result_plots.tie_orders([run]).axes
+    both = [row("gloss-paper", 0.07, segment="all", split="validation", seen=metrics.LEFT_OUT)]
+    both.append(row("gloss-paper", 0.05, segment="all", split="validation", seen=metrics.KEPT_IN))
+    [ties] = result_plots.tie_orders([run | {"rows": both}]).axes  # the orders keep seen items in
     assert ties.get_title() == "Beauty, released-1b, validation" and ties.lines[0].get_xdata()[0] == 0.025
     assert result_plots.parts([measured]) is None and result_plots.tie_orders([measured]) is None
     plt.close("all")

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import run_of
+from helpers import compared, run_of
 
 from gloss_utils import evaluate
 from gloss_utils.base.files import read_json
@@ -112,7 +112,7 @@ def test_a_shuffle_takes_nothing_from_what_knows_no_order(small_run, copied_run,
     before = per_user[per_user["seen"] == LEFT_OUT].groupby("method")[METRICS].mean()
     other, targets = ranker.shuffled(run["seed"]), metrics.targets_of(queries)
     for method in ("lis-dense", "item-knn"):
-        values = metrics.per_user_metrics(as_run(others[method](other.histories, True)), targets).mean()
+        values = metrics.per_user_metrics(as_run(others[method](other.histories, exclude_seen=True)), targets).mean()
         for metric in METRICS:
             assert rows[method][f"{metric}_lost"] == pytest.approx(
                 before.loc[method, metric] - values[metric], abs=2e-6
@@ -206,7 +206,7 @@ def test_a_paired_test_swaps_all_targets_of_a_user_together():
         pd.DataFrame({"user": users, "method": method, "recall@5": values})
         for method, values in (("gloss", better), ("other", 1 - better))
     ]
-    [row] = significance.compare(pd.concat(frames), "gloss", ("recall@5",), 1)
+    [row] = compared(pd.concat(frames), "gloss", ("recall@5",), 1)
     assert row["p"] > 0.05  # six users cannot show more, however many targets they have
     assert row["difference"] == pytest.approx(better.mean() * 2 - 1, abs=1e-6)
 

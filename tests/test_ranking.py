@@ -153,12 +153,16 @@ def test_last_item_search_keeps_the_query_item(world):
     np.testing.assert_allclose(ranked["score"], [1, np.cos(0.4), np.cos(0.8), 1, np.cos(0.4), np.cos(0.4)], atol=1e-5)
 
 
-def test_last_item_search_unseen_leaves_out_all_the_user_has(world):
+def test_last_item_search_leaves_out_all_the_user_has(world):
     data, index = world
     histories = {"v": ["d", "a"], "u": ["b"], "w": ["b", "a", "b", "d"], "x": list("abcd")}
-    ranked = last_item_search(histories, index, data.titles(), 3, unseen=True)
+    ranked = last_item_search(histories, index, data.titles(), 3, exclude_seen=True)
     assert list(shown(ranked).items()) == [("v", "bc"), ("u", "cad"), ("w", "c")]
-    assert shown(last_item_search(histories, index, data.titles(), 1, unseen=True)) == {"v": "b", "u": "c", "w": "c"}
+    assert shown(last_item_search(histories, index, data.titles(), 1, exclude_seen=True)) == {
+        "v": "b",
+        "u": "c",
+        "w": "c",
+    }
 
 
 def test_last_item_search_looks_past_a_long_history():
@@ -166,7 +170,7 @@ def test_last_item_search_looks_past_a_long_history():
     data = dataset({"u": "".join(letters)}, items="".join(letters))
     index = BM25Index.build(["Title: soap"] * 200)  # all alike: the metadata's order
     histories = {"long": letters[:150], "short": letters[:1], "last": letters[199:]}
-    ranked = shown(last_item_search(histories, index, data.titles(), 5, unseen=True))
+    ranked = shown(last_item_search(histories, index, data.titles(), 5, exclude_seen=True))
     assert list(ranked.items()) == [
         ("long", "".join(letters[150:155])),
         ("short", "".join(letters[1:6])),

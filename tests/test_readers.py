@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from helpers import one_line_error, write_lines
+from helpers import frame_of, one_line_error, write_lines
 
 from gloss_utils.data import interactions, raw_files, raw_lines, readers, rejects, sources
 from gloss_utils.data.rejects import Rejects
@@ -20,7 +20,7 @@ def read_reviews(path, max_rejected) -> tuple[pd.DataFrame, int]:
     """The frame, and how many records were rejected."""
     rejects = Rejects()
     found = readers.read_interactions(replace(AMAZON.interactions, path=path), rejects, max_rejected)
-    return found.frame(), len(rejects.records)
+    return frame_of(found), len(rejects.records)
 
 
 def read_metadata(path, wanted, max_rejected) -> tuple[pd.DataFrame, int]:

@@ -23,7 +23,7 @@ SEQUENCES = [list(RING[n % 8 : n % 8 + 4 + n % 3]) for n in range(48)]
 VALIDATION = pd.DataFrame(
     [(f"v{n}", list(RING[n : n + 3]), RING[n + 3]) for n in range(8)], columns=["user", "history", "target"]
 )
-WORLD = sasrec_search.World(SEQUENCES, VALIDATION, ITEMS)
+TO_LEARN = sasrec_search.TrainingData(SEQUENCES, VALIDATION, ITEMS)
 
 
 @pytest.fixture
@@ -59,18 +59,18 @@ def test_sampled_softmax_by_a_plain_loop(monkeypatch):
 
 
 def test_sampled_softmax_learns_the_order(quick, tmp_path):
-    model = WORLD.train(Settings(12, 32, 1, SAMPLED_SOFTMAX), tmp_path)
-    assert WORLD.ndcg(model) > 0.9
+    model = TO_LEARN.train(Settings(12, 32, 1, SAMPLED_SOFTMAX), tmp_path)
+    assert TO_LEARN.ndcg(model) > 0.9
 
 
 def test_the_criterion_by_a_plain_loop(quick, tmp_path):
-    model = WORLD.train(Settings(2, 8, 1), tmp_path)
+    model = TO_LEARN.train(Settings(2, 8, 1), tmp_path)
     ranked = sasrec.rank(model, dict(zip(VALIDATION["user"], VALIDATION["history"], strict=True)), SEQUENCES, ITEMS, 10)
     total = 0.0
     for user, _, target in VALIDATION.itertuples(index=False):
         items = ranked.loc[ranked["user"] == user, "item"].tolist()
         total += 1 / np.log2(items.index(target) + 2) if target in items[:10] else 0.0
-    assert WORLD.ndcg(model) == pytest.approx(total / len(VALIDATION)) and 0 < total < len(VALIDATION)
+    assert TO_LEARN.ndcg(model) == pytest.approx(total / len(VALIDATION)) and 0 < total < len(VALIDATION)
 
 
 def test_trials_begin_with_the_given_settings_and_are_all_different():
@@ -86,7 +86,7 @@ def test_trials_begin_with_the_given_settings_and_are_all_different():
 
 def test_a_search_takes_the_best_trial_and_keeps_to_its_budget(quick, tmp_path):
     given = Settings(6, 8, 1, learning_rate=1e-6)  # which learns nothing
-    models, about = sasrec_search.train(WORLD, given, 4, 2, tmp_path / "work")
+    models, about = sasrec_search.train(TO_LEARN, given, 4, 2, tmp_path / "work")
     values = [trial["ndcg@10"] for trial in about["trials"]]
     assert about["budget"] == len(values) == 4 and about["validation_users"] == 8
     best = about["trials"][int(np.argmax(values))]
@@ -95,7 +95,7 @@ def test_a_search_takes_the_best_trial_and_keeps_to_its_budget(quick, tmp_path):
         name: best[name] for name in sasrec_search.GRID
     }
     assert list(models) == about["seeds"] == [1, 2]
-    assert WORLD.ndcg(models[1]) == pytest.approx(max(values), abs=1e-6)  # the first seed is that of the trials
+    assert TO_LEARN.ndcg(models[1]) == pytest.approx(max(values), abs=1e-6)  # the first seed is that of the trials
     weights = [model.lm_head.weight.detach() for model in models.values()]
     assert not torch.equal(*weights)
 
@@ -108,8 +108,8 @@ def test_a_search_takes_the_best_trial_and_keeps_to_its_budget(quick, tmp_path):
 
 def test_a_search_that_was_cut_off_goes_on_and_ends_with_the_same(quick, tmp_path, monkeypatch):
     given, trained = Settings(2, 8, 1), []
-    whole = sasrec_search.train(WORLD, given, 3, 1, tmp_path / "whole")
-    train = sasrec_search.World.train
+    whole = sasrec_search.train(TO_LEARN, given, 3, 1, tmp_path / "whole")
+    train = sasrec_search.TrainingData.train
 
     def cut(world, settings, checkpoints):
         if len(trained) == 2:
@@ -117,13 +117,13 @@ def test_a_search_that_was_cut_off_goes_on_and_ends_with_the_same(quick, tmp_pat
         trained.append(settings)
         return train(world, settings, checkpoints)
 
-    monkeypatch.setattr(sasrec_search.World, "train", cut)
+    monkeypatch.setattr(sasrec_search.TrainingData, "train", cut)
     with pytest.raises(KeyboardInterrupt):
-        sasrec_search.train(WORLD, given, 3, 1, tmp_path / "cut")
+        sasrec_search.train(TO_LEARN, given, 3, 1, tmp_path / "cut")
     monkeypatch.setattr(
-        sasrec_search.World, "train", lambda world, settings, at: trained.append(at) or train(world, settings, at)
+        sasrec_search.TrainingData, "train", lambda data, settings, at: trained.append(at) or train(data, settings, at)
     )
-    again = sasrec_search.train(WORLD, given, 3, 1, tmp_path / "cut")
+    again = sasrec_search.train(TO_LEARN, given, 3, 1, tmp_path / "cut")
     values = [trial["ndcg@10"] for trial in whole[1]["trials"]]
     best = f"trial-{1 + int(np.argmax(values))}"
     assert [path.name for path in trained[2:]] == ["trial-3", best]  # two trials were finished; the best is taken as is
@@ -131,7 +131,7 @@ def test_a_search_that_was_cut_off_goes_on_and_ends_with_the_same(quick, tmp_pat
 
 
 def test_without_a_search_the_given_settings_are_trained(quick, tmp_path):
-    models, about = sasrec_search.train(WORLD, Settings(1, 8, 1), 0, 1, tmp_path)
+    models, about = sasrec_search.train(TO_LEARN, Settings(1, 8, 1), 0, 1, tmp_path)
     assert about["trials"] == [] and about["budget"] == 0 and about["chosen"]["width"] == 8 and list(models) == [1]
 
 

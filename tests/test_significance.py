@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import compared
 
 from gloss_utils.rank import paper_rule
 from gloss_utils.report import significance
@@ -41,7 +42,7 @@ def test_a_difference_that_every_user_shows_is_real_and_noise_is_not():
     rng = np.random.default_rng(1)
     base, noise = (rng.random(400) < 0.2) * 1.0, (rng.random(400) < 0.2) * 1.0
     better = np.where(rng.random(400) < 0.2, 1.0, base)
-    rows = significance.compare(per_user(gloss=better, base=base, noise=noise), "gloss", ("recall@5",), 7)
+    rows = compared(per_user(gloss=better, base=base, noise=noise), "gloss", ("recall@5",), 7)
     assert [(row["method"], row["other"], row["metric"]) for row in rows] == [
         ("gloss", "base", "recall@5"),
         ("gloss", "noise", "recall@5"),
@@ -49,9 +50,9 @@ def test_a_difference_that_every_user_shows_is_real_and_noise_is_not():
     assert rows[0]["difference"] == pytest.approx((better - base).mean(), abs=1e-6)
     assert 0 < rows[0]["difference_low"] < rows[0]["difference"] < rows[0]["difference_high"]
     assert rows[0]["p"] < 0.001 and rows[0]["p_corrected"] <= 2 * rows[0]["p"]
-    same = significance.compare(per_user(gloss=noise, base=base), "gloss", ("recall@5",), 7)[0]
+    same = compared(per_user(gloss=noise, base=base), "gloss", ("recall@5",), 7)[0]
     assert same["p"] > 0.05 and same["difference_low"] < 0 < same["difference_high"]
-    assert rows == significance.compare(per_user(gloss=better, base=base, noise=noise), "gloss", ("recall@5",), 7)
+    assert rows == compared(per_user(gloss=better, base=base, noise=noise), "gloss", ("recall@5",), 7)
 
 
 def test_the_comparison_is_paired():
@@ -59,10 +60,10 @@ def test_the_comparison_is_paired():
     base = np.repeat([1.0, 0.0], 150)
     better = base.copy()
     better[150:165] = 1
-    row = significance.compare(per_user(gloss=better, base=base), "gloss", ("recall@5",), 1)[0]
+    row = compared(per_user(gloss=better, base=base), "gloss", ("recall@5",), 1)[0]
     assert row["p"] < 0.001
     shuffled = np.random.default_rng(1).permutation(better)
-    assert significance.compare(per_user(gloss=shuffled, base=base), "gloss", ("recall@5",), 1)[0]["p"] > 0.05
+    assert compared(per_user(gloss=shuffled, base=base), "gloss", ("recall@5",), 1)[0]["p"] > 0.05
 
 
 @pytest.mark.parametrize(("differences", "p"), [([], 1), ([0, 0], 1), ([1], 1), ([1, 1, 1], 0.25), ([1, -1, 1], 1)])

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from helpers import one_line_error, write_lines
+from helpers import frame_of, one_line_error, write_lines
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.data import downloads, raw_lines, sources, templates
@@ -291,7 +291,7 @@ def made_source(dataset: str, interactions, items) -> sources.Source:
 def frames(*asked, **more) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What `sources.read` returns, both as tables."""
     interactions, items = sources.read(*asked, **more)
-    return interactions.frame(), items
+    return frame_of(interactions), items
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def _cached(name: str, revision: str) -> str | None:
 
 
 def in_cache(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a hub model in the cache of this machine, or the local folder itself.
+    """The folder of a hub model in the cache of this machine; a local folder stays itself.
 
     For packages that ask the hub though they are told not to: of a folder they ask nothing. Raises
     `huggingface_hub.errors.LocalEntryNotFoundError` where the cache does not have it.

@@ -94,15 +94,6 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.records)
 
-    def frame(self) -> pd.DataFrame:
-        """The interactions as a table: user, item, time, rating; in order of exact time where a time has a fraction.
-        For small data only."""
-        rows = self.records.whole()
-        if rows["part"].any():
-            rows = rows[np.lexsort((rows["part"], rows["time"]))]
-        ids = {name: pd.Series(getattr(self, f"{name}s").take(rows[name])) for name in ("user", "item")}
-        return pd.DataFrame(ids | {name: rows[name] for name in ("time", "rating")}).astype({"user": str, "item": str})
-
     def by_user(self, ranks: np.ndarray) -> Iterator[np.ndarray]:
         """All records, those of the users of the lowest ranks first, about `AT_ONCE` at a time; of each user all at
         once. In the place of the user's number they have the rank; ranks: of each user, int [users]."""

@@ -204,8 +204,8 @@ def cut_title(title: str) -> str:
 def draw_users(counts: pd.Series, max_users: int | None, seed: int) -> pd.DataFrame:
     """Draw the validation users, floor(5 %), and the `max_users` for training and evaluation (None: all).
 
-    counts: interactions per user, at least 3 each. The two draws are independent: with fewer `max_users`, those who
-    remain are in the same split as before.
+    counts: interactions per user, `min_history` or more each. The two draws are independent: with fewer `max_users`,
+    those who remain are in the same split as before.
     """
     users = counts.rename_axis("user").rename("interactions").reset_index().sort_values("user", ignore_index=True)
     size = len(users)

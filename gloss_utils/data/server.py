@@ -13,7 +13,7 @@ Row = tuple[list[str], list[float | None], list[int | None]]  # texts, best firs
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """How a server is asked to write: `count` texts for each prompt, as beams or as samples."""
 
     model: str
@@ -62,25 +62,25 @@ def first_model(client: httpx.Client) -> str:
         raise GlossError(f"the server at {client.base_url} names no model; give --model") from None
 
 
-def complete(client: httpx.Client, asked: Asked, prompt: list[int], number: int) -> Row:
+def complete(client: httpx.Client, request: Request, prompt: list[int], number: int) -> Row:
     """The texts that a server writes after a prompt (token ids), best first by log-probability over length to the power
-    of `asked.length_penalty`, where known.
+    of `request.length_penalty`, where known.
 
     A request that fails for the moment is sent again some times. Raises `GlossError` where the server cannot be
-    reached, refuses, gives other than `asked.count` texts, or writes one text many times where beams were asked for.
+    reached, refuses, gives other than `request.count` texts, or writes one text many times where beams were asked for.
     """
-    answer = _send(client, "POST", "/v1/completions", asked.body(prompt, number))
+    answer = _send(client, "POST", "/v1/completions", request.body(prompt, number))
     try:
         found = [(choice["text"].strip(), *_scores(choice.get("logprobs"))) for choice in answer["choices"]]
     except (LookupError, TypeError, AttributeError):
         raise GlossError(f"the server at {client.base_url} gave no texts, but {str(answer)[:200]}") from None
-    same = asked.beams and len(found) == asked.count > 1 and len({text for text, *_ in found}) == 1
-    if len(found) != asked.count or same:  # a server that does not know of beams overlooks the word, and is greedy
-        way = "beams (-p decoding sample draws texts)" if asked.beams else "so many samples (lower num_beams)"
-        gave = f"one text {len(found)} times" if same else f"{len(found)} of {asked.count} texts"
+    same = request.beams and len(found) == request.count > 1 and len({text for text, *_ in found}) == 1
+    if len(found) != request.count or same:  # a server that does not know of beams overlooks the word, and is greedy
+        way = "beams (-p decoding sample draws texts)" if request.beams else "so many samples (lower num_beams)"
+        gave = f"one text {len(found)} times" if same else f"{len(found)} of {request.count} texts"
         raise GlossError(f"the server gave {gave}; it may not write {way}")
     if all(total is not None for _, total, _ in found):
-        found.sort(key=lambda row: -row[1] / row[2] ** asked.length_penalty)
+        found.sort(key=lambda row: -row[1] / row[2] ** request.length_penalty)
     return tuple(map(list, zip(*found, strict=True)))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import set_seed
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import read_json, write_json
@@ -27,7 +28,6 @@ from gloss_utils.language.models import (
     with_padding,
 )
 from gloss_utils.language.sizes import is_of, linear_layers, without_weights
-from gloss_utils.language.training import seed_everything
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def with_adapters(base: str | Path, settings: QLoRA, revision: str | None = None
     `lora_modules`, which is found out before its weights are loaded.
     """
     check_modules(base, settings.lora_modules, revision)
-    seed_everything(settings.seed)
+    set_seed(settings.seed)
     return (_with_unsloth if uses_unsloth() else _with_peft)(base, settings, revision)
 
 
@@ -90,8 +90,7 @@ def _with_unsloth(base: str | Path, settings: QLoRA, revision: str | None):
     with one_line(base, revision), _cure():
         # unsloth loads some files without `local_files_only`, and would wait for a hub that does not answer; of a
         # folder it asks nothing.
-        in_hub = not Path(base).is_dir()
-        name, at = (in_cache(base, revision), None) if local and in_hub else (base, revision)
+        name, at = (in_cache(base, revision), None) if local else (base, revision)
         # Not unsloth's tokenizer: its repair may choose or add another padding token than generation finds in the base.
         tokenizer = base_tokenizer(name, at, local)
         model, _ = unsloth.FastLanguageModel.from_pretrained(

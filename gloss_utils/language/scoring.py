@@ -14,10 +14,10 @@ from gloss_utils.language import cache_tree
 from gloss_utils.language.cache_tree import Tree, logprobs_of
 from gloss_utils.language.catalogue_loss import logprobs_at
 from gloss_utils.language.generation import plan_batches
+from gloss_utils.language.memory import BATCH_TOKENS
 from gloss_utils.language.trie import ROOT, Trie
 
 PROMPT = -1  # the place of what a text's first token follows
-BATCH_TOKENS = 16384  # users at a time × tokens of each
 GROUP = 8  # a user's texts at a time: tokens look past those of all texts of their group, which costs time
 
 

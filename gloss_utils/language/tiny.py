@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from gloss_utils.base.files import digest
 from gloss_utils.data import prompts
@@ -109,7 +109,7 @@ def train_base(titles: list[str], settings: TinyModel, checkpoints: Path):
 
     checkpoints: a folder for the states of the training, which goes on from there where it was cut off.
     """
-    training.seed_everything(settings.seed)
+    set_seed(settings.seed)
     tokenizer = train_tokenizer(titles, settings.vocabulary)
     model = new_model(tokenizer, settings.layers, settings.width)
     lists, ends = related_lists(titles, settings.steps * TEXTS_PER_STEP, settings.seed)

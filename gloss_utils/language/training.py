@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, full_disk_in_one_line
@@ -29,8 +29,6 @@ from gloss_utils.language.trie import Trie
 
 LOSS = "loss"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-seed_everything = set_seed
 
 
 @dataclass(frozen=True)
@@ -169,11 +167,11 @@ def train(
     tokenizer: anything with a `pad_token_id`. trie: of the catalogue's titles, where the loss is to be on what it
     leaves open (see `catalogue_loss`); null: on whole texts. made_from: JSON values that say what the result depends
     on. Checkpoints go to `folder`; training with the same `made_from` goes on from the last sound one, any other starts
-    anew. With a patience, training stops early and the weights of the best epoch are kept. judge: gives metrics of the
-    model, by name, after each epoch (null: none is asked for; several processes do not ask). Delete `folder` once the
-    result is saved. Returns history (by step: losses, metrics, and the seconds that steps have taken), steps,
-    processes, tokens_per_second (of all processes, without padding), peak_memory_gb (of this process) and device.
-    Raises `GlossError` where the processes cannot share a step equally.
+    anew. Where there is validation, the weights of the best epoch are kept, and with a patience training stops early.
+    judge: gives metrics of the model, by name, after each epoch (null: none is asked for; several processes do not
+    ask). Delete `folder` once the result is saved. Returns history (by step: losses, metrics, and the seconds that
+    steps have taken), steps, processes, tokens_per_second (of all processes, without padding), peak_memory_gb (of this
+    process) and device. Raises `GlossError` where the processes cannot share a step equally.
     """
     together = processes()
     keep_freed_memory()

@@ -4,7 +4,7 @@ In: candidates (columns user, query, item, score, strength; `nearest_items` sear
 items, oldest first), training sequences (the same, of all that may be learned from), item ids in the catalogue's order.
 Out: a ranking, columns user, rank (from 1), item, score; `write_trec` writes it for any evaluation tool.
 
-`paper_rule`, `fused` and `hybrid` rank by generated texts; `Learned` by what trees learn from training users, with or
+`paper_rule` and `hybrid` rank by generated texts; `Learned` by what trees learn from training users, with or
 without texts (`text_neighbours` says which items have texts alike); `Asked` ranks again what `Learned` proposes, by
 what a language model thinks of it. `popularity`, `last_item_search`, `item_knn`, `Ease` and `Star` are baselines.
 `gloss_utils.rank.sasrec`, a baseline that is trained, has to be imported by itself: it needs torch.
@@ -12,9 +12,9 @@ what a language model thinks of it. `popularity`, `last_item_search`, `item_knn`
 
 from gloss_utils.rank.asked import Asked
 from gloss_utils.rank.baselines import item_knn, last_item_search, popularity
-from gloss_utils.rank.candidates import items_of_exact_titles, nearest_items
+from gloss_utils.rank.candidates import ExactTitles, nearest_items
 from gloss_utils.rank.ease import Ease
-from gloss_utils.rank.evidence import Evidence, fused, hybrid
+from gloss_utils.rank.evidence import Evidence, hybrid
 from gloss_utils.rank.learned import Learned
 from gloss_utils.rank.paper import paper_rule
 from gloss_utils.rank.ranker import Ranker
@@ -27,15 +27,14 @@ __all__ = [
     "Asked",
     "Ease",
     "Evidence",
+    "ExactTitles",
     "HybridSettings",
     "Learned",
     "Ranker",
     "Star",
     "as_run",
-    "fused",
     "hybrid",
     "item_knn",
-    "items_of_exact_titles",
     "last_item_search",
     "likely_next",
     "nearest_items",

@@ -31,6 +31,7 @@ FEATURES = {
 }
 PENALTY = 1.0  # on squared weights, each per standard deviation of its feature; labels are some thousand users
 STEPS, FIRST = np.linspace(0, 1, 9), 10  # from histories alone to all that is known; NDCG of so many places
+HEEDED = "heeded"  # beside the weights of features
 DECIMALS = 9  # of scores, so that ties do not depend on the machine
 
 
@@ -67,11 +68,12 @@ def features(proposed: pd.DataFrame, said: pd.DataFrame, alone: pd.DataFrame, na
     return rows[["user", "item", *FEATURES]].astype(dict.fromkeys(FEATURES, float))
 
 
-def fit(examples: pd.DataFrame, names: Iterable[str]) -> pd.Series:
-    """The weight of each feature (see `likeliest`), on the way from those that histories alone choose to those of all.
+def fit(examples: pd.DataFrame, names: Iterable[str]) -> tuple[pd.Series, float]:
+    """The weight of each feature (see `likeliest`), on the way from those that histories alone choose to those of all;
+    and how far the way is gone, from 0 to 1.
 
     A likelihood counts the last places of a list as it counts the first, and so heeds the model more than the first
-    places gain by. How far the way is gone is chosen by NDCG@`FIRST` of users for whom the weights were not fitted.
+    places gain by. How far is chosen by NDCG@`FIRST` of users for whom the weights were not fitted.
     """
     names = list(names)
     own = [name for name in names if FEATURES[name] == HISTORIES]
@@ -80,15 +82,15 @@ def fit(examples: pd.DataFrame, names: Iterable[str]) -> pd.Series:
         return np.stack([likeliest(some, own).reindex(names, fill_value=0.0), likeliest(some, names)])
 
     if len(own) in (0, len(names)):
-        return likeliest(examples, names)
+        return likeliest(examples, names), 1.0
     fold, gained = examples["user"].map(fold_of).to_numpy(dtype=int), np.zeros(len(STEPS))
-    for left_out in range(FOLDS):
+    for left_out in np.unique(fold):
         (start, end), judged = ends(examples[fold != left_out]), examples[fold == left_out]
         (user, users), is_target = pd.factorize(judged["user"]), judged["is_target"].to_numpy()
         scores = [judged[names].to_numpy() @ (start + step * (end - start)) for step in STEPS]
         gained += [ndcg(user, score, is_target, len(users), FIRST).sum() for score in scores]
-    start, end = ends(examples)
-    return pd.Series(start + STEPS[gained.argmax()] * (end - start), index=names)
+    (start, end), step = ends(examples), STEPS[gained.argmax()]
+    return pd.Series(start + step * (end - start), index=names), float(step)
 
 
 def likeliest(examples: pd.DataFrame, names: Iterable[str]) -> pd.Series:
@@ -137,7 +139,8 @@ class Asked:
     _fitted: dict = field(default_factory=dict)
 
     def weights(self, parts: Iterable[str] = PARTS) -> pd.DataFrame:
-        """The weights of the features of some parts, one row per fold (one in all where examples are of others)."""
+        """The weights of the features of some parts, one row per fold (one in all where examples are of others), and
+        before them the column `HEEDED`: how far the model is heeded (see `fit`)."""
         names = tuple(name for name, part in FEATURES.items() if part in set(parts))
         if names not in self._fitted:
             if self.of_others:
@@ -145,14 +148,15 @@ class Asked:
             else:
                 fold = self.examples["user"].map(fold_of)
                 found = [fit(self.examples[fold != left_out], names) for left_out in range(FOLDS)]
-            self._fitted[names] = pd.DataFrame(found).reset_index(drop=True)
+            self._fitted[names] = pd.DataFrame([{HEEDED: step, **weights} for weights, step in found])
         return self._fitted[names]
 
     def rank(
         self, proposed: pd.DataFrame, named: pd.DataFrame, histories: Histories, depth: int, parts=PARTS
     ) -> pd.DataFrame:
         """The first `depth` items of each user: user, rank, item, score. Arguments as of `features`."""
-        rows, weights = features(proposed, self.said, self.alone, named), self.weights(parts)
+        rows = features(proposed, self.said, self.alone, named)
+        weights = self.weights(parts).drop(columns=HEEDED)
         fold = np.zeros(len(rows), dtype=int) if self.of_others else rows["user"].map(fold_of).to_numpy(dtype=int)
         score = (rows[weights.columns].to_numpy() * weights.to_numpy()[fold]).sum(axis=1)
         rows = rows.assign(score=np.round(score, DECIMALS))

@@ -17,7 +17,7 @@ from gloss_utils.rank.star import Star
 from gloss_utils.rank.weights import HybridSettings
 
 NAMES = ("popularity", "lis-bm25", "lis-dense", "item-knn", "ease", "star")
-Baseline = Callable[[Histories, bool], pd.DataFrame]  # histories, whether seen items are left out -> a ranking
+Baseline = Callable[..., pd.DataFrame]  # called with histories and exclude_seen; gives a ranking
 
 
 def by_name(ranker: Ranker) -> dict[str, Baseline]:
@@ -31,21 +31,13 @@ def by_name(ranker: Ranker) -> dict[str, Baseline]:
         "item-knn": partial(_by_neighbours, ranker.evidence, depth),
     }
     for name, index in ranker.indexes.items():
-        found[f"lis-{name}"] = partial(_by_last_item, index, ranker.titles, depth)
+        found[f"lis-{name}"] = partial(last_item_search, index=index, titles=ranker.titles, depth=depth)
     for name, kind, more in (("star", Star, (ranker.indexes["dense"].vectors(),)), ("ease", Ease, ())):
         try:
-            found[name] = partial(_of_model, kind(known, items, *more), depth)
+            found[name] = partial(kind(known, items, *more).rank, depth=depth)
         except ValueError as error:
             print(f"{error}: it is left out")
     return {name: found[name] for name in NAMES if name in found}
-
-
-def _by_last_item(index: Index, titles: Mapping[str, str], depth: int, histories: Histories, unseen: bool):
-    return last_item_search(histories, index, titles, depth, unseen)
-
-
-def _of_model(model: Ease | Star, depth: int, histories: Histories, unseen: bool) -> pd.DataFrame:
-    return model.rank(histories, depth, unseen)
 
 
 def popularity(
@@ -68,9 +60,9 @@ def _popular(training_sequences: Histories, items: Sequence[str]) -> pd.DataFram
     return counts[counts > 0].sort_values(ascending=False, kind="stable").rename("score").reset_index()
 
 
-def _by_popularity(top: pd.DataFrame, depth: int, histories: Histories, unseen: bool) -> pd.DataFrame:
+def _by_popularity(top: pd.DataFrame, depth: int, histories: Histories, exclude_seen: bool) -> pd.DataFrame:
     users = pd.DataFrame({"user": list(histories)})
-    if not unseen or users.empty:
+    if not exclude_seen or users.empty:
         return as_ranking(users.merge(top[:depth], how="cross"), histories, depth)
     found = [some.merge(top[:k], how="cross") for k, some in users.groupby(_deep(users["user"], histories, depth))]
     return as_ranking(pd.concat(found), histories, depth, exclude_seen=True)
@@ -83,15 +75,15 @@ def _deep(users: pd.Series, histories: Histories, depth: int) -> pd.Series:
 
 
 def last_item_search(
-    histories: Histories, index: Index, titles: Mapping[str, str], depth: int = 10, unseen: bool = False
+    histories: Histories, index: Index, titles: Mapping[str, str], depth: int = 10, exclude_seen: bool = False
 ) -> pd.DataFrame:
     """Rank the items nearest to the last item's text (the last one that has a title).
 
-    The item itself is not removed, unless `unseen`, which leaves out all the user has. titles: each item's, in the
-    catalogue's order.
+    The item itself is not removed, unless `exclude_seen`, which leaves out all the user has. titles: each item's, in
+    the catalogue's order.
     """
     queries, items = last_item_texts(histories, titles), pd.Index(list(titles))
-    if not unseen or queries.empty:
+    if not exclude_seen or queries.empty:
         return as_ranking(nearest_items(queries, index, items, depth), histories, depth)
     by_depth = queries.groupby(_deep(queries["user"], histories, depth))
     found = [nearest_items(some, index, items, k) for k, some in by_depth]
@@ -114,6 +106,6 @@ def item_knn(
     return _by_neighbours(Evidence(histories, training_sequences, items, settings), depth, histories, exclude_seen)
 
 
-def _by_neighbours(known: Evidence, depth: int, histories: Histories, unseen: bool) -> pd.DataFrame:
-    ranked = known.of(histories).rankings({}, {"": {"cooccurrence": 1.0}}, depth, unseen)[""]
+def _by_neighbours(known: Evidence, depth: int, histories: Histories, exclude_seen: bool) -> pd.DataFrame:
+    ranked = known.of(histories).rankings({}, {"": {"cooccurrence": 1.0}}, depth, exclude_seen)[""]
     return ranked[ranked["item"].isin(known.items[known.counts > 0])].reset_index(drop=True)  # the others come last

@@ -68,11 +68,6 @@ class ExactTitles:
         return found.assign(score=1.0, strength=1.0)[COLUMNS].reset_index(drop=True)
 
 
-def items_of_exact_titles(queries: pd.DataFrame, titles: Mapping[str, str], k: int = 1) -> pd.DataFrame:
-    """`ExactTitles.find` for queries that are all."""
-    return ExactTitles(titles).find(queries, k)
-
-
 def hashes(texts: Iterable[str]) -> np.ndarray:
     """A number of 64 bits for each text, the same for equal ones."""
     return pd.util.hash_array(np.array(list(texts), dtype=object))

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from gloss_utils.data.sequences import Lists, Sequences
 
-Histories = Collection[Collection[str]]  # items, oldest first
+ItemLists = Collection[Collection[str]]  # histories by place: items, oldest first
 PAIRS_AT_A_TIME = 2**25  # some two gigabytes
 ARRAYS = ("data", "indices", "indptr")  # of rows on the disk, as scipy calls them
 
@@ -33,7 +33,7 @@ def lists_of(histories: Mapping[str, Sequence[str]]) -> Sequence[Sequence[str]]:
     return lists if isinstance(lists, Lists) else list(lists)
 
 
-def encode(histories: Histories, items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def encode(histories: ItemLists, items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """All histories one after the other: whose each interaction is (the history's place), and the item's place in
     `items`. Items that are not among them are left out."""
     items = index_of(items)
@@ -51,13 +51,13 @@ def encode(histories: Histories, items: Sequence[str]) -> tuple[np.ndarray, np.n
     return (owners, places) if known.all() else (owners[known], places[known])
 
 
-def counts(histories: Histories, items: Sequence[str]) -> np.ndarray:
+def counts(histories: ItemLists, items: Sequence[str]) -> np.ndarray:
     """How often each item occurs, [items]."""
     return np.bincount(encode(histories, items)[1], minlength=len(items))
 
 
 def following(
-    histories: Histories,
+    histories: ItemLists,
     items: Sequence[str],
     window: int,
     decay: float,
@@ -77,7 +77,7 @@ def following(
     return sparse.csr_matrix(sparse.vstack([pairs.following(block) for block in blocks(histories, items, window)]))
 
 
-def cosine(histories: Histories, items: Sequence[str], window: int, neighbours: int) -> sparse.csr_matrix:
+def cosine(histories: ItemLists, items: Sequence[str], window: int, neighbours: int) -> sparse.csr_matrix:
     """How often two items are at most `window` positions apart in a history, whatever their order, over the root of
     the product of how often each occurs, [items, items]; of each row the `strongest`."""
     scale, parts = 1 / np.sqrt(np.maximum(counts(histories, items), 1.0)), []
@@ -88,7 +88,7 @@ def cosine(histories: Histories, items: Sequence[str], window: int, neighbours: 
     return sparse.csr_matrix(sparse.vstack(parts))
 
 
-def blocks(histories: Histories, items: Sequence[str], window: int) -> list[range]:
+def blocks(histories: ItemLists, items: Sequence[str], window: int) -> list[range]:
     """The places of all items, in blocks of at most `PAIRS_AT_A_TIME` pairs, or of one item."""
     block = np.cumsum(counts(histories, items)) * 2 * window // PAIRS_AT_A_TIME
     return [range(*ends) for ends in pairwise([*np.flatnonzero(np.diff(block, prepend=-1)), len(items)])]
@@ -103,7 +103,7 @@ class Pairs:
 
     def __init__(
         self,
-        histories: Histories,
+        histories: ItemLists,
         items: Sequence[str],
         window: int,
         decay: float,
@@ -174,10 +174,11 @@ def load(folder: Path, items: int) -> sparse.csr_matrix:
 def _pairs(at: np.ndarray, places: np.ndarray, after: np.ndarray, before: np.ndarray, window: int, decay, backward):
     """Yields which of the interactions `at` have one so many positions later, or before, its item, and what such a pair
     counts. after, before: how many there are of the same history."""
+    ways = [(after, 1, 1.0), (before, -1, backward)] if backward else [(after, 1, 1.0)]
     for apart in range(1, min(window, max(after.max(initial=0), before.max(initial=0))) + 1):
-        for room, step, value in ((after, apart, 1.0), (before, -apart, backward)):
+        for room, way, value in ways:
             kept = np.flatnonzero(room >= apart)
-            yield kept, places[at[kept] + step].astype(np.int32, copy=False), value * decay ** (apart - 1)
+            yield kept, places[at[kept] + way * apart].astype(np.int32, copy=False), value * decay ** (apart - 1)
 
 
 def _sorted_by(places: np.ndarray, items: int) -> np.ndarray:
@@ -186,7 +187,7 @@ def _sorted_by(places: np.ndarray, items: int) -> np.ndarray:
     return sparse.csc_matrix(one_each, (items, len(places))).tocsr().indices
 
 
-def recent(histories: Histories, items: Sequence[str], recency: float, latest: int | None = None) -> sparse.csr_matrix:
+def recent(histories: ItemLists, items: Sequence[str], recency: float, latest: int | None = None) -> sparse.csr_matrix:
     """Each history as a row of weights, [histories, items]: 1 for its last item, `recency` ** k for k before that.
     latest: how many of the last items count; null: all."""
     owners, places = encode(histories, items)

@@ -1,4 +1,4 @@
-"""Rankings by all evidence: `fused` (what the generated texts say) and `hybrid` (and what the training histories, the
+"""Rankings by all evidence: fused (what the generated texts say) and `hybrid` (and what the training histories, the
 last item and popularity say), added up with weights that were fitted once, for all datasets.
 
 Each kind of evidence gives an item a number that is 0 where it says nothing; an item's score is their weighted sum:
@@ -46,12 +46,6 @@ def hybrid(
     """
     weightings = {"": settings.weights if weights is None else weights}
     return Evidence(histories, training_sequences, items, settings).rankings(found, weightings, depth, exclude_seen)[""]
-
-
-def fused(found: Mapping[str, pd.DataFrame], *known, **options) -> pd.DataFrame:
-    """Rank by the votes in `found` alone, each feature with weight 1, equal scores by popularity. Takes what `hybrid`
-    takes, but no weights."""
-    return hybrid(found, *known, **options, weights=dict.fromkeys(found, 1.0))
 
 
 def without_part(part: str, weights: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ items, or over the right one and `NEGATIVES` others (sampled softmax), where the
 numbers, which used the original's, are lower. `sasrec_search` chooses the loss and other settings.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from gloss_utils.base.files import digest
 from gloss_utils.data import splits
@@ -117,7 +117,7 @@ def train(
     """
     texts = [ids for ids in encode(sequences, items) if len(ids) > 1]
     held_out = encode([[*row.history, row.target] for row in validation.itertuples()], items)
-    training.seed_everything(settings.seed)
+    set_seed(settings.seed)
     model = new_model(len(items), settings)
     how = training.Settings(
         learning_rate=LEARNING_RATE if settings.learning_rate is None else settings.learning_rate,
@@ -198,10 +198,3 @@ def rank(
         found.append(pd.DataFrame({"user": user, "item": ids[places.ravel()], "score": best.ravel()}))
     found = pd.concat(found) if found else pd.DataFrame(columns=RANKING_COLUMNS)
     return as_ranking(found[found["score"] > -np.inf], histories, depth)
-
-
-def baseline(
-    model: SASRec, sequences: Collection[Sequence[str]], items: Sequence[str], depth: int
-) -> Callable[[Histories, bool], pd.DataFrame]:
-    """What ranks by a model, as `baselines.by_name` has it for the others."""
-    return lambda histories, exclude_seen: rank(model, histories, sequences, items, depth, exclude_seen)

@@ -22,7 +22,7 @@ TRIALS = "trials.json"
 
 
 @dataclass(frozen=True)
-class World:
+class TrainingData:
     """What is learnt from and what is chosen by.
 
     sequences: items, oldest first. validation: user, history, target, of users whose targets no sequence holds. items:
@@ -54,30 +54,30 @@ def drawn(given: Settings, trials: int) -> list[Settings]:
 Trained = tuple[dict[int, SASRec], dict]  # the models by seed, the first first, and what was tried
 
 
-def train(world: World, given: Settings, trials: int, seeds: int, checkpoints: Path) -> Trained:
+def train(data: TrainingData, given: Settings, trials: int, seeds: int, checkpoints: Path) -> Trained:
     """Search, and train with each seed.
 
     trials: 0 takes the given settings. seeds: so many, from the given one up. checkpoints: where the work is kept; what
     was cut off goes on from there.
     """
     candidates = drawn(given, trials)
-    tried = [_trial(world, settings, number, checkpoints) for number, settings in enumerate(candidates, 1)]
+    tried = [_trial(data, settings, number, checkpoints) for number, settings in enumerate(candidates, 1)]
     best = max(tried, key=lambda trial: (trial[CRITERION], -trial["trial"]), default=None)
     chosen = candidates[best["trial"] - 1] if best else given
-    models = {given.seed: world.train(chosen, _checkpoints(checkpoints, best["trial"] if best else 0))}
+    models = {given.seed: data.train(chosen, _checkpoints(checkpoints, best["trial"] if best else 0))}
     for seed in range(given.seed + 1, given.seed + seeds):
-        models[seed] = world.train(replace(chosen, seed=seed), checkpoints / f"seed-{seed}")
-    about = {"budget": trials, "validation_users": len(world.validation), "chosen": _told(chosen)}
+        models[seed] = data.train(replace(chosen, seed=seed), checkpoints / f"seed-{seed}")
+    about = {"budget": trials, "validation_users": len(data.validation), "chosen": _told(chosen)}
     return models, about | {"seeds": list(models), "trials": tried}
 
 
-def _trial(world: World, settings: Settings, number: int, checkpoints: Path) -> dict:
+def _trial(data: TrainingData, settings: Settings, number: int, checkpoints: Path) -> dict:
     """A trial's settings and what they reach; of one that is finished, its note. Its checkpoint stays, for the best one
     is not trained again."""
     note = checkpoints / f"trial-{number}.json"
     if not note.exists():
-        model = world.train(settings, _checkpoints(checkpoints, number))
-        write_json(note, {"trial": number} | _told(settings) | {CRITERION: round(world.ndcg(model), 6)})
+        model = data.train(settings, _checkpoints(checkpoints, number))
+        write_json(note, {"trial": number} | _told(settings) | {CRITERION: round(data.ndcg(model), 6)})
     return read_json(note)
 
 

@@ -48,15 +48,10 @@ class Star:
         """Rank all items for each user who has one of the catalogue; columns user, rank, item, score."""
 
         def scores(users: Sequence[Sequence[str]]) -> np.ndarray:
-            weights = recent(users, self.items)
+            weights = cooccurrence.recent(users, self.items, DECAY, HISTORY)
             found = SHARE * (weights @ self.vectors) @ self.vectors.T
             found += (1 - SHARE) * (weights @ self.collaborative).toarray()
             found[weights.getnnz(axis=1) == 0] = -np.inf
             return found
 
         return best(scores, histories, self.items, depth, exclude_seen)
-
-
-def recent(histories: Sequence[Sequence[str]], items: pd.Index) -> sparse.csr_matrix:
-    """The weights of the last `HISTORY` items that the catalogue has, [histories, items]."""
-    return cooccurrence.recent(histories, items, DECAY, HISTORY)

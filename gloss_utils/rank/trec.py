@@ -1,6 +1,6 @@
-"""Rankings as TREC files, which all evaluation tools read and metrics are computed from."""
+"""Rankings as TREC files, which all evaluation tools read."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ir_measures
@@ -25,7 +25,7 @@ def falling(ranking: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_run(ranking: pd.DataFrame) -> pd.DataFrame:
-    """A ranking as `read_trec` returns it: columns query_id, doc_id, score."""
+    """A ranking as metrics are computed from it, and as `read_trec` reads it back: columns query_id, doc_id, score."""
     return falling(ranking)[["user", "item", "score"]].set_axis(COLUMNS, axis=1)
 
 
@@ -41,21 +41,6 @@ def write_qrels(path: Path, targets: Mapping[str, str]):
     """Write each user's target as TREC relevance judgements."""
     with write_whole(path) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines(f"{user} 0 {item} 1\n" for user, item in targets.items())
-
-
-def read_trec_blocks(path: Path, blocks: Iterable[Collection[str]]) -> Iterator[pd.DataFrame]:
-    """What `read_trec` returns, of the users of each block; the file has them in the same order. Raises `ValueError`
-    where it has others, or another order."""
-    rows = iter(ir_measures.read_trec_run(str(path)))
-    row = next(rows, None)
-    for users in blocks:
-        known, found = set(users), []
-        while row is not None and row.query_id in known:
-            found.append(row)
-            row = next(rows, None)
-        yield pd.DataFrame(found, columns=COLUMNS)
-    if row is not None:
-        raise ValueError(f"{path} ranks for {row.query_id}, who is out of order")
 
 
 def read_trec(path: Path) -> pd.DataFrame:

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from gloss_utils.rank import cooccurrence
+from gloss_utils.rank.candidates import Histories
 
 K = 5
 BEYOND = [f"novelty@{K}", f"diversity@{K}", f"popularity@{K}"]
@@ -31,13 +32,11 @@ COVERAGE = f"coverage@{K}"
 TAKEN = "taken"  # the column with the popularity of what the user took before
 USERS_AT_A_TIME, SEQUENCES_AT_A_TIME = 2048, 2**18
 
-Sequences = Mapping[str, Sequence[str]]  # user -> items
-
 
 class Catalogue:
     """What these metrics know of the items."""
 
-    def __init__(self, items: Sequence[str], sequences: Sequences, vectors: np.ndarray):
+    def __init__(self, items: Sequence[str], sequences: Histories, vectors: np.ndarray):
         """items: ids in the catalogue's order. sequences: those of training. vectors: of the items' texts, float
         [items, dimensions]."""
         self.items, self.vectors = cooccurrence.index_of(items), vectors
@@ -54,7 +53,7 @@ class Catalogue:
     def first(self, run: pd.DataFrame) -> pd.DataFrame:
         """The first `K` items of each user (columns user, place in the catalogue); items that it lacks are left out.
 
-        run: columns query_id, doc_id, score, as `rank.read_trec` and `as_run` return them.
+        run: columns query_id, doc_id, score, as `rank.as_run` returns them.
         """
         run = run.sort_values("score", ascending=False, kind="stable").groupby("query_id").head(K)
         found = pd.DataFrame({"user": run["query_id"], "place": self.items.get_indexer(run["doc_id"])})
@@ -67,7 +66,7 @@ class Catalogue:
         found = found.assign(**{BEYOND[1]: self._diversity(first)})[BEYOND].astype(float)
         return found.reindex(list(users))
 
-    def taken(self, histories: Sequences) -> list[float]:
+    def taken(self, histories: Histories) -> list[float]:
         """The popularity of what each user took; NaN where that is nothing of the catalogue."""
         owners, places = cooccurrence.encode(histories.values(), self.items)
         starts, taken = np.searchsorted(owners, np.arange(len(histories) + 1)), self.popularity[places]

@@ -70,7 +70,7 @@ class Values:
 
 def measured(run: pd.DataFrame, targets: Mapping[str, str], catalogue: Catalogue) -> np.ndarray:
     """`COLUMNS` of the users of the targets, in their order, float64 [users, columns]; NaN where there is nothing to
-    count. run: of `rank.read_trec` or `rank.as_run`."""
+    count. run: of `rank.as_run`."""
     first = catalogue.first(run)
     column = first.groupby("user").cumcount().map(dict(enumerate(PLACES)))
     places = first.assign(column=column).pivot(index="user", columns="column", values="place").reindex(columns=PLACES)
@@ -114,8 +114,7 @@ class Measure:
             method: partial(rank, ranker.histories) for method, rank in (self.baselines | self.of_seeds).items()
         }
         for seen, (method, rank) in product(SEEN, (baselines | methods(ranker)).items()):
-            out = seen == LEFT_OUT
-            ranking = rank(out) if method in baselines else rank(exclude_seen=out)
+            ranking = rank(exclude_seen=seen == LEFT_OUT)
             write_trec(trec_of(folder, method, seen), ranking, method)
             found[method, seen] = measured(as_run(ranking), targets, self.catalogue)
         for name, ranking in self._not_kept(ranker):
@@ -130,7 +129,8 @@ class Measure:
         yield from (((WITHOUT, part), ranking) for part, ranking in _without_parts(ranker).items())
         if self.shuffled is not None:
             other = ranker.shuffled(self.shuffled)
-            yield from (((SHUFFLED, method), rank(other.histories, True)) for method, rank in self.baselines.items())
+            for method, rank in self.baselines.items():
+                yield (SHUFFLED, method), rank(other.histories, exclude_seen=True)
             yield (SHUFFLED, GLOSS), other.rank(exclude_seen=True)
 
 

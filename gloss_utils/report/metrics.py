@@ -30,7 +30,8 @@ MEASURES = {
 METRICS = list(MEASURES)
 COMPARED = ("recall@5", "ndcg@5")  # the paper's metrics: what is tested and drawn
 LEFT_OUT, KEPT_IN = SEEN = ("left out", "kept in")  # what each method does with items that the user already has
-# GLoSS by the run's own ranking, by the paper's rule, and, beside learned, by hybrid
+# GLoSS by the run's own ranking, by the paper's rule, and, beside learned, by hybrid; where the model is asked, also by
+# histories alone
 GLOSS, GLOSS_PAPER, GLOSS_HYBRID, GLOSS_HISTORIES = "gloss", "gloss-paper", "gloss-hybrid", "gloss-histories"
 
 
@@ -45,7 +46,7 @@ def targets_of(queries: pd.DataFrame) -> dict[str, str]:
 def per_user_metrics(run: pd.DataFrame, targets: dict[str, str]) -> pd.DataFrame:
     """The metrics of each user, indexed by user in the order of `targets`; a user without a ranking scores 0.
 
-    run: columns query_id, doc_id, score, as `rank.read_trec` and `as_run` return them.
+    run: columns query_id, doc_id, score, as `rank.as_run` returns them.
     """
     # Who does not have the target scores 0: only the others are looked at, since ir-measures takes long for each user.
     hits = run.loc[run["doc_id"] == run["query_id"].map(targets), "query_id"].tolist()

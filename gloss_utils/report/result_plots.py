@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gloss_utils.report import plots, published
 from gloss_utils.report.beyond import COVERAGE, K
-from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER
+from gloss_utils.report.metrics import COMPARED, GLOSS, GLOSS_HISTORIES, GLOSS_HYBRID, GLOSS_PAPER, KEPT_IN
 from gloss_utils.report.plots import COLUMN, DOTS, LINES, PAGE, SHADES, SideBySide
 from gloss_utils.report.segments import COLD_START
 from gloss_utils.report.tables import LABELS, one_protocol, shown_as
@@ -156,7 +156,8 @@ def tie_orders(tables: list[dict]) -> plt.Figure | None:
     plot = plot.label(x="NDCG@5 of the paper's rule\n(dashed: in this run's order)", y="random orders")
     figure = plots.draw(plot, _size(len(runs)))
     for axis, table in zip(figure.axes, runs.values(), strict=True):
-        ours = next(row["ndcg@5"] for row in _of_all_users(table) if row["method"] == GLOSS_PAPER)
+        of_all = (row for row in table["rows"] if row["method"] == GLOSS_PAPER and row["segment"] == "all")
+        ours = next(row["ndcg@5"] for row in of_all if row.get("seen", KEPT_IN) == KEPT_IN)  # as the orders are
         axis.axvline(ours, color="black", linestyle="--")
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -51,26 +51,15 @@ def by_owner(values: np.ndarray, owners: Sequence | None) -> np.ndarray:
     return found
 
 
-def compare(per_user: pd.DataFrame, method: str, metrics: tuple[str, ...], seed: int) -> list[dict]:
-    """Is a method better than each other one? Paired over users, two-sided, corrected for the number of comparisons.
-
-    per_user: user, method, metrics. Each row: method, other, metric, difference of the means (method - other) with its
-    95 % bootstrap interval, p (permutation test: the two values of each user are swapped at random, of a user with
-    several targets all together) and p_corrected (Holm, over all rows).
-    """
-    methods = per_user["method"].unique().tolist()
-
-    def read(name: str, metric: str) -> np.ndarray:
-        return per_user[per_user["method"] == name].set_index("user")[metric].reindex(users).to_numpy()
-
-    users = per_user.loc[per_user["method"] == method, "user"].tolist()
-    return compare_all(read, users, methods, method, metrics, seed)
-
-
-def compare_all(
+def compare(
     read: Callable[[str, str], np.ndarray], users: list[str], methods: list[str], method: str, metrics, seed: int
 ) -> list[dict]:
-    """The same where `read` gives a method's values [users] of a metric."""
+    """Is a method better than each other one? Paired over users, two-sided, corrected for the number of comparisons.
+
+    read: gives a method's values [users] of a metric. Each row: method, other, metric, difference of the means (method
+    - other) with its 95 % bootstrap interval, p (permutation test: the two values of each user are swapped at random,
+    of a user with several targets all together) and p_corrected (Holm, over all rows).
+    """
     rows, others = [], [other for other in methods if other != method]
     for metric in metrics:
         wide = pd.DataFrame({name: read(name, metric) for name in methods}, index=pd.Index(users)).sort_index()
@@ -140,12 +129,12 @@ def holm(p: list[float]) -> list[float]:
     return corrected.tolist()
 
 
-def tie_orders(found: pd.DataFrame, targets: dict[str, str], seed: int, k: int = 5) -> np.ndarray:
-    """NDCG@k of the paper's rule under `TIE_ORDERS` random orders of equal scores, over all users of `targets`.
+def tie_orders(found: pd.DataFrame, targets: dict[str, str], seed: int) -> np.ndarray:
+    """NDCG@5 of the paper's rule under `TIE_ORDERS` random orders of equal scores, over all users of `targets`.
 
     found: the paper's candidates, as `rank.nearest_items` returns them; the last score of an item counts.
     """
-    return tie_orders_of(*beside_target(found, targets), len(targets), seed, k)
+    return tie_orders_of(*beside_target(found, targets), len(targets), seed)
 
 
 def beside_target(found: pd.DataFrame, targets: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -158,8 +147,8 @@ def beside_target(found: pd.DataFrame, targets: dict[str, str]) -> tuple[np.ndar
     return above, equal
 
 
-def tie_orders_of(above: np.ndarray, equal: np.ndarray, users: int, seed: int, k: int = 5) -> np.ndarray:
+def tie_orders_of(above: np.ndarray, equal: np.ndarray, users: int, seed: int) -> np.ndarray:
     """`tie_orders` from what `beside_target` found. users: all, with their target or without."""
     drawn = np.random.default_rng(seed).random((TIE_ORDERS, len(above)))
     rank = above + np.floor(drawn * equal) + 1
-    return np.where(rank <= k, 1 / np.log2(rank + 1), 0).sum(axis=1) / users
+    return np.where(rank <= 5, 1 / np.log2(rank + 1), 0).sum(axis=1) / users

@@ -23,7 +23,7 @@ from gloss_utils.runs.resumed import in_batches
 from gloss_utils.runs.run import Run
 
 AT_ONCE = 256  # texts of a user that are scored together at most
-SCORES, TEXTS = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
+SCORES, TEXTS_FILE = "scores.parquet", "texts.jsonl"  # in the artefact `asked`
 ALONE = ""  # the user of an empty history
 HELD = " (held back)"  # after the name of a held user, who may be ranked for, too, then after a longer history
 
@@ -141,11 +141,11 @@ def asked(run: Run, data: Dataset, found: Ranker, held: pd.DataFrame) -> Asked:
         with run.writing("asked") as part:
             part.mkdir()
             scores.to_parquet(part / SCORES, index=False)
-            query_files.write(part / TEXTS, with_texts(held, rows))
+            query_files.write(part / TEXTS_FILE, with_texts(held, rows))
     if held.empty:
         proposed, named, targets = found.proposed(run["ask"]), found.named(), targets_of(found.queries)
     else:
-        texts = _apart(query_files.read(run.open("asked") / TEXTS, texts_per_user(run), 0))
+        texts = _apart(query_files.read(run.open("asked") / TEXTS_FILE, texts_per_user(run), 0))
         proposed, named, targets = for_held, found.of(texts).named(), targets_of(after)
     with write_whole(run.folder.asked_examples) as part:
         with_targets(features(proposed, *_said(run), named), targets).to_parquet(part, index=False)

@@ -1,5 +1,7 @@
 """The baselines that a run is compared with, and SASRec, which is trained for the run once."""
 
+from functools import partial
+
 import pandas as pd
 
 from gloss_utils.base.errors import GlossError
@@ -31,12 +33,13 @@ def baselines_of(
             "search on; set it to 0, or split to test"
         )
     if not run.keeps("sasrec"):
-        world = sasrec_search.World(sequences, validation, ranker.items)
+        to_learn = sasrec_search.TrainingData(sequences, validation, ranker.items)
         given = sasrec.Settings(run["sasrec_epochs"], run["sasrec_width"], run["seed"], run["sasrec_loss"])
         budget = run["sasrec_search"], run["sasrec_seeds"]
-        trained = sasrec_search.train(world, given, *budget, run.unfinished("sasrec"))
+        trained = sasrec_search.train(to_learn, given, *budget, run.unfinished("sasrec"))
         with run.writing("sasrec") as part:
             sasrec_search.save(*trained, part)
     models, about = sasrec_search.load(run.open("sasrec"))
-    by_seed = {seed: sasrec.baseline(model, sequences, ranker.items, ranker.depth) for seed, model in models.items()}
+    known = {"sequences": sequences, "items": ranker.items, "depth": ranker.depth}
+    by_seed = {seed: partial(sasrec.rank, model, **known) for seed, model in models.items()}
     return counted | {SASREC: by_seed.pop(about["seeds"][0])}, by_seed, about

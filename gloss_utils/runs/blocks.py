@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
-from gloss_utils.base.files import digest, remove, write_whole
+from gloss_utils.base.files import digest, write_whole
 from gloss_utils.base.parts import in_order, map_here
 from gloss_utils.runs import workers
 from gloss_utils.runs.folder import code_of, identity
@@ -28,8 +28,7 @@ def in_blocks(run: Run, name: str, blocks: Iterable, load: Callable, work: Calla
     builds_on = {stage: identity(entry) for stage, entry in stages.items() if stage < run.stage}
     root = run.unfinished(name, digest([about, builds_on]))
     yield filled(root, blocks, load, work, run.ray_workers)
-    for left in run.folder.unfinished.glob(f"{name}-*"):  # of other parameters, too
-        remove(left)
+    run.clear(name)
 
 
 def filled(root: Path, blocks: Iterable, load: Callable, work: Callable, count: int | None = None) -> Done:

@@ -71,7 +71,7 @@ def counting(values: dict) -> str | None:
     """How co-occurrence is counted; None where no file says so, or one that is not sound: stage 4 will report it."""
     if "ranking_weights" not in values:
         return None
-    from gloss_utils.rank.weights import HybridSettings  # loads lightgbm and FAISS
+    from gloss_utils.rank.weights import HybridSettings  # loads ir-measures and scipy
 
     try:
         return digest(HybridSettings.read(values["ranking_weights"]).counting())

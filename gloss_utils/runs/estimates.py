@@ -72,8 +72,8 @@ def texts(users: int, texts_per_user: int, max_new_tokens: int, history: float) 
 
 
 def rankings(users: int, depth: int, methods: int) -> int:
-    """The TREC files of all methods."""
-    return methods * users * depth * (USER + ITEM + 31)
+    """The TREC files of all methods, and their blocks until they are joined."""
+    return 2 * methods * users * depth * (USER + ITEM + 31)
 
 
 # ---- is there room?

@@ -1,4 +1,4 @@
-"""A run's model for other programs (`merge`), and texts that a server of it wrote, back as a queries file (`ask`)."""
+"""A run's model for other programs (`merge`), and texts that a server of it writes, as a queries file (`generate`)."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -38,7 +38,9 @@ def merge(folder: RunFolder, to: Path) -> str:
     return f"{to}: vllm serve {to} --generation-config vllm (not tried here; see docs/gpu.md)"
 
 
-def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to: Path, at_once: int) -> Iterator[str]:
+def generate(
+    folder: RunFolder, parameters: dict, address: str, model: str | None, to: Path, at_once: int
+) -> Iterator[str]:
     """Let a server of a run's merged model write texts for the users of its split; yields lines on it.
 
     parameters: those of all stages. `to` becomes a file for `queries_file`; `to` with `.settings.json` at its end says
@@ -48,8 +50,11 @@ def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to
     """
     if parameters["decoding"] == "catalogue":
         raise GlossError("a server cannot be bound to the catalogue; give -p decoding free (beams) or sample")
-    if not folder.adapter.exists():
+    adapter = folder.record("adapter")
+    if adapter is None or not folder.adapter.exists():
         raise GlossError(f"{folder.root} holds no finished {FINE_TUNE}; run it first")
+    if at_once < 1:
+        raise GlossError(f"--at-once is {at_once}; allowed is 1 or more")
     if texts_per_user(parameters) != parameters["num_beams"]:
         raise GlossError("a server is asked for as many beams as texts; give -p num_return_sequences null")
     from gloss_utils.language import load_tokenizer  # loads torch and transformers
@@ -61,27 +66,27 @@ def ask(folder: RunFolder, parameters: dict, address: str, model: str | None, to
     inputs = prompts.encode_prompts(load_tokenizer(folder.adapter), named, room)
     with httpx.Client(base_url=address.rstrip("/").removesuffix("/v1")) as client:
         how = {name: parameters[name] for name in SETTINGS}
-        asked = server.Asked(
+        request = server.Request(
             model or server.first_model(client), parameters["num_beams"], beams=parameters["decoding"] == "free", **how
         )
-        plan = digest([asdict(asked), inputs, examples["user"].tolist()])
+        plan = digest([asdict(request), adapter["sha256"], inputs, examples["user"].tolist()])
         journal = Journal(to.with_name(f".{to.name}.journal"), plan, [1] * len(inputs))
         yield from journal.notes
         if journal.done:
             yield f"{len(journal.done)} of {len(inputs)} users are those of an earlier start"
-        _fill(journal, inputs, asked, client, at_once)
+        _fill(journal, inputs, request, client, at_once)
     rows = [journal.done[place][0] for place in range(len(inputs))]
-    write_json(to.with_name(f"{to.name}.settings.json"), _settings(folder, parameters, address, asked))
+    write_json(to.with_name(f"{to.name}.settings.json"), _settings(adapter, parameters, address, request))
     query_files.write(to, asking.with_texts(examples, rows))
     journal.path.unlink()
     yield f"{to} has the texts of {len(inputs):,} users; rank them with -p queries_file {to}"
 
 
-def _fill(journal: Journal, inputs: list[list[int]], asked: server.Asked, client: httpx.Client, at_once: int):
+def _fill(journal: Journal, inputs: list[list[int]], request: server.Request, client: httpx.Client, at_once: int):
     """Ask for the users that the journal does not have; what is there when an error comes is kept."""
     left = [place for place in range(len(inputs)) if place not in journal.done]
     with ThreadPoolExecutor(at_once) as pool:
-        waiting = {pool.submit(server.complete, client, asked, inputs[place], place): place for place in left}
+        waiting = {pool.submit(server.complete, client, request, inputs[place], place): place for place in left}
         try:
             for answer in as_completed(waiting):
                 journal.add(waiting[answer], [list(answer.result())])
@@ -91,16 +96,15 @@ def _fill(journal: Journal, inputs: list[list[int]], asked: server.Asked, client
             raise
 
 
-def _settings(folder: RunFolder, parameters: dict, address: str, asked: server.Asked) -> dict:
+def _settings(adapter: dict, parameters: dict, address: str, request: server.Request) -> dict:
     """What the texts of a server were made with."""
-    seal = folder.stages()[FINE_TUNE]["artefacts"]["adapter"]
     return {
         "server": address,
-        "asked": asdict(asked),
-        "request": asked.body([], 0) | {"prompt": "token ids", "seed": "of each prompt, by seed and place"},
+        "asked": asdict(request),
+        "request": request.body([], 0) | {"prompt": "token ids", "seed": "of each prompt, by seed and place"},
         "prompt": prompts.prompt(["TITLE", "…"]),
         "prompts_cut_to_tokens": parameters["max_length"] - parameters["max_new_tokens"],
         "split": parameters["split"],
         "base_model": parameters["base_model"],
-        "adapter": seal,
+        "adapter": adapter,
     }

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,12 +145,18 @@ class Run:
             yield part
         self._note(name, read_seal(artefacts.path_of(self.folder.root, name)))
         self.made.append(name)
-        for left in self.folder.unfinished.glob(f"{name}-*"):  # of other parameters, too
-            remove(left)
+        self.clear(name)
 
     def unfinished(self, name: str, plan: str | None = None) -> Path:
         """Where the work on a costly artefact is kept until it is finished. plan: a digest of what that depends on."""
         return self.folder.unfinished / f"{name}-{(plan or digest(self.made_from(name)))[:12]}"
+
+    def clear(self, name: str):
+        """Remove what is kept of unfinished work, that of other parameters, too."""
+        for left in self.folder.unfinished.glob(f"{name}-*"):
+            remove(left)
+        with suppress(OSError):  # other work is in it, or nothing was unfinished
+            self.folder.unfinished.rmdir()
 
     def put_aside(self, name: str):
         """Move a costly artefact to `kept/`, because something else takes its place."""

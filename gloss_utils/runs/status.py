@@ -10,8 +10,6 @@ from gloss_utils.runs.artefacts import KEPT, RECIPES, duration
 from gloss_utils.runs.folder import RunFolder, needs
 from gloss_utils.runs.parameters import STAGES
 
-UP_TO_DATE = "up to date"
-
 
 def status(folder: RunFolder, parameters: dict) -> list[str]:
     """Lines that say of each stage whether it would run and why, and of each costly artefact whether it is kept, and
@@ -26,7 +24,7 @@ def status(folder: RunFolder, parameters: dict) -> list[str]:
             why = f"{before[0]} would run before it"
         if why:
             again.append(stage)
-        lines.append(f"{stage:<18}{f'would run: {why}' if why else UP_TO_DATE}")
+        lines.append(f"{stage:<18}{f'would run: {why}' if why else 'up to date'}")
         for name, state in states.items():
             if RECIPES[name].stage == stage:
                 lines.append(f"  {name:<16}{_in_words(folder, name, state)}")
