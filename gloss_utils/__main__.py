@@ -1,7 +1,7 @@
 """The command line: `python -m gloss_utils run FILE... [-p NAME VALUE]... [--from 03] [--until 06] [--force]`.
 
 What a run has: `status FILE...`, `verify RUN`. What is made from it: `figures [RUN...]`, `report RUN`, `results RUN
-COMMAND`, `merge RUN FOLDER`. Texts of a server: `generate FILE... --server ADDRESS`. Whether a GPU works: `check-gpu`.
+COMMAND`, `merge RUN FOLDER`. Texts of a server: `fetch-texts FILE... --server ADDRESS`. Does a GPU work: `check-gpu`.
 """
 
 import argparse
@@ -70,15 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("run_dir", metavar="RUN", type=Path)
     merge.add_argument("to", metavar="FOLDER", type=Path)
     merge.set_defaults(verb=_merge)
-    generate = commands.add_parser("generate", help="let a server of the merged model write a queries_file")
-    add_parameters(generate)
-    generate.add_argument(
-        "--server", required=True, metavar="ADDRESS", help="OpenAI-compatible, as http://localhost:8000"
-    )
-    generate.add_argument("--model", metavar="NAME", help="as the server calls it; default: its first")
-    generate.add_argument("--to", required=True, type=Path, metavar="FILE", help="queries file to write")
-    generate.add_argument("--at-once", type=int, default=16, metavar="N", help="users that are asked for side by side")
-    generate.set_defaults(verb=_generate)
+    fetch = commands.add_parser("fetch-texts", help="let a server of the merged model write a queries_file")
+    add_parameters(fetch)
+    fetch.add_argument("--server", required=True, metavar="ADDRESS", help="OpenAI-compatible, as http://localhost:8000")
+    fetch.add_argument("--model", metavar="NAME", help="as the server calls it; default: its first")
+    fetch.add_argument("--to", required=True, type=Path, metavar="FILE", help="queries file to write")
+    fetch.add_argument("--at-once", type=int, default=16, metavar="N", help="users that are asked for side by side")
+    fetch.set_defaults(verb=_fetch_texts)
     gpu = commands.add_parser("check-gpu", help="in minutes: do fine-tuning and generation work on this GPU")
     gpu.add_argument("--shape", default="llama-1b", choices=("llama-1b", "llama-3b", "llama-8b", "15m", "tiny"))
     gpu.add_argument("--tokens", type=int, default=512, metavar="N", help="of each text and prompt")
@@ -149,11 +147,11 @@ def _merge(options) -> list[str]:
     return [merge(RunFolder(options.run_dir.resolve()), options.to.resolve())]
 
 
-def _generate(options) -> Iterator[str]:
+def _fetch_texts(options) -> Iterator[str]:
     from gloss_utils.runs import export, notebooks
 
     folder, parameters = notebooks.planned(options.files, [tuple(pair) for pair in options.overrides])
-    return export.generate(folder, parameters, options.server, options.model, options.to.resolve(), options.at_once)
+    return export.fetch_texts(folder, parameters, options.server, options.model, options.to.resolve(), options.at_once)
 
 
 def _check_gpu(options) -> Iterator[str]:

@@ -117,7 +117,7 @@ def _evaluated(run: Run, data: Dataset) -> dict:
     found["seeds"] = _seeds(run, found["rows"], by_seed, values)
     found["by_model"] = _by_model(run, world)
     run.clear("values")
-    return found
+    return {name: found[name] for name in FOUND}
 
 
 def about_users(
@@ -280,7 +280,10 @@ def _of_group(row: dict, coverage: float | None, taken: float | None) -> dict:
 
 def _text_weights(ranker: Ranker) -> list[dict]:
     if ranker.asked:
-        return ranker.asked.weights().to_dict("records")
+        return [
+            {name: float(f"{value:.6g}") for name, value in row.items()}
+            for row in ranker.asked.weights().to_dict("records")
+        ]
     texts = ranker.weighed() if ranker.rule == LEARNED else None
     return ranker.learned.text_weights(texts).to_dict("records") if texts else []
 

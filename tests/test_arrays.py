@@ -107,8 +107,8 @@ def test_rankers_and_their_baselines(rule):
     one, other = (Ranker(queries, titles, indexes, some, SETTINGS, rule) for some in (arrays(), plain()))
     pd.testing.assert_frame_equal(one.rank(), other.rank(), check_exact=True)
     for name, rank in baselines.by_name(other).items():
-        found = baselines.by_name(one)[name](other.histories, True)
-        pd.testing.assert_frame_equal(found, rank(other.histories, True), check_exact=True)
+        found = baselines.by_name(one)[name](other.histories, exclude_seen=True)
+        pd.testing.assert_frame_equal(found, rank(other.histories, exclude_seen=True), check_exact=True)
 
 
 def test_those_who_are_ranked_for_may_be_arrays_too():

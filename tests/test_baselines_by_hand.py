@@ -168,11 +168,12 @@ def test_the_best_items_by_a_plain_sort():
     def score(rows):
         return np.stack([scores[int(history[0][1:])] for history in rows])
 
-    for depth, unseen in ((5, True), (5, False), (99, True)):
-        ranked = shown_list(best(score, histories, pd.Index(items), depth, unseen))
+    for depth, exclude_seen in ((5, True), (5, False), (99, True)):
+        ranked = shown_list(best(score, histories, pd.Index(items), depth, exclude_seen))
         for user, history in histories.items():
             row = scores[at[user]]
-            left = [place for place in range(30) if row[place] > -np.inf and not (unseen and items[place] in history)]
+            seen = set(history) if exclude_seen else ()
+            left = [place for place in range(30) if row[place] > -np.inf and items[place] not in seen]
             expected = sorted(left, key=lambda place: (-row[place], place))[:depth]
             assert ranked.get(user, []) == [items[place] for place in expected]
 

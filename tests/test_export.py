@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gloss_utils.__main__ import main
 from gloss_utils.base.files import read_json, write_json
+from gloss_utils.base.seals import read_seal, seal_of
 from gloss_utils.data import prompts, server, splits
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
@@ -51,7 +52,7 @@ def test_a_run_without_a_model_cannot_be_merged(tmp_path, capsys):
     assert "holds no finished 02_fine_tune" in capsys.readouterr().err
 
 
-# ---- generate, by a server
+# ---- texts of a server
 
 
 def test_vllm_takes_what_it_is_asked_and_answers_as_the_small_server_does():
@@ -148,7 +149,7 @@ def vllm(monkeypatch):
 
 def asked(small_run, vllm, to, *more: str) -> int:
     _, file = small_run
-    return main(["generate", str(file), "--server", f"{vllm.address}/v1", "--to", str(to), "--at-once", "2", *more])
+    return main(["fetch-texts", str(file), "--server", f"{vllm.address}/v1", "--to", str(to), "--at-once", "2", *more])
 
 
 def test_a_server_writes_a_queries_file(small_run, vllm, tmp_path, capsys):
@@ -229,26 +230,31 @@ def test_a_run_without_an_adapter_cannot_be_asked_for(copied_run, tmp_path):
     folder, _ = copied_run
     folder.adapter.rename(tmp_path / "elsewhere")
     with one_line_error("holds no finished 02_fine_tune"):
-        list(export.generate(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
+        list(export.fetch_texts(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
     (tmp_path / "elsewhere").rename(folder.adapter)
     write_json(folder.manifest, {})  # stage 2 was killed at its end
     with one_line_error("holds no finished 02_fine_tune"):
-        list(export.generate(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
+        list(export.fetch_texts(folder, {"decoding": "free"}, "http://localhost", None, tmp_path / "texts", 1))
 
 
-def test_texts_of_another_adapter_are_not_taken_for_this_ones(copied_run, vllm, tmp_path, capsys):
+def test_texts_of_another_adapter_are_not_taken(copied_run, vllm, tmp_path, capsys):
     folder, to, half = copied_run[0], tmp_path / "texts.jsonl", 20
     vllm.statuses = [200] * half + [400] * 100
+    assert asked(copied_run, vllm, to) == 1 and "status 400" in capsys.readouterr().err
+    [journal] = tmp_path.glob(".texts.jsonl.journal")
+    seal = read_seal(folder.adapter) | {"sha256": "another", "content": "another"}
+    write_json(seal_of(folder.adapter), seal)  # trained again, and killed before stage 2 was finished
+    vllm.statuses = []
     assert asked(copied_run, vllm, to) == 1
+    assert "was not finished after its last training" in capsys.readouterr().err
     stages = read_json(folder.manifest)
-    stages[FINE_TUNE]["artefacts"]["adapter"]["sha256"] = "another"
+    stages[FINE_TUNE]["artefacts"]["adapter"] = seal
     write_json(folder.manifest, stages)
-    before, vllm.statuses = len(vllm.requests), []
-    assert asked(copied_run, vllm, to) == 0
-    assert len(vllm.requests) - before == len(query_files.read(to, 3, 0))
+    assert asked(copied_run, vllm, to) == 1
+    assert f"{journal} is the journal of another plan" in capsys.readouterr().err
 
 
-def test_nobody_is_asked_for_at_once(small_run, vllm, tmp_path, capsys):
+def test_at_once_is_one_or_more(small_run, vllm, tmp_path, capsys):
     assert asked(small_run, vllm, tmp_path / "texts.jsonl", "--at-once", "0") == 1
     assert "--at-once is 0; allowed is 1 or more" in capsys.readouterr().err
 
@@ -256,4 +262,4 @@ def test_nobody_is_asked_for_at_once(small_run, vllm, tmp_path, capsys):
 def test_a_server_is_asked_for_as_many_beams_as_texts(small_run, tmp_path):
     wide = {"decoding": "free", "num_beams": 20, "num_return_sequences": 5}
     with one_line_error("as many beams as texts", "-p num_return_sequences null"):
-        list(export.generate(small_run[0], wide, "http://localhost", None, tmp_path / "texts", 1))
+        list(export.fetch_texts(small_run[0], wide, "http://localhost", None, tmp_path / "texts", 1))

@@ -181,13 +181,13 @@ def test_last_item_search_looks_past_a_long_history():
 def test_last_item_search_takes_the_last_item_that_the_catalogue_knows(world):
     data, index = world
     histories = {"u": ["c", "a", "unknown"], "stranger": ["unknown"], "new": []}
-    for unseen, expected in ((False, "ab"), (True, "bd")):
-        assert shown(last_item_search(histories, index, data.titles(), 2, unseen)) == {"u": expected}
+    for exclude_seen, expected in ((False, "ab"), (True, "bd")):
+        assert shown(last_item_search(histories, index, data.titles(), 2, exclude_seen)) == {"u": expected}
 
 
-@pytest.mark.parametrize("unseen", [False, True])
-def test_last_item_search_where_the_catalogue_knows_nobodys_items(world, unseen):
-    assert shown(last_item_search({"u": ["unknown"], "v": []}, world[1], world[0].titles(), 5, unseen)) == {}
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_last_item_search_where_the_catalogue_knows_nobodys_items(world, exclude_seen):
+    assert shown(last_item_search({"u": ["unknown"], "v": []}, world[1], world[0].titles(), 5, exclude_seen)) == {}
 
 
 def test_popularity():

@@ -111,11 +111,11 @@ def test_a_search_that_was_cut_off_goes_on_and_ends_with_the_same(quick, tmp_pat
     whole = sasrec_search.train(TO_LEARN, given, 3, 1, tmp_path / "whole")
     train = sasrec_search.TrainingData.train
 
-    def cut(world, settings, checkpoints):
+    def cut(data, settings, checkpoints):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(settings)
-        return train(world, settings, checkpoints)
+        return train(data, settings, checkpoints)
 
     monkeypatch.setattr(sasrec_search.TrainingData, "train", cut)
     with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """What vLLM's server takes and answers for beams and samples, as its own source says, in `vllm_facts.json`.
 
 `python -m tests.vllm_facts WHEEL_OR_FOLDER` records it from a wheel (get it with `pip download --no-deps vllm`); no
-import and no GPU is needed. `ask` is tested against a small server that answers by these facts.
+import and no GPU is needed. `fetch-texts` is tested against a small server that answers by these facts.
 """
 
 import ast

@@ -12,7 +12,7 @@ from gloss_utils.language.sizes import Sizes
 FLOAT, HALF = 4, 2  # bytes
 GIB = 2**30
 RESERVE = GIB  # of CUDA's own context, of memory in pieces, of what is held for a moment
-BATCH_TOKENS = 16384  # of generation, by default: users at a time x tokens of each
+BATCH_TOKENS = 16384  # of generation, scoring and judging, by default: users at a time x tokens of each
 CARDS = (16, 24, 40, 80)  # GB
 USABLE = 0.93  # of a card's memory, which a driver and error correction take some of
 

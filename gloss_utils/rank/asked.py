@@ -31,7 +31,7 @@ FEATURES = {
 }
 PENALTY = 1.0  # on squared weights, each per standard deviation of its feature; labels are some thousand users
 STEPS, FIRST = np.linspace(0, 1, 9), 10  # from histories alone to all that is known; NDCG of so many places
-HEEDED = "heeded"  # beside the weights of features
+HEEDED = "heeded"  # the column that says how far the model is heeded, 0 to 1
 DECIMALS = 9  # of scores, so that ties do not depend on the machine
 
 

@@ -17,7 +17,7 @@ from gloss_utils.rank.star import Star
 from gloss_utils.rank.weights import HybridSettings
 
 NAMES = ("popularity", "lis-bm25", "lis-dense", "item-knn", "ease", "star")
-Baseline = Callable[..., pd.DataFrame]  # called with histories and exclude_seen; gives a ranking
+Baseline = Callable[..., pd.DataFrame]  # called as rank(histories, exclude_seen=…)
 
 
 def by_name(ranker: Ranker) -> dict[str, Baseline]:

@@ -1,5 +1,5 @@
-"""Rankings by all evidence: fused (what the generated texts say) and `hybrid` (and what the training histories, the
-last item and popularity say), added up with weights that were fitted once, for all datasets.
+"""Rankings by all evidence: the rule `fused` (what the generated texts say) and `hybrid` (and what the training
+histories, the last item and popularity say), added up with weights that were fitted once, for all datasets.
 
 Each kind of evidence gives an item a number that is 0 where it says nothing; an item's score is their weighted sum:
 

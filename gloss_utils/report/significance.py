@@ -52,11 +52,17 @@ def by_owner(values: np.ndarray, owners: Sequence | None) -> np.ndarray:
 
 
 def compare(
-    read: Callable[[str, str], np.ndarray], users: list[str], methods: list[str], method: str, metrics, seed: int
+    read: Callable[[str, str], np.ndarray],
+    users: list[str],
+    methods: list[str],
+    method: str,
+    metrics: Iterable[str],
+    seed: int,
 ) -> list[dict]:
     """Is a method better than each other one? Paired over users, two-sided, corrected for the number of comparisons.
 
-    read: gives a method's values [users] of a metric. Each row: method, other, metric, difference of the means (method
+    read: gives a method's values [users] of a metric. users: ids, in that order. methods: names, `method` among them.
+    metrics: names. Each row: method, other, metric, difference of the means (method
     - other) with its 95 % bootstrap interval, p (permutation test: the two values of each user are swapped at random,
     of a user with several targets all together) and p_corrected (Holm, over all rows).
     """

@@ -167,7 +167,8 @@ def sasrec_trials(rows: list[dict]) -> pd.DataFrame:
 def text_weights(rows: list[dict]) -> pd.DataFrame:
     """How much the votes of generated texts count beside the learned score, by fold of users; where the model is asked,
     the weight of each of `asked.FEATURES` and how far the model is heeded."""
-    return pd.DataFrame(rows).rename_axis("fold of users")
+    frame = pd.DataFrame(rows).rename_axis("fold of users")
+    return frame if len(frame) > 1 else frame.set_axis(["all users"])
 
 
 def importances(rows: list[dict]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A run's model for other programs (`merge`), and texts that a server of it writes, as a queries file (`generate`)."""
+"""A run's model for other programs (`merge`), and texts of a server of it, as a queries file (`fetch_texts`)."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -9,6 +9,7 @@ import httpx
 
 from gloss_utils.base.errors import GlossError
 from gloss_utils.base.files import digest, write_json
+from gloss_utils.base.seals import read_seal
 from gloss_utils.data import prompts, server, splits
 from gloss_utils.data import queries as query_files
 from gloss_utils.data.dataset import Dataset
@@ -38,21 +39,24 @@ def merge(folder: RunFolder, to: Path) -> str:
     return f"{to}: vllm serve {to} --generation-config vllm (not tried here; see docs/gpu.md)"
 
 
-def generate(
+def fetch_texts(
     folder: RunFolder, parameters: dict, address: str, model: str | None, to: Path, at_once: int
 ) -> Iterator[str]:
     """Let a server of a run's merged model write texts for the users of its split; yields lines on it.
 
-    parameters: those of all stages. `to` becomes a file for `queries_file`; `to` with `.settings.json` at its end says
-    how it was made. What is written is kept at once, and the same command goes on from there. Raises `GlossError`
-    where stages 1 and 2 are not finished, for `decoding: catalogue`, for fewer texts than beams, and as
-    `server.complete` does.
+    parameters: those of all stages. at_once: users that are asked for together, 1 or more. `to` becomes a file for
+    `queries_file`; `to` with `.settings.json` at its end says how it was made. What is written is kept at once, and the
+    same command goes on from there. Raises `GlossError` where stages 1 and 2 are not finished, for `decoding:
+    catalogue`, for fewer texts than beams, where what is kept was asked for in another way or of another adapter, and
+    as `server.complete` does.
     """
     if parameters["decoding"] == "catalogue":
         raise GlossError("a server cannot be bound to the catalogue; give -p decoding free (beams) or sample")
     adapter = folder.record("adapter")
     if adapter is None or not folder.adapter.exists():
         raise GlossError(f"{folder.root} holds no finished {FINE_TUNE}; run it first")
+    if (found := read_seal(folder.adapter)) and found != adapter:
+        raise GlossError(f"{folder.root}: {FINE_TUNE} was not finished after its last training; run it again")
     if at_once < 1:
         raise GlossError(f"--at-once is {at_once}; allowed is 1 or more")
     if texts_per_user(parameters) != parameters["num_beams"]:
@@ -69,7 +73,7 @@ def generate(
         request = server.Request(
             model or server.first_model(client), parameters["num_beams"], beams=parameters["decoding"] == "free", **how
         )
-        plan = digest([asdict(request), adapter["sha256"], inputs, examples["user"].tolist()])
+        plan = digest([asdict(request), adapter.get("content", adapter["sha256"]), inputs, examples["user"].tolist()])
         journal = Journal(to.with_name(f".{to.name}.journal"), plan, [1] * len(inputs))
         yield from journal.notes
         if journal.done:

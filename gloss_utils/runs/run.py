@@ -148,7 +148,8 @@ class Run:
         self.clear(name)
 
     def unfinished(self, name: str, plan: str | None = None) -> Path:
-        """Where the work on a costly artefact is kept until it is finished. plan: a digest of what that depends on."""
+        """Where the work on a costly artefact is kept until it is finished. plan: what that depends on, as a text, of
+        which 12 characters count."""
         return self.folder.unfinished / f"{name}-{(plan or digest(self.made_from(name)))[:12]}"
 
     def clear(self, name: str):
