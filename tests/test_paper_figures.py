@@ -22,7 +22,7 @@ from gloss_utils.runs.parameters import ROOT
 
 DRAWN = ("rankings", "comparison", "number_of_queries", "retrievers", "segments", "cost")
 COMMITTED = sorted((ROOT / "figures/results").glob("*.json"))
-BEAMS, SEEDS = (sorted((ROOT / "figures/results" / name).glob("*.json")) for name in ("beams", "seeds"))
+BEAMS, SEEDS, NEW = (sorted((ROOT / "figures/results" / name).glob("*.json")) for name in ("beams", "seeds", "new"))
 
 
 def row(method: str, recall: float, **about) -> dict:
@@ -447,7 +447,7 @@ def test_committed_tables_say_where_they_come_from(file):
 
 def test_the_page_of_results_is_what_the_committed_tables_give():
     page = results_page.PAGE.read_text(encoding="utf-8")
-    files = COMMITTED, BEAMS, SEEDS
+    files = COMMITTED, BEAMS, SEEDS, NEW
     assert page == results_page.results_page(*([results.read(file) for file in some] for some in files))
 
 
